@@ -1,0 +1,274 @@
+"""What a person sees while a command works: a live picture in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pandas as pd
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from digitcnn.config import TrainingConfig
+from digitcnn.training import Decision, EpochMetrics
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class TrainingDisplay(Protocol):
+    """Told of a run's epochs and of the progress within them."""
+
+    def on_epoch(self, metrics: EpochMetrics) -> Decision: ...
+
+    def on_progress(self, epoch: int, fraction: float) -> None: ...
+
+
+@contextlib.contextmanager
+def training(config: TrainingConfig) -> Iterator[TrainingDisplay]:
+    """Shows one run's epochs while the body lasts."""
+    console = Console()
+    if not console.is_terminal:
+        yield _TrainingLines(config.epochs)
+        return
+    shown = _TrainingTable(config.epochs)
+    with Live(shown, console=console, refresh_per_second=5):
+        yield shown
+
+
+class _TrainingLines:
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_epoch(self, metrics: EpochMetrics) -> Decision:
+        print(
+            f"epoch {metrics.epoch}/{self.epochs}: "
+            f"train loss {metrics.train_loss:.4f}, accuracy {100 * metrics.train_accuracy:.2f} %; "
+            f"validation loss {metrics.validation_loss:.4f}, accuracy {100 * metrics.validation_accuracy:.2f} %; "
+            f"{metrics.images_per_second:,.0f} images/s",
+            flush=True,
+        )
+        return "continue"
+
+    def on_progress(self, epoch: int, fraction: float) -> None:
+        pass
+
+
+class _TrainingTable:
+    """The last epochs as a table, and a bar of all epochs with the time that is left."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.seen: list[EpochMetrics] = []
+        self.began: float | None = None
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=40),
+            TextColumn("{task.fields[left]}"),
+            auto_refresh=False,
+        )
+        self.task = self.bar.add_task("starting TensorFlow", total=epochs, left="")
+
+    def on_epoch(self, metrics: EpochMetrics) -> Decision:
+        self.seen.append(metrics)
+        return "continue"
+
+    def on_progress(self, epoch: int, fraction: float) -> None:
+        now = time.perf_counter()
+        if self.began is None:
+            # The first batch is left out of the estimate: it includes tracing the network.
+            self.began = now
+        done = epoch - 1 + fraction
+        left = (now - self.began) / done * (self.epochs - done) if done > 0.05 else None
+        text = "" if left is None else f"{duration(left)} left"
+        self.bar.update(
+            self.task, completed=done, description=f"epoch {min(epoch, self.epochs)}/{self.epochs}", left=text
+        )
+
+    def __rich__(self) -> Group:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for heading in ("epoch", "train loss", "train accuracy", "val. loss", "val. accuracy", "images/s", "seconds"):
+            table.add_column(heading, justify="right")
+        for metrics in self.seen[-20:]:
+            table.add_row(
+                str(metrics.epoch),
+                f"{metrics.train_loss:.4f}",
+                f"{100 * metrics.train_accuracy:.2f} %",
+                f"{metrics.validation_loss:.4f}",
+                Text(f"{100 * metrics.validation_accuracy:.2f} %", style="bold"),
+                f"{metrics.images_per_second:,.0f}",
+                f"{metrics.epoch_seconds:.1f}",
+            )
+        return Group(*([table] if self.seen else []), self.bar)
+
+
+@dataclass
+class _Row:
+    """What one worker is doing."""
+
+    trial: int
+    parameters: str
+    epochs: int
+    epoch: int = 0
+    accuracy: float | None = None
+    images_per_second: float | None = None
+
+
+class SweepScreen:
+    """A sweep in a terminal, live: overall bar, best so far, a row per worker. Elsewhere a line per event."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self.live: Live | None = None
+        self.rows: dict[int, _Row] = {}
+        self.best = ""
+        self.lock = threading.Lock()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=40),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} trials  {task.fields[left]}"),
+            auto_refresh=False,
+        )
+        self.started = time.monotonic()
+        self.at_start = 0.0
+
+    def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None:
+        """The sweep is about to work on its trials."""
+        self.metric, self.workers, self.at_start, self.started = metric, workers, finished, time.monotonic()
+        self.total = total
+        self.task = self.bar.add_task(name, total=total, completed=finished, left="")
+        resumed = f", {finished} recorded before" if finished else ""
+        self.note(f"study {name}: {total} trials{resumed}, {workers} workers")
+        if self.console.is_terminal:
+            self.live = Live(self, console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def trial_began(self, worker: int, trial: int, parameters: dict[str, Any], epochs: int) -> None:
+        """A worker got a trial."""
+        text = ", ".join(f"{name.partition('.')[2]} {_number(value)}" for name, value in parameters.items())
+        with self.lock:
+            self.rows[worker] = _Row(trial, text, epochs)
+        self._line(f"trial {trial} began: {text}")
+
+    def epoch(self, worker: int, trial: int, metrics: EpochMetrics) -> None:
+        """A trial ended an epoch."""
+        with self.lock:
+            row = self.rows[worker]
+            row.epoch, row.accuracy, row.images_per_second = (
+                metrics.epoch,
+                metrics.validation_accuracy,
+                metrics.images_per_second,
+            )
+        self._line(
+            f"trial {trial} epoch {metrics.epoch}/{row.epochs}: validation accuracy "
+            f"{100 * metrics.validation_accuracy:.2f} %, {metrics.images_per_second:,.0f} images/s"
+        )
+
+    def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
+        """A trial is over; with the best value of the study so far."""
+        with self.lock:
+            self.best = best
+            self.rows.pop(-1 if worker is None else worker, None)
+            if ending != "interrupted":
+                self.bar.advance(self.task)
+        reached = "" if value is None else f", {self.metric} {_number(value)}"
+        self.note(f"trial {trial} {ending}{reached}; best {best or 'none yet'}")
+
+    def note(self, text: str) -> None:
+        """Something that stays on the screen."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Ends the live picture."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _line(self, text: str) -> None:
+        if self.live is None:
+            print(text, flush=True)
+
+    def __rich__(self) -> Group:
+        with self.lock:
+            table = Table(box=None, padding=(0, 2, 0, 0))
+            for heading in ("worker", "trial", "parameters", "epoch", "val. accuracy", "images/s"):
+                table.add_column(heading, justify="left" if heading == "parameters" else "right")
+            for worker in range(self.workers):
+                row = self.rows.get(worker)
+                if row is None:
+                    table.add_row(str(worker), "", Text("idle", style="dim"), "", "", "")
+                    continue
+                table.add_row(
+                    str(worker),
+                    str(row.trial),
+                    row.parameters,
+                    f"{row.epoch}/{row.epochs}",
+                    "" if row.accuracy is None else f"{100 * row.accuracy:.2f} %",
+                    "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
+                )
+            self.bar.update(self.task, left=self._time_left())
+            return Group(self.bar, Text(f"best {self.metric}: {self.best or 'none yet'}"), table)
+
+    def _time_left(self) -> str:
+        """From the trials that this sweep has ended, epochs under way counted as parts of one."""
+        begun = sum(row.epoch / row.epochs for row in self.rows.values())
+        done = self.bar.tasks[0].completed - self.at_start + begun
+        if done < 0.5:
+            return ""
+        return f"{duration((time.monotonic() - self.started) / done * (self.total - self.at_start - done))} left"
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def leaderboard(table: pd.DataFrame, parameters: Sequence[str], rows: int = 20) -> None:
+    """Prints the first rows of a leaderboard, accuracies in percent, the parameters in one column."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    plain = [str(column) for column in table.columns if column not in parameters]
+    drawn = Table(box=None, padding=(0, 2, 0, 0))
+    for column in plain:
+        words = column in ("state", "run_id", "note")
+        drawn.add_column(_HEADINGS.get(column, column.replace("_", " ")), justify="left" if words else "right")
+        if column == "trial":
+            drawn.add_column("parameters")
+    for row in table.head(rows).to_dict("records"):
+        cells = []
+        for column in plain:
+            cells.append(_cell(column, row[column]))
+            if column == "trial":
+                named = [f"{name.rpartition('.')[2]} {_cell(name, row[name])}" for name in parameters if name in row]
+                cells.append(", ".join(named))
+        drawn.add_row(*cells)
+    console.print(drawn)
+    if len(table) > rows:
+        console.print(f"... and {len(table) - rows} more")
+
+
+_HEADINGS = {"cpu_seconds_used": "CPU s", "run_id": "run", "validation_accuracy": "val. accuracy"}
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None or pd.isna(value):
+        return ""
+    if column.endswith("accuracy"):
+        return f"{100 * float(value):.2f} %"
+    if column == "run_id":
+        return str(value)[:8]
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,145 @@
+"""What a run depends on besides its config: versions, processor, threads, flags, code; and the control of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from digitcnn.errors import ConfigError
+
+_PACKAGES = ("digitcnn", "tensorflow", "keras", "numpy", "mlflow", "optuna", "hydra-core")
+_THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+# What can change the arithmetic of a run. The thread variables are set here and recorded as `threads`.
+_FLAG_PREFIXES = ("TF_", "XLA_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
+
+
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def import_keras(threads: int) -> None:
+    """Imports Keras on TensorFlow with this many threads, without the notices that TensorFlow prints.
+
+    Threads, backend and determinism are settled before the import, as they cannot be changed after it. Raises
+    ConfigError if TensorFlow has been imported with another number of threads.
+    """
+    if "tensorflow" in sys.modules:
+        before = os.environ.get("TF_NUM_INTRAOP_THREADS")
+        if before != str(threads):
+            raise ConfigError(f"training.threads={threads}: this process has begun with {before or 'other'} threads")
+        return
+    for variable in _THREAD_VARIABLES:
+        os.environ[variable] = str(threads)
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _silent_stderr():
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discards what native code writes to standard error; Python's own exceptions still reach the caller."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def resident_memory_mb() -> float:
+    """The memory (MB) that this process holds now."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """The environment of a run as plain values: what `environment.json` holds."""
+    return {
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "backend": "tensorflow",
+        "flags": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_FLAG_PREFIXES) and name not in (*_THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
+        },
+        "git": git_state(),
+        "command": without_credentials(shlex.join(["python", *sys.argv])),
+    }
+
+
+def without_credentials(text: str) -> str:
+    """The text with the user and password of any address in it replaced by asterisks."""
+    return re.sub(r"://[^/\s@]+@", "://***@", text)
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of the packages that a run's numbers or records depend on."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def cpu_model() -> str:
+    """The processor's own name for itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of the code that is running and whether it differs from that commit; empty outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def flatten_tags(description: dict[str, Any]) -> dict[str, str]:
+    """The description as MLflow tags, one level deep with dotted names."""
+    tags: dict[str, str] = {}
+    for key, value in description.items():
+        if key == "packages":
+            tags |= {f"version.{name}": text for name, text in value.items()}
+        elif key == "git":
+            tags |= {f"git.{name}": str(part).lower() for name, part in value.items()}
+        else:
+            tags[key] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
+    return tags

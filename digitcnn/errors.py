@@ -1,0 +1,13 @@
+"""The two ways a command ends early with one line: a person's mistake, or a failing machine."""
+
+
+class ConfigError(Exception):
+    """A person's mistake. The message is one line: the key, the value and what is allowed. Exit status 2."""
+
+
+class MachineError(Exception):
+    """A failure of the machine. The message is one line: what failed and what is safe. Exit status 1."""
+
+
+class TrainingDiverged(Exception):
+    """The loss became NaN or infinite: the run has no result. Trying again would give the same."""

@@ -1,0 +1,138 @@
+"""What a sweep would do: its space, its trials, and from a few measured steps the time and the disk it would take."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from digitcnn import architecture, environment, runs, study
+from digitcnn.config import RunConfig
+from digitcnn.display import duration
+from digitcnn.model import build_model
+from digitcnn.space import Range, Scalar, Space, size
+from digitcnn.sweep import Plan
+from digitcnn.training import Decision, EpochMetrics, KerasEngine, samples_per_epoch
+from digitcnn.workers import Job, Outcome, Pool
+
+# Batches that are timed, after one epoch of the same length that is not.
+_TIMED_IMAGES = 2000
+_DRAWS = 500
+# Beyond its epochs a trial takes this long (s) for tracing the network, pictures, model and records: median of 10
+# trials of the quick study, two workers on two cores.
+_SECONDS_BESIDE_EPOCHS = 6.0
+# A saved model beside its weights: MLflow's description and environment files.
+_BYTES_BESIDE_WEIGHTS = 40_000
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images per second of the baseline in one worker while all workers are busy."""
+
+    training: float
+    validation: float
+
+
+class Calibration:
+    """A trainer that measures the speed of a config instead of recording a run."""
+
+    def prepare(self, threads: int) -> None:
+        environment.import_keras(threads)
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
+        splits = runs.check(job.config)
+        height, width = splits.image_shape
+        model = build_model(job.config.model, height, width, splits.classes, job.config.training.seed)
+        engine = KerasEngine(model, job.config.training)
+        batch = min(job.config.training.batch_size, len(splits.train))
+        order = np.arange(max(1, _TIMED_IMAGES // batch) * batch) % len(splits.train)
+        rates = {}
+        for _ in range(2):
+            began = time.perf_counter()
+            engine.train_epoch(splits.train, order, None)
+            trained = time.perf_counter()
+            engine.evaluate(splits.validation)
+            rates = {
+                "training": len(order) / (trained - began),
+                "validation": len(splits.validation) / (time.perf_counter() - trained),
+            }
+        return Outcome("completed", 0, rates)
+
+
+def measure(plan: Plan) -> Speed:
+    """Times some steps of the baseline in as many workers at once as the sweep would have; the slowest counts."""
+    pool = Pool(Calibration(), plan.workers, plan.threads)
+    try:
+        job = Job(plan.baseline, {}, "")
+        with ThreadPoolExecutor(plan.workers) as threads:
+            outcomes = list(threads.map(lambda w: w.run(job, lambda _: "stop", threading.Event()), pool.workers))
+    finally:
+        pool.close()
+    return Speed(*(min(outcome.summary[key] for outcome in outcomes) for key in ("training", "validation")))
+
+
+def describe(plan: Plan, speed: Speed) -> list[str]:
+    """The preview as lines of text."""
+    config, baseline = plan.config, plan.baseline.parameters()
+    points = size(plan.space)
+    lines = [f"study {config.study.name}: {', '.join(config.study.objective)}, {config.study.sampler} sampler, "]
+    lines[0] += f"{config.study.pruner} pruner, {plan.workers} workers of {plan.threads} threads"
+    counted = "continuous" if math.isinf(points) else f"{points:,.0f} points"
+    lines.append(f"space: {counted}; the baseline is trial 0")
+    width = max(len(name) for name in plan.space)
+    for name, parameter in plan.space.items():
+        inside = "" if _contains(parameter, baseline[name]) else ", off the grid"
+        lines.append(f"  {name:<{width}}  {parameter}; baseline {baseline[name]}{inside}")
+    existing = study.existing_study(plan.url, config.study.name)
+    finished = 0 if existing is None else study.finished(existing)
+    left = max(plan.total - finished, 0)
+    recorded = "none recorded yet" if existing is None else f"{finished} recorded"
+    lines.append(f"trials to come: {left} of {plan.total} ({recorded})")
+    seconds, parameters = _expected(plan, speed)
+    images = f"{speed.training:,.0f} images/s a worker, measured"
+    rounds = left / min(plan.workers, max(left, 1))
+    lines.append(f"time: about {duration(rounds * seconds)} without pruning ({duration(seconds)} a trial; {images})")
+    megabytes = left * (4 * parameters + _BYTES_BESIDE_WEIGHTS) / 1e6
+    lines.append(f"disk: about {megabytes:,.0f} MB for the models of {left} trials, if none is pruned")
+    return lines
+
+
+def _contains(parameter: object, value: object) -> bool:
+    if isinstance(parameter, Range) and not parameter.is_finite:
+        return isinstance(value, int | float) and parameter.low <= value <= parameter.high
+    return value in getattr(parameter, "values", ())
+
+
+def _expected(plan: Plan, speed: Speed) -> tuple[float, float]:
+    """The mean seconds and parameters of a trial over random draws; time grows with a network's multiplications."""
+    splits = runs.check(plan.baseline)
+    shape = (*splits.image_shape, splits.classes)
+    reference = architecture.multiplications(plan.baseline.model, *shape)
+    generator = np.random.default_rng(0)
+    seconds, parameters = [], []
+    for _ in range(_DRAWS):
+        config: RunConfig = plan.baseline.replace(_draw(plan.space, generator))
+        work = architecture.multiplications(config.model, *shape) / reference
+        samples = samples_per_epoch(config.training, len(splits.train))
+        epoch = samples / speed.training + len(splits.validation) / speed.validation
+        seconds.append(_SECONDS_BESIDE_EPOCHS + config.training.epochs * epoch * work)
+        parameters.append(architecture.count_parameters(config.model, *shape))
+    return float(np.mean(seconds)), float(np.mean(parameters))
+
+
+def _draw(space: Space, generator: np.random.Generator) -> dict[str, Scalar]:
+    point: dict[str, Scalar] = {}
+    for name, parameter in space.items():
+        if isinstance(parameter, Range) and not parameter.is_finite:
+            low, high = (math.log(v) if parameter.log else v for v in (parameter.low, parameter.high))
+            value = generator.uniform(low, high)
+            value = math.exp(value) if parameter.log else value
+            point[name] = round(value) if parameter.is_integer else value
+        else:
+            point[name] = parameter.values[generator.integers(len(parameter.values))]
+    return point

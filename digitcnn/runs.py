@@ -1,0 +1,80 @@
+"""One run, top to bottom: data, model, records, training. The same for a command, a trial and a reproduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from digitcnn import architecture, data, environment, tracking
+from digitcnn.config import DataConfig, RunConfig
+from digitcnn.model import build_model
+from digitcnn.training import Decision, EpochMetrics, TrainingResult, train
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that is over, and where it is recorded."""
+
+    run_id: str
+    result: TrainingResult
+
+
+def check(config: RunConfig) -> data.Splits:
+    """The data of a run, after checking that the network fits them. Imports neither TensorFlow nor MLflow.
+
+    Raises ConfigError; nothing has been created by then.
+    """
+    splits = _load_once(config.data)
+    height, width = splits.image_shape
+    architecture.check_fits(config.model, height, width, splits.classes)
+    return splits
+
+
+def with_threads(config: RunConfig) -> RunConfig:
+    """The config with `training.threads` settled: what is recorded is what was used."""
+    return config.replace({"training.threads": config.training.threads or environment.available_cores()})
+
+
+def record_run(
+    config: RunConfig,
+    *,
+    tags: Mapping[str, str],
+    run_id: str | None = None,
+    on_epoch: Callable[[EpochMetrics], Decision] = lambda _: "continue",
+    on_progress: Callable[[int, float], None] | None = None,
+) -> FinishedRun:
+    """Trains as the config says and records it, in a new run or in one that was created for it.
+
+    `on_epoch` is called after each epoch has been recorded and decides whether to go on. Raises ConfigError before
+    anything is recorded; TrainingDiverged, and any failure of the machine, after the run was closed as FAILED.
+    """
+    config = with_threads(config)
+    splits = check(config)
+    environment.import_keras(config.training.threads or 1)
+    import keras
+
+    # Layers of earlier runs in this process are let go.
+    keras.backend.clear_session()
+    with tracking.run(config, tags, run_id) as run:
+        run.log_data(splits)
+        height, width = splits.image_shape
+        model = build_model(config.model, height, width, splits.classes, config.training.seed)
+
+        def record_epoch(metrics: EpochMetrics) -> Decision:
+            run.log_epoch(metrics)
+            return on_epoch(metrics)
+
+        result = train(model, splits, config.training, record_epoch, on_progress)
+        run.log_result(result, model)
+    return FinishedRun(run.run_id, result)
+
+
+_loaded: tuple[DataConfig, data.Splits] | None = None
+
+
+def _load_once(config: DataConfig) -> data.Splits:
+    """The splits of a data config, kept for the next run of this process: a sweep's trials share them."""
+    global _loaded  # noqa: PLW0603
+    if _loaded is None or _loaded[0] != config:
+        _loaded = (config, data.load_splits(config))
+    return _loaded[1]

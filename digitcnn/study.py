@@ -1,0 +1,387 @@
+"""The Optuna study: its space, sampler and pruner, the baseline first, and resuming. The only importer of optuna."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import random
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.study import Study as Study
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial as FrozenTrial
+from optuna.trial import Trial as Trial
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from digitcnn.config import RunConfig, StudyConfig
+from digitcnn.environment import without_credentials
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.space import Choices, Range, Scalar, Space, describe, grid
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+# The baseline may lie off a range's steps on purpose; optuna warns of that and of its own experimental parts.
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
+
+DIRECTIONS = {
+    "validation_accuracy": "maximize",
+    "best_validation_accuracy": "maximize",
+    "validation_loss": "minimize",
+    "cpu_seconds": "minimize",
+    "training_seconds": "minimize",
+    "parameters": "minimize",
+}
+# What is reported to the pruner after an epoch; the other objectives say nothing about how good a network will be.
+_PRUNABLE = {
+    "validation_accuracy": "validation_accuracy",
+    "best_validation_accuracy": "validation_accuracy",
+    "validation_loss": "validation_loss",
+}
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+# How long a write waits for another process that holds the SQLite file.
+_LOCK_SECONDS = 60
+
+
+class Pruned(optuna.TrialPruned):
+    """The pruner ended this trial."""
+
+
+class Lost(Exception):
+    """The trial did not get to its end for a reason outside it: it will be tried again."""
+
+
+class Failed(Exception):
+    """The trial failed in a way that would happen again."""
+
+
+def check(config: StudyConfig, space: Space) -> None:
+    """Raises ConfigError for a sampler, pruner or objective that do not go together."""
+    if config.sampler == "grid":
+        grid(space)
+    if config.sampler == "gp" and importlib.util.find_spec("torch") is None:
+        raise ConfigError("study.sampler=gp: needs PyTorch; pip install 'digitcnn[gp]', or choose another sampler")
+    if config.sampler == "cmaes":
+        if len(config.objective) > 1:
+            raise ConfigError(
+                "study.sampler=cmaes: has one objective; use tpe, nsgaii, gp, qmc, random or grid for more"
+            )
+        if sum(isinstance(parameter, Range) for parameter in space.values()) < 2:
+            raise ConfigError(
+                "study.sampler=cmaes: needs at least two ranges in study.space; choices are drawn at random"
+            )
+    if config.pruner != "none":
+        if len(config.objective) > 1:
+            raise ConfigError(f"study.pruner={config.pruner}: must be none with more than one objective")
+        if config.objective[0] not in _PRUNABLE:
+            raise ConfigError(f"study.pruner={config.pruner}: must be none with study.objective={config.objective[0]}")
+
+
+def identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str, Any]:
+    """What makes two sweeps parts of one study: its space, objectives, and every value that is not searched."""
+    fixed = baseline.parameters()
+    # Threads change the speed of a run, and differ between machines that work on one study.
+    fixed.pop("training.threads")
+    return {"space": describe(space), "objective": list(config.objective), "baseline": fixed}
+
+
+def sqlite_url(path: Path) -> str:
+    """The address of the embedded store in a file."""
+    return f"sqlite:///{path}"
+
+
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turns a failure of the study's store inside the body into a MachineError of one line."""
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = without_credentials(str(error.__cause__ or error)).splitlines()[0]
+        place = without_credentials(url)
+        raise MachineError(f"the study's store {place} failed: {cause}; what had been recorded is safe") from None
+
+
+def existing_study(url: str, name: str) -> Study | None:
+    """The study of that name in a store, or None; does not create an embedded store that is not there."""
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return None
+    with storage_errors(url), contextlib.suppress(KeyError):
+        return optuna.load_study(study_name=name, storage=_storage(url))
+    return None
+
+
+def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming the first difference, if the study was begun with another identity."""
+    recorded = study.user_attrs.get("identity")
+    if recorded is None:
+        raise ConfigError(f"study.name={study.study_name}: exists, but was not made by digitcnn; choose another name")
+    before, now = _named(recorded), _named(json.loads(json.dumps(wanted)))
+    for key in dict.fromkeys([*before, *now]):
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"{key}={now.get(key)}: study {study.study_name} was begun with {before.get(key)}; "
+                "choose another study.name for a new study"
+            )
+
+
+def _named(identity: Mapping[str, Any]) -> dict[str, Any]:
+    space = {f"study.space.{name}": value for name, value in identity["space"].items()}
+    return {"study.objective": identity["objective"], **space, **identity["baseline"]}
+
+
+def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig) -> Study:
+    """Creates the study, or resumes it, with trial 0 the baseline. Raises ConfigError if it is another study."""
+    wanted = identity(config, space, baseline)
+    study = existing_study(url, config.name)
+    if study is not None:
+        refuse_another(study, wanted)
+    with storage_errors(url):
+        if study is None:
+            study = optuna.create_study(
+                study_name=config.name,
+                storage=_storage(url),
+                directions=[StudyDirection[DIRECTIONS[objective].upper()] for objective in config.objective],
+            )
+            study.set_user_attr("identity", wanted)
+            study.set_metric_names(list(config.objective))
+        study.sampler = _sampler(config, space, len(study.get_trials(deepcopy=False)))
+        study.pruner = _pruner(config, space, baseline)
+        start = {name: baseline.parameters()[name] for name in space}
+        study.enqueue_trial(start, user_attrs={"baseline": True}, skip_if_exists=True)
+        if config.sampler == "grid":
+            _enqueue_grid(study, config, space)
+    return study
+
+
+def _enqueue_grid(study: Study, config: StudyConfig, space: Space) -> None:
+    """Queues the grid's points in a seeded order, up to the total. A point that is there already is not repeated.
+
+    Optuna's own grid sampler stumbles over trials that were queued, as a baseline and a retry are.
+    """
+    points = grid(space)
+    random.Random(config.seed).shuffle(points)
+    known = {parameters_key(parameters_of(trial)) for trial in study.get_trials(deepcopy=False)}
+    missing = [point for point in points if parameters_key(point) not in known]
+    for point in missing[: max(config.trials - len(known), 0)]:
+        study.enqueue_trial(point)
+
+
+def total_trials(config: StudyConfig, space: Space, baseline: RunConfig) -> int:
+    """The number of finished trials at which the study is over: a grid may have fewer points than asked for."""
+    if config.sampler != "grid":
+        return config.trials
+    points = {parameters_key(point) for point in grid(space)}
+    points.add(parameters_key({name: baseline.parameters()[name] for name in space}))
+    return min(config.trials, len(points))
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    arguments = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+
+
+def _sampler(config: StudyConfig, space: Space, trials: int) -> BaseSampler:
+    """The sampler, with a seed that goes on where a resumed study left off instead of drawing the same again."""
+    seed = int(np.random.SeedSequence([config.seed, trials]).generate_state(1)[0])
+    match config.sampler:
+        case "tpe":
+            sampler: BaseSampler = optuna.samplers.TPESampler(seed=seed)
+        case "random" | "grid":
+            sampler = optuna.samplers.RandomSampler(seed=seed)
+        case "qmc":
+            # The sequence itself is kept by the store, so its seed must stay.
+            sampler = optuna.samplers.QMCSampler(seed=config.seed, warn_asynchronous_seeding=False)
+        case "gp":
+            sampler = optuna.samplers.GPSampler(seed=seed)
+        case "cmaes":
+            sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        case "nsgaii":
+            # Optuna's 50 would make the first generation the whole of a study of this size: five generations.
+            sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, config.trials // 5)))
+    # Optuna reseeds at random before every trial when threads share a sampler, so that study.seed would mean nothing.
+    # Threads of one process share one generator, which needs no reseeding.
+    sampler.reseed_rng = lambda: None  # type: ignore[method-assign]
+    return sampler
+
+
+def _pruner(config: StudyConfig, space: Space, baseline: RunConfig) -> BasePruner:
+    """The pruner. None prunes in the first epochs: there the number of updates, not the network, decides."""
+    epochs = space.get("training.epochs")
+    longest = int(max(epochs.extremes)) if epochs is not None else baseline.training.epochs
+    match config.pruner:
+        case "median":
+            return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
+        case "successive_halving":
+            return optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=2, max_resource=max(longest, 2), reduction_factor=3)
+        case "none":
+            return optuna.pruners.NopPruner()
+
+
+_suggesting = threading.Lock()
+
+
+def suggest(trial: Trial, space: Space) -> dict[str, Scalar]:
+    """The trial's parameters by dotted name, drawn without another thread's draws between them."""
+    with _suggesting:
+        return {name: _suggest(trial, name, parameter) for name, parameter in space.items()}
+
+
+def _suggest(trial: Trial, name: str, parameter: Choices | Range) -> Scalar:
+    if isinstance(parameter, Choices):
+        choice: Any = trial.suggest_categorical(name, parameter.values)
+        return cast("Scalar", choice)
+    if parameter.is_integer:
+        step = int(parameter.step or 1)
+        return trial.suggest_int(name, int(parameter.low), int(parameter.high), step=step, log=parameter.log)
+    return trial.suggest_float(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+
+
+def report(trial: Trial, objective: str, metrics: Mapping[str, float], epoch: int) -> bool:
+    """Tells the pruner of an epoch and returns whether the trial is to end. Always False with several objectives."""
+    if len(trial.study.directions) > 1 or objective not in _PRUNABLE:
+        return False
+    trial.report(metrics[_PRUNABLE[objective]], epoch)
+    return trial.should_prune()
+
+
+def parameters_of(trial: FrozenTrial) -> dict[str, Scalar]:
+    """The parameters a trial has, or was queued with."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
+def parameters_key(parameters: Mapping[str, Scalar]) -> str:
+    """The same text for the same parameters, in whatever order."""
+    return json.dumps(dict(sorted(parameters.items())))
+
+
+def twin(study: Study, trial: Trial) -> FrozenTrial | None:
+    """An earlier finished trial with the same parameters, if there is one: completed or pruned."""
+    key = parameters_key(trial.params)
+    for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        if other.number != trial.number and parameters_key(other.params) == key:
+            return other
+    return None
+
+
+def was_pruned(trial: FrozenTrial) -> bool:
+    """Whether the pruner ended this trial."""
+    return trial.state == TrialState.PRUNED
+
+
+def recover(study: Study) -> list[FrozenTrial]:
+    """Ends the trials that were running when their sweep ended without a word, as lost; returns them.
+
+    Only for the one process that owns the study.
+    """
+    stale = study.get_trials(states=(TrialState.RUNNING,))
+    for trial in stale:
+        study._storage.set_trial_user_attr(trial._trial_id, "lost", "its sweep ended")
+        study.tell(trial.number, state=TrialState.FAIL)
+    return stale
+
+
+def requeue_lost(study: Study, retries: int) -> None:
+    """Queues every lost trial's parameters again, unless that was done or its worker has died too often on them."""
+    trials = study.get_trials(deepcopy=False)
+    repeated = {trial.user_attrs.get("repeats") for trial in trials}
+    for trial in trials:
+        if trial.state != TrialState.FAIL or "lost" not in trial.user_attrs or trial.number in repeated:
+            continue
+        deaths = trial.user_attrs.get("deaths", 0)
+        if deaths > retries or not parameters_of(trial):
+            continue
+        attributes = {"repeats": trial.number, "deaths": deaths}
+        if trial.user_attrs.get("baseline"):
+            attributes["baseline"] = True
+        study.enqueue_trial(parameters_of(trial), user_attrs=attributes)
+
+
+def finished(study: Study) -> int:
+    """The trials that count: completed, pruned or failed for good. A lost one counts when it is not repeated."""
+    trials = study.get_trials(deepcopy=False, states=_FINISHED)
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+    repeated = {trial.user_attrs.get("repeats") for trial in [*trials, *waiting]}
+    return sum(
+        trial.state != TrialState.FAIL or trial.number not in repeated
+        for trial in trials
+        # A trial that ended before it had parameters left nothing to count or to repeat.
+        if parameters_of(trial)
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a study is over: at a total of finished trials, or after some seconds of this sweep."""
+
+    trials: int
+    seconds_left: Callable[[], float | None]
+
+
+def optimize(
+    study: Study,
+    objective: Callable[[Trial], list[float]],
+    limits: Limits,
+    workers: int,
+    retries: int,
+    stop: threading.Event,
+) -> None:
+    """Runs trials on `workers` threads until the total is finished, time is up or `stop` is set.
+
+    The objective raises Pruned, Lost (tried again) or Failed (not tried again) when it has no value. A round starts
+    only as many trials as are missing, so that the total is never exceeded; lost trials are made up for in the next.
+    """
+
+    def guarded(trial: Trial) -> list[float]:
+        if stop.is_set():
+            trial.set_user_attr("lost", "interrupted")
+            trial.study.stop()
+            raise Lost("interrupted")
+        return objective(trial)
+
+    def after(study: Study, trial: FrozenTrial) -> None:
+        if "lost" in trial.user_attrs:
+            requeue_lost(study, retries)
+        if stop.is_set():
+            study.stop()
+
+    requeue_lost(study, retries)
+    while not stop.is_set():
+        missing = limits.trials - finished(study)
+        seconds = limits.seconds_left()
+        if missing <= 0 or (seconds is not None and seconds <= 0):
+            return
+        study.optimize(
+            guarded,
+            n_trials=missing,
+            timeout=seconds,
+            n_jobs=min(workers, missing),
+            catch=(Lost, Failed),
+            callbacks=[after],
+        )
+
+
+def best(study: Study) -> FrozenTrial | None:
+    """The completed trial with the best first objective, the earliest of equals; None before there is one."""
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not completed:
+        return None
+    sign = 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
+    return max(completed, key=lambda trial: (sign * trial.values[0], -trial.number))
+
+
+def values(config: StudyConfig, summary: Mapping[str, float]) -> list[float]:
+    """The study's objectives out of a run's final metrics."""
+    return [summary[objective] for objective in config.objective]

@@ -1,0 +1,337 @@
+"""A sweep, top to bottom: stores, workers, study, leaderboard."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import pandas as pd
+
+from digitcnn import architecture, report, runs, study, tracking
+from digitcnn.config import RunConfig, SweepConfig, seconds
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.space import Space, corners, parse_space
+from digitcnn.training import Decision, EpochMetrics
+from digitcnn.workers import Job, Outcome, Pool, RecordedTraining, RunFailed, Trainer, WorkerDied, core_shares
+
+# So many different trials failing one after the other for the same cause mean that the cause is not in the trials.
+_MOST_SAME_FAILURES = 3
+
+
+class SweepDisplay(Protocol):
+    """Told of everything that happens in a sweep."""
+
+    def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None: ...
+
+    def trial_began(self, worker: int, trial: int, parameters: dict[str, Any], epochs: int) -> None: ...
+
+    def epoch(self, worker: int, trial: int, metrics: EpochMetrics) -> None: ...
+
+    def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is going to do, checked: nothing has been created yet."""
+
+    config: SweepConfig
+    space: Space
+    url: str
+    total: int
+    workers: int
+    threads: int
+
+    @property
+    def baseline(self) -> RunConfig:
+        """The baseline with the threads that each worker has."""
+        return self.config.baseline.replace({"training.threads": self.threads})
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep that ended: its leaderboard, and by which signal it was interrupted, if it was."""
+
+    leaderboard: pd.DataFrame
+    leaderboard_path: Path
+    finished: int
+    total: int
+    parent_run_id: str
+    interrupted: signal.Signals | None
+
+
+def plan(config: SweepConfig) -> Plan:
+    """Checks everything that a sweep needs and that can be wrong. Raises ConfigError; creates nothing."""
+    baseline = config.baseline
+    splits = runs.check(baseline)
+    space = parse_space(config.study.space, baseline)
+    height, width = splits.image_shape
+    for point in corners(space):
+        try:
+            architecture.check_fits(baseline.replace(point).model, height, width, splits.classes)
+        except ConfigError as error:
+            raise ConfigError(f"study.space: at {point}: {error}") from None
+    study.check(config.study, space)
+    workers = config.study.workers or len(core_shares(1)[0])
+    url = config.study.storage or study.sqlite_url(config.tracking.folder / "optuna.db")
+    existing = study.existing_study(url, config.study.name)
+    if existing is not None:
+        study.refuse_another(existing, study.identity(config.study, space, baseline))
+    return Plan(
+        config=config,
+        space=space,
+        url=url,
+        total=study.total_trials(config.study, space, baseline),
+        workers=workers,
+        threads=baseline.training.threads or len(core_shares(workers)[0]),
+    )
+
+
+def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> SweepResult:
+    """Creates or resumes the study and works on it until its total is finished, time is up or it is interrupted.
+
+    Raises ConfigError if another sweep is at work on the study, MachineError if the machine fails.
+    """
+    config = plan.config
+    with _only_sweep(config.tracking.folder, config.study.name):
+        pool = Pool(trainer or RecordedTraining(), plan.workers, plan.threads)
+        try:
+            store = tracking.open_store(config.tracking)
+            opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
+            with study.storage_errors(plan.url):
+                return _Sweep(plan, shown, pool, store, opened).work()
+        finally:
+            pool.close()
+
+
+@contextlib.contextmanager
+def _only_sweep(folder: Path, name: str) -> Iterator[None]:
+    """Holds the study's lock: SQLite is for one writing process."""
+    try:
+        locks = folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        file = (locks / f"{name}.lock").open("a+")
+    except OSError as error:
+        raise MachineError(f"the records folder {folder} cannot be used: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ConfigError(
+                f"study.name={name}: {holder} is at work on this study; wait for it, or give it more study.workers"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+@dataclass
+class _Sweep:
+    """The state of a sweep at work."""
+
+    plan: Plan
+    shown: SweepDisplay
+    pool: Pool
+    store: tracking.Store
+    opened: study.Study
+    parent: str = ""
+    interrupted: signal.Signals | None = None
+    abort: MachineError | None = None
+    same_parameters: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    failures: list[str] = field(default_factory=list)
+
+    def work(self) -> SweepResult:
+        config = self.plan.config
+        self._recover()
+        self.parent = self._open_parent()
+        finished = study.finished(self.opened)
+        self.shown.began(config.study.name, self.plan.total, finished, self.plan.workers, config.study.objective[0])
+        deadline = None if config.study.timeout is None else time.monotonic() + seconds(config.study.timeout)
+        limits = study.Limits(self.plan.total, lambda: None if deadline is None else deadline - time.monotonic())
+        status: tracking.Status = "FAILED"
+        try:
+            with self._signals():
+                study.optimize(
+                    self.opened, self._objective, limits, self.plan.workers, config.study.retries, self.pool.stop
+                )
+            status = "KILLED" if self.interrupted else "FINISHED"
+        finally:
+            path, table = self._write_leaderboard()
+            tracking.close_run(self.store, self.parent, "FAILED" if self.abort else status)
+        if self.abort is not None:
+            raise self.abort
+        finished = study.finished(self.opened)
+        return SweepResult(table, path, finished, self.plan.total, self.parent, self.interrupted)
+
+    def _recover(self) -> None:
+        """Ends trials and runs that an earlier sweep left running, so that both stores say the same."""
+        stale = study.recover(self.opened)
+        for trial in stale:
+            run_id = trial.user_attrs.get("run_id")
+            if run_id is not None:
+                tracking.close_run(self.store, run_id, "KILLED", "its sweep ended")
+        if stale:
+            numbers = ", ".join(str(trial.number) for trial in stale)
+            self.shown.note(f"trials {numbers} had been cut off; their parameters are queued again")
+
+    def _open_parent(self) -> str:
+        config = self.plan.config
+        parent = self.opened.user_attrs.get("parent_run_id")
+        if parent is None:
+            parent = tracking.create_study_run(self.store, config)
+            self.opened.set_user_attr("parent_run_id", parent)
+        else:
+            tracking.reopen_run(self.store, parent)
+        return str(parent)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the sweep in order; a second one ends it at once."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.interrupted is None:
+                self.interrupted = signal.Signals(number)
+                self.shown.note("stopping: what has run is being recorded")
+                self.pool.stop.set()
+            else:
+                for worker in self.pool.workers:
+                    worker.process.kill()
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _objective(self, trial: study.Trial) -> list[float]:
+        parameters = study.suggest(trial, self.plan.space)
+        with self.same_parameters[study.parameters_key(parameters)]:
+            config = self.plan.baseline.replace(parameters)
+            name = f"{self.plan.config.study.name}-{trial.number}"
+            tags = {"study": self.plan.config.study.name, "trial": str(trial.number)}
+            run_id = tracking.create_run(self.store, config, name, tags, self.parent)
+            trial.set_user_attr("run_id", run_id)
+            twin = study.twin(self.opened, trial)
+            if twin is not None:
+                return self._reuse(trial, twin, run_id)
+            with self.pool.worker() as (index, worker):
+                self.shown.trial_began(index, trial.number, parameters, config.training.epochs)
+                objective = self.plan.config.study.objective[0]
+
+                def on_epoch(metrics: EpochMetrics) -> Decision:
+                    self.shown.epoch(index, trial.number, metrics)
+                    return "prune" if study.report(trial, objective, metrics.metrics(), metrics.epoch) else "continue"
+
+                try:
+                    outcome = worker.run(Job(config, tags, run_id), on_epoch, self.pool.stop)
+                except (WorkerDied, RunFailed, MachineError) as error:
+                    raise self._failed(trial, index, run_id, error) from None
+                return self._ended(trial, index, outcome)
+
+    def _ended(self, trial: study.Trial, index: int, outcome: Outcome) -> list[float]:
+        values = study.values(self.plan.config.study, outcome.summary)
+        trial.set_user_attr("epochs_run", outcome.epochs)
+        trial.set_user_attr("cpu_seconds", outcome.summary["cpu_seconds"])
+        self.failures.clear()
+        if outcome.ending == "completed":
+            self._show_end(trial, index, "complete", values[0])
+            return values
+        trial.set_user_attr("reached", dict(zip(self.plan.config.study.objective, values, strict=True)))
+        if outcome.ending == "pruned":
+            self._show_end(trial, index, "pruned", values[0])
+            raise study.Pruned
+        trial.set_user_attr("lost", "interrupted")
+        self._show_end(trial, index, "interrupted", None)
+        raise study.Lost("interrupted")
+
+    def _failed(self, trial: study.Trial, index: int, run_id: str, error: Exception) -> Exception:
+        """Records a trial without a result in both stores and returns what its objective raises."""
+        cause = str(error)
+        if isinstance(error, WorkerDied) and self.pool.stop.is_set():
+            tracking.close_run(self.store, run_id, "KILLED", "interrupted")
+            trial.set_user_attr("lost", "interrupted")
+            self._show_end(trial, index, "interrupted", None)
+            return study.Lost("interrupted")
+        tracking.close_run(self.store, run_id, "FAILED", cause)
+        self._show_end(trial, index, f"failed: {cause}", None)
+        self.failures.append(cause)
+        if isinstance(error, MachineError):
+            self._abort(error)
+        elif len(self.failures) >= _MOST_SAME_FAILURES and len(set(self.failures[-_MOST_SAME_FAILURES:])) == 1:
+            self._abort(
+                MachineError(f"{_MOST_SAME_FAILURES} trials failed in a row: {cause}; what had run is recorded")
+            )
+        if isinstance(error, RunFailed):
+            trial.set_user_attr("failure", cause)
+            return study.Failed(cause)
+        if isinstance(error, WorkerDied):
+            trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) + 1)
+        trial.set_user_attr("lost", cause)
+        return study.Lost(cause)
+
+    def _abort(self, error: MachineError) -> None:
+        self.abort = error
+        self.pool.stop.set()
+
+    def _reuse(self, trial: study.Trial, twin: study.FrozenTrial, run_id: str) -> list[float]:
+        """Gives a trial the recorded result of an earlier one with the same parameters."""
+        trial.set_user_attr("same_as", twin.number)
+        for key in ("epochs_run", "cpu_seconds", "reached"):
+            if key in twin.user_attrs:
+                trial.set_user_attr(key, twin.user_attrs[key])
+        pruned = study.was_pruned(twin)
+        tracking.copy_run(self.store, twin.user_attrs["run_id"], run_id, "KILLED" if pruned else "FINISHED")
+        for epoch, value in twin.intermediate_values.items():
+            trial.report(value, epoch)
+        self._show_end(trial, None, f"same as trial {twin.number}", None if pruned else twin.values[0])
+        if pruned:
+            raise study.Pruned
+        values: list[float] = twin.values
+        return values
+
+    def _show_end(self, trial: study.Trial, index: int | None, ending: str, value: float | None) -> None:
+        best = study.best(self.opened)
+        # This trial is told to the study after it has ended here.
+        candidates = [] if best is None else [(best.values[0], best.number)]
+        candidates += [] if value is None else [(value, trial.number)]
+        maximize = study.DIRECTIONS[self.plan.config.study.objective[0]] == "maximize"
+        leader = (max if maximize else min)(candidates, key=lambda pair: pair[0], default=None)
+        text = "" if leader is None else f"{leader[0]:.4f} (trial {leader[1]})"
+        self.shown.trial_ended(index, trial.number, ending, value, text)
+
+    def _write_leaderboard(self) -> tuple[Path, pd.DataFrame]:
+        config = self.plan.config
+        table = report.leaderboard(self.opened)
+        folder = config.tracking.folder / "reports" / config.study.name
+        path = folder / "leaderboard.csv"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            table.to_csv(path, index=False)
+        except OSError as error:
+            raise MachineError(f"{path} cannot be written: {error.strerror}; the trials are recorded") from None
+        tracking.log_study(self.store, self.parent, table.to_csv(index=False), _best_metrics(self.opened))
+        return path, table
+
+
+def _best_metrics(opened: study.Study) -> dict[str, float]:
+    best = study.best(opened)
+    if best is None:
+        return {}
+    names = opened.metric_names or ["value"]
+    return {f"best_trial.{name}": value for name, value in zip(names, best.values, strict=True)}

@@ -1,0 +1,232 @@
+"""Training one model on one data set: epochs, their metrics, and what the whole came to."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitcnn.config import TrainingConfig
+from digitcnn.data import Examples, Splits
+from digitcnn.errors import TrainingDiverged
+from digitcnn.model import weights_sha256
+
+if TYPE_CHECKING:
+    import keras
+
+Decision = Literal["continue", "prune", "stop"]
+# Keras clips probabilities here before taking their logarithm (keras.backend.epsilon).
+_EPSILON = 1e-7
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch. Losses are mean cross-entropies in nats, accuracies fractions.
+
+    The training metrics are means over the epoch's samples at the weights of each update, the validation metrics
+    those at the epoch's end. `epoch_seconds` covers training and validation, `images_per_second` training alone.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    epoch_seconds: float
+    images_per_second: float
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics by name, without the epoch's number."""
+        return {name: value for name, value in vars(self).items() if name != "epoch"}
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A training that ended by itself (`completed`) or was ended at an epoch (`pruned`, `stopped`).
+
+    `confusion[i, j]` counts validation images of class i that the final model takes for class j.
+    """
+
+    ending: Literal["completed", "pruned", "stopped"]
+    epochs: tuple[EpochMetrics, ...]
+    confusion: NDArray[np.int64]
+    training_seconds: float
+    cpu_seconds: float
+    peak_memory_mb: float
+    samples_seen: int
+    updates: int
+    parameters: int
+    weights_sha256: str
+
+    def summary(self) -> dict[str, float]:
+        """The final metrics by name: the last epoch's validation and the best of all epochs, and the cost."""
+        best = max(self.epochs, key=lambda epoch: epoch.validation_accuracy)
+        return {
+            "validation_loss": self.epochs[-1].validation_loss,
+            "validation_accuracy": self.epochs[-1].validation_accuracy,
+            "best_validation_accuracy": best.validation_accuracy,
+            "best_epoch": best.epoch,
+            "training_seconds": self.training_seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "peak_memory_mb": self.peak_memory_mb,
+            "samples_seen": self.samples_seen,
+            "updates": self.updates,
+            "parameters": self.parameters,
+        }
+
+
+def batches_per_epoch(config: TrainingConfig, examples: int) -> int:
+    """How many updates an epoch makes; a full pass ends with a partial batch if the sizes do not divide."""
+    if config.steps_per_epoch is None:
+        return math.ceil(examples / config.batch_size)
+    return config.batch_size if config.steps_per_epoch == "batch_size" else config.steps_per_epoch
+
+
+def samples_per_epoch(config: TrainingConfig, examples: int) -> int:
+    """How many images an epoch sees, repeated ones counted each time."""
+    return examples if config.steps_per_epoch is None else batches_per_epoch(config, examples) * config.batch_size
+
+
+def epoch_orders(config: TrainingConfig, examples: int) -> Iterator[NDArray[np.int64]]:
+    """For each epoch the indices of its samples, in order; consecutive `batch_size` of them are a batch.
+
+    A full pass is one permutation. With `steps_per_epoch` the epochs are consecutive pieces of an endless stream of
+    permutations, so that every image is seen equally often however long an epoch is. Depends on the seed alone.
+    """
+    generator = np.random.default_rng([config.seed, 1])
+    if config.steps_per_epoch is None:
+        for _ in range(config.epochs):
+            yield generator.permutation(examples)
+        return
+    samples = samples_per_epoch(config, examples)
+    stream = np.empty(0, dtype=np.int64)
+    for _ in range(config.epochs):
+        while len(stream) < samples:
+            stream = np.concatenate([stream, generator.permutation(examples)])
+        yield stream[:samples]
+        stream = stream[samples:]
+
+
+def train(
+    model: keras.Model,
+    splits: Splits,
+    config: TrainingConfig,
+    on_epoch: Callable[[EpochMetrics], Decision],
+    on_progress: Callable[[int, float], None] | None = None,
+) -> TrainingResult:
+    """Trains the model in place with Adam on cross-entropy and judges it on the validation set after every epoch.
+
+    `on_epoch` sees each epoch's metrics as they come and decides whether to go on. `on_progress(epoch, fraction)`
+    is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite number.
+    """
+    engine = KerasEngine(model, config)
+    epochs: list[EpochMetrics] = []
+    ending: Literal["completed", "pruned", "stopped"] = "completed"
+    samples_seen = 0
+    predictions = np.empty(0, dtype=np.int64)
+    _reset_peak_memory()
+    began, cpu_began = time.perf_counter(), time.process_time()
+    for epoch, order in enumerate(epoch_orders(config, len(splits.train)), start=1):
+        epoch_began = time.perf_counter()
+        progress = None if on_progress is None else lambda fraction, epoch=epoch: on_progress(epoch, fraction)
+        train_loss, train_accuracy = engine.train_epoch(splits.train, order, progress)
+        trained = time.perf_counter()
+        loss, accuracy, predictions = engine.evaluate(splits.validation)
+        samples_seen += len(order)
+        if not math.isfinite(train_loss) or not math.isfinite(loss):
+            raise TrainingDiverged(f"the loss became {train_loss} in epoch {epoch}")
+        metrics = EpochMetrics(
+            epoch=epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            validation_loss=loss,
+            validation_accuracy=accuracy,
+            epoch_seconds=time.perf_counter() - epoch_began,
+            images_per_second=len(order) / (trained - epoch_began),
+        )
+        epochs.append(metrics)
+        decision = on_epoch(metrics)
+        if decision != "continue" and epoch < config.epochs:
+            ending = "pruned" if decision == "prune" else "stopped"
+            break
+    confusion = np.zeros((splits.classes, splits.classes), dtype=np.int64)
+    np.add.at(confusion, (splits.validation.labels, predictions), 1)
+    return TrainingResult(
+        ending=ending,
+        epochs=tuple(epochs),
+        confusion=confusion,
+        training_seconds=time.perf_counter() - began,
+        cpu_seconds=time.process_time() - cpu_began,
+        peak_memory_mb=peak_memory_mb(),
+        samples_seen=samples_seen,
+        updates=len(epochs) * batches_per_epoch(config, len(splits.train)),
+        parameters=model.count_params(),
+        weights_sha256=weights_sha256(model),
+    )
+
+
+class KerasEngine:
+    """The reference: Keras's own `fit` and `predict`, an epoch at a time, on batches in a given order."""
+
+    def __init__(self, model: keras.Model, config: TrainingConfig) -> None:
+        import keras
+
+        self.model = model
+        self.batch_size = config.batch_size
+        model.compile(
+            keras.optimizers.Adam(config.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
+        )
+
+    def train_epoch(
+        self, examples: Examples, order: NDArray[np.int64], progress: Callable[[float], None] | None
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy over the samples of `order`, which are trained on in that order."""
+        # batch_size is cut to the epoch so that Keras builds no larger buffers than the data.
+        batch_size = min(self.batch_size, len(order))
+        history = self.model.fit(
+            examples.images[order],
+            examples.labels[order],
+            batch_size=batch_size,
+            shuffle=False,
+            verbose=0,
+            callbacks=[] if progress is None else [_progress_callback(progress, math.ceil(len(order) / batch_size))],
+        ).history
+        return float(history["loss"][0]), float(history["accuracy"][0])
+
+    def evaluate(self, examples: Examples) -> tuple[float, float, NDArray[np.int64]]:
+        """Mean loss and accuracy over the examples, and the predicted classes (n,)."""
+        # 1,000 images a batch: the activations stay within 100 MB, and larger batches are not faster.
+        probabilities = self.model.predict(examples.images, batch_size=1000, verbose=0)
+        likelihood = probabilities[np.arange(len(examples)), examples.labels].astype(np.float64)
+        loss = -np.log(np.clip(likelihood, _EPSILON, 1 - _EPSILON)).mean()
+        predictions = probabilities.argmax(axis=1)
+        return float(loss), float((predictions == examples.labels).mean()), predictions
+
+
+def _progress_callback(progress: Callable[[float], None], batches: int) -> Any:
+    import keras
+
+    return keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress((batch + 1) / batches))
+
+
+def _reset_peak_memory() -> None:
+    """Begins a new high-water mark, where the system can: a warm worker's earlier trials are not this run's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """The most memory (resident, MB) that this process has held since the mark was reset, or ever."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

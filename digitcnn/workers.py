@@ -1,0 +1,217 @@
+"""Warm worker processes: each imports Keras once, then trains one run after another for the process that owns it.
+
+The owner sends a config and gets an event per epoch, which it answers with "continue", "prune" or "stop".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import Any, Literal, Protocol
+
+from digitcnn import environment, runs
+from digitcnn.config import RunConfig
+from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
+from digitcnn.training import Decision, EpochMetrics
+
+# How long a worker may go on with its epoch after it was asked to stop; all of a command's ending is to take 10 s.
+_GRACE_SECONDS = 3.0
+# A worker that holds this much more memory (MB) than after its first run is replaced by a new process.
+_MOST_GROWTH_MB = 500.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run for a worker: its config, tags, and the MLflow run that was created for it."""
+
+    config: RunConfig
+    tags: Mapping[str, str]
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, as far as its owner needs to know: final metrics by name, and the number of epochs."""
+
+    ending: Literal["completed", "pruned", "stopped"]
+    epochs: int
+    summary: dict[str, float]
+
+
+class Trainer(Protocol):
+    """What a worker process does: prepare once with its number of threads, then one job after another."""
+
+    def prepare(self, threads: int) -> None: ...
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome: ...
+
+
+class RecordedTraining:
+    """The trainer of every study: real Keras, recorded in MLflow."""
+
+    def prepare(self, threads: int) -> None:
+        environment.import_keras(threads)
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
+        result = runs.record_run(job.config, tags=job.tags, run_id=job.run_id, on_epoch=on_epoch).result
+        return Outcome(result.ending, len(result.epochs), result.summary())
+
+
+class WorkerDied(Exception):
+    """The worker process ended before its run did."""
+
+
+class RunFailed(Exception):
+    """The run itself failed in a way that would happen again, such as a loss that became NaN."""
+
+
+class Worker:
+    """One warm process on its own cores. Not for use by two threads at once."""
+
+    def __init__(self, trainer: Trainer, cores: tuple[int, ...], threads: int) -> None:
+        self.trainer, self.cores, self.threads = trainer, cores, threads
+        self.memory_mb: list[float] = []
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(theirs, self.trainer, self.cores, self.threads), name="digitcnn-worker", daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.memory_mb = []
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision], stop: threading.Event) -> Outcome:
+        """Does a job, in a new process if the last one is gone.
+
+        `stop` asks it to end at the next epoch; it is killed if that takes too long. Raises WorkerDied, RunFailed,
+        or MachineError as the worker raised it.
+        """
+        if not self.process.is_alive() or self._has_grown():
+            self.close()
+            self._start()
+        try:
+            self.connection.send(job)
+            while True:
+                kind, content = self._receive(stop)
+                if kind == "epoch":
+                    decision = on_epoch(content)
+                    self.connection.send("stop" if stop.is_set() else decision)
+                elif kind == "finished":
+                    outcome, memory_mb = content
+                    self.memory_mb.append(memory_mb)
+                    return outcome  # type: ignore[no-any-return]
+                else:
+                    raise {"failed": RunFailed, "machine": MachineError}[kind](content)
+        except (EOFError, OSError) as error:
+            self.process.join(_GRACE_SECONDS)
+            raise WorkerDied(f"its worker process ended ({_exit_reason(self.process.exitcode)})") from error
+
+    def _receive(self, stop: threading.Event) -> Any:
+        deadline: float | None = None
+        while not self.connection.poll(0.1):
+            if stop.is_set():
+                deadline = deadline or time.monotonic() + _GRACE_SECONDS
+                if time.monotonic() > deadline:
+                    self.process.kill()
+        return self.connection.recv()
+
+    def _has_grown(self) -> bool:
+        return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + _MOST_GROWTH_MB
+
+    def close(self) -> None:
+        """Ends the process, without waiting for a run in it."""
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _exit_reason(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit status {code}"
+
+
+class Pool:
+    """Some workers, each with its share of the cores, handed out one at a time."""
+
+    def __init__(self, trainer: Trainer, workers: int, threads: int | None) -> None:
+        shares = core_shares(workers)
+        self.stop = threading.Event()
+        self.workers = [Worker(trainer, share, threads or len(share)) for share in shares]
+        self._idle: queue.Queue[int] = queue.Queue()
+        for index in range(workers):
+            self._idle.put(index)
+
+    @contextlib.contextmanager
+    def worker(self) -> Iterator[tuple[int, Worker]]:
+        """A worker that is idle, with its number from 0, waiting until there is one."""
+        index = self._idle.get()
+        try:
+            yield index, self.workers[index]
+        finally:
+            self._idle.put(index)
+
+    def close(self) -> None:
+        """Ends all worker processes."""
+        for worker in self.workers:
+            worker.close()
+
+
+def core_shares(workers: int) -> list[tuple[int, ...]]:
+    """The cores of each worker: all of them dealt out evenly, or one each, shared, if there are more workers."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if workers > len(cores):
+        return [(cores[index % len(cores)],) for index in range(workers)]
+    return [tuple(cores[index::workers]) for index in range(workers)]
+
+
+def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...], threads: int) -> None:
+    """A worker process's whole life."""
+    # Ctrl-C reaches every process of a terminal; the owner decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    trainer.prepare(threads)
+
+    def ask(metrics: EpochMetrics) -> Decision:
+        owner.send(("epoch", metrics))
+        decision: Decision = owner.recv()
+        return decision
+
+    while True:
+        try:
+            job = owner.recv()
+        except EOFError:
+            return
+        try:
+            outcome = trainer.run(job, ask)
+            owner.send(("finished", (outcome, environment.resident_memory_mb())))
+        except MachineError as error:
+            owner.send(("machine", str(error)))
+        except OSError as error:
+            owner.send(("machine", f"{error}; what had been recorded is safe"))
+        except (TrainingDiverged, ConfigError) as error:
+            owner.send(("failed", str(error)))
+        except Exception as error:
+            owner.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+
+
+def _end_with_owner() -> None:
+    """Ends this process when the one that started it is gone, also in the middle of an epoch."""
+    owner = multiprocessing.parent_process()
+    if owner is not None:
+        connection.wait([owner.sentinel])
+        os._exit(1)

@@ -1,0 +1,123 @@
+"""What every command shares: composing its config with Hydra, and how it ends: exit status and one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from digitcnn.config import Config, known_keys, load, nearest
+from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
+
+REPOSITORY = Path(__file__).parent.parent
+INTERRUPTED, TERMINATED = 130, 143
+# Hydra stays where it was started, and writes nothing.
+_HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def main(name: str, kind: type[AnyConfig], task: Callable[[AnyConfig], int]) -> NoReturn:
+    """Composes conf/NAME.yaml with the command line's overrides, does the task with it and exits with its status.
+
+    A person's mistake exits with 2, a failing machine with 1, Ctrl-C with 130, SIGTERM with 143; each with one line.
+    """
+    everything = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Hydra would print its own many lines and exit with 1; this makes it raise instead.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    status = 0
+
+    def job(composed: DictConfig) -> None:
+        nonlocal status
+        status = max(status, task(load(kind, _plain(composed))))
+
+    signal.signal(signal.SIGTERM, _terminate)
+    arguments = sys.argv[:]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
+            sys.argv[1:1] = _HYDRA + sweep
+            hydra.main(version_base=None, config_path=str(REPOSITORY / "conf"), config_name=name)(
+                _with_arguments(job, arguments, everything)
+            )()
+    except Exception as error:
+        if everything:
+            raise
+        _exit(error, kind)
+    sys.exit(status)
+
+
+def _with_arguments(
+    job: Callable[[DictConfig], None], arguments: list[str], everything: bool
+) -> Callable[[DictConfig], None]:
+    """The job as Hydra calls it: with the arguments a person typed, and ending the process at once when it fails."""
+
+    def run(composed: DictConfig) -> None:
+        sys.argv = arguments
+        try:
+            job(composed)
+        except KeyboardInterrupt:
+            print("interrupted: what had run is recorded", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        except (ConfigError, MachineError, TrainingDiverged, OSError, OmegaConfBaseException) as error:
+            if everything:
+                raise
+            _exit(error, Config)
+
+    return run
+
+
+def _exit(error: Exception, kind: type[Config]) -> NoReturn:
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        line, status = _hydra_line(error, kind), 2
+    elif isinstance(error, ConfigError | ValueError):
+        line, status = str(error), 2
+    elif isinstance(error, OSError):
+        line, status = f"the machine failed: {error}; what had been recorded is safe", 1
+    elif isinstance(error, MachineError | TrainingDiverged):
+        line, status = str(error), 1
+    else:
+        raise error
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _hydra_line(error: Exception, kind: type[Config]) -> str:
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return f"{unknown[1]}: unknown key; {nearest(unknown[1], known_keys(kind))}"
+    missing = re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n)+)", text)
+    if missing:
+        group, _, option = missing[1].rpartition("/")
+        return f"{group}={option}: no such file in conf/{group}; must be one of {', '.join(missing[3].split())}"
+    cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return text + cause
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    """The composed config as plain values, with `tracking.root` below the repository and `data.path` absolute."""
+    tree: Any = OmegaConf.to_container(composed, resolve=True)
+    tree.pop("experiment", None)
+    root, path = tree["tracking"].get("root"), tree["data"].get("path")
+    if isinstance(root, str):
+        tree["tracking"]["root"] = str(REPOSITORY / Path(root).expanduser())
+    if isinstance(path, str) and path != "mnist":
+        tree["data"]["path"] = str(Path(path).expanduser().absolute())
+    plain: dict[str, Any] = tree
+    return plain
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(TERMINATED)

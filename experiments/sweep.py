@@ -1,0 +1,41 @@
+"""Searches around the baseline and records every trial: `python experiments/sweep.py [KEY=VALUE ...]`."""
+
+import shlex
+import sys
+
+from command import INTERRUPTED, TERMINATED, main
+
+from digitcnn import display, preview, report, sweep
+from digitcnn.config import SweepConfig
+
+
+def search(config: SweepConfig) -> int:
+    """One sweep, with its progress on the screen; or only what it would do, with `preview=true`."""
+    plan = sweep.plan(config)
+    if config.preview:
+        print("\n".join(preview.describe(plan, preview.measure(plan))))
+        return 0
+    screen = display.SweepScreen()
+    try:
+        result = sweep.run(plan, screen)
+    finally:
+        screen.close()
+    display.leaderboard(result.leaderboard, list(plan.space))
+    print(report.best_against_baseline(result.leaderboard, config.study.objective))
+    print(f"leaderboard: {result.leaderboard_path}")
+    if result.interrupted is not None:
+        print(f"stopped at {result.finished} of {result.total} trials; resume with: {_this_command()}")
+        return INTERRUPTED if result.interrupted.name == "SIGINT" else TERMINATED
+    if result.finished < result.total:
+        print(f"time is up at {result.finished} of {result.total} trials; go on with: {_this_command()}")
+    else:
+        print(f"recorded as run {result.parent_run_id}; next: make ui, and compare the trials")
+    return 0
+
+
+def _this_command() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+if __name__ == "__main__":
+    main("sweep", SweepConfig, search)

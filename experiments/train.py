@@ -1,0 +1,24 @@
+"""Trains one network and records it: `python experiments/train.py [KEY=VALUE ...]`."""
+
+from command import main
+
+from digitcnn import display, runs
+from digitcnn.config import RunConfig
+
+
+def train(config: RunConfig) -> int:
+    """One run, with its progress on the screen."""
+    config = runs.with_threads(config)
+    runs.check(config)
+    with display.training(config.training) as shown:
+        finished = runs.record_run(config, tags={}, on_epoch=shown.on_epoch, on_progress=shown.on_progress)
+    accuracy = 100 * finished.result.epochs[-1].validation_accuracy
+    judged = "test" if config.data.validation == "test" else "validation"
+    print(f"{judged} accuracy {accuracy:.2f} % after {len(finished.result.epochs)} epochs, ", end="")
+    print(f"{finished.result.training_seconds:.0f} s, {finished.result.parameters:,} parameters")
+    print(f"recorded as run {finished.run_id}; next: make ui, and compare it with other runs")
+    return 0
+
+
+if __name__ == "__main__":
+    main("train", RunConfig, train)
