@@ -35,7 +35,7 @@ lock: .venv ## writes requirements.lock anew from pyproject.toml
 
 # A failed installation leaves no .venv behind. Byte code is compiled here, on all cores: without it `import tensorflow`
 # takes 20 s instead of 8 s where Python is told not to write it.
-.venv: requirements.lock pyproject.toml
+.venv: requirements.lock ## the environment alone; every other target makes it first
 	@echo "creating .venv from requirements.lock: about 3 minutes"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "error: $(PYTHON) is not Python 3.11 to 3.13; make PYTHON=python3.12 ..." >&2; exit 2; }

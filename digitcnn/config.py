@@ -120,7 +120,7 @@ class TrainingConfig(Config):
     engine: Literal["keras"] = "keras"
     batch_size: Count = 250
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.001
+    learning_rate: Annotated[float, Field(gt=0, le=1_000_000)] = 0.001
     steps_per_epoch: Count | Literal["batch_size"] | None = None
     seed: Seed = 0
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -223,7 +223,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def nearest(name: str, names: list[str]) -> str:
     """A hint that names the nearest of some keys, or lists them all."""
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(names)}"
 
 

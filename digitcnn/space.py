@@ -49,7 +49,8 @@ class Range:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
-    def extremes(self) -> tuple[Scalar, ...]:
+    def extremes(self) -> tuple[int | float, int | float]:
+        """The lowest and the highest value: a range need not end on a step."""
         return (self.low, self.values[-1] if self.is_finite else self.high)
 
     @property

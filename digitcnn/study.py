@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -52,6 +53,20 @@ _PRUNABLE = {
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 # How long a write waits for another process that holds the SQLite file.
 _LOCK_SECONDS = 60
+
+
+_drawing = threading.Lock()
+
+
+class _OneAtATime(Study):
+    """A study whose threads get their trials one after the other.
+
+    SQLite has no row locks, so that two threads asking at once can be given the same queued trial (optuna issue 4002).
+    """
+
+    def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> Trial:
+        with _drawing:
+            return super().ask(fixed_distributions)
 
 
 class Pruned(optuna.TrialPruned):
@@ -117,7 +132,7 @@ def existing_study(url: str, name: str) -> Study | None:
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return None
     with storage_errors(url), contextlib.suppress(KeyError):
-        return optuna.load_study(study_name=name, storage=_storage(url))
+        return _OneAtATime(name, _storage(url))
     return None
 
 
@@ -148,11 +163,10 @@ def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig)
         refuse_another(study, wanted)
     with storage_errors(url):
         if study is None:
-            study = optuna.create_study(
-                study_name=config.name,
-                storage=_storage(url),
-                directions=[StudyDirection[DIRECTIONS[objective].upper()] for objective in config.objective],
-            )
+            storage = _storage(url)
+            directions = [StudyDirection[DIRECTIONS[objective].upper()] for objective in config.objective]
+            optuna.create_study(study_name=config.name, storage=storage, directions=directions)
+            study = _OneAtATime(config.name, storage)
             study.set_user_attr("identity", wanted)
             study.set_metric_names(list(config.objective))
         study.sampler = _sampler(config, space, len(study.get_trials(deepcopy=False)))
@@ -230,12 +244,9 @@ def _pruner(config: StudyConfig, space: Space, baseline: RunConfig) -> BasePrune
             return optuna.pruners.NopPruner()
 
 
-_suggesting = threading.Lock()
-
-
 def suggest(trial: Trial, space: Space) -> dict[str, Scalar]:
     """The trial's parameters by dotted name, drawn without another thread's draws between them."""
-    with _suggesting:
+    with _drawing:
         return {name: _suggest(trial, name, parameter) for name, parameter in space.items()}
 
 
@@ -243,10 +254,11 @@ def _suggest(trial: Trial, name: str, parameter: Choices | Range) -> Scalar:
     if isinstance(parameter, Choices):
         choice: Any = trial.suggest_categorical(name, parameter.values)
         return cast("Scalar", choice)
+    low, high = parameter.extremes
     if parameter.is_integer:
         step = int(parameter.step or 1)
-        return trial.suggest_int(name, int(parameter.low), int(parameter.high), step=step, log=parameter.log)
-    return trial.suggest_float(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+        return trial.suggest_int(name, int(low), int(high), step=step, log=parameter.log)
+    return trial.suggest_float(name, low, high, step=parameter.step, log=parameter.log)
 
 
 def report(trial: Trial, objective: str, metrics: Mapping[str, float], epoch: int) -> bool:

@@ -32,7 +32,7 @@ _MOST_TAG_LENGTH = 5000
 # MLflow's limits: of metrics in one call, and of a data set's digest.
 _MOST_METRICS = 1000
 _DIGEST_LENGTH = 36
-_COPIED_TAGS = ("weights_sha256", "data_sha256", "ending", "backend")
+_COPIED_TAGS = ("weights_sha256", "data_sha256", "backend")
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,14 @@ def close_run(store: Store, run_id: str, status: Status, failure: str | None = N
     store.client.set_terminated(run_id, status)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """A run that is being recorded."""
+    """A run that is being recorded. Without an `ending` it ends as KILLED: it got to no result."""
 
     store: Store
     run_id: str
     config: RunConfig
+    ending: Literal["completed", "pruned", "stopped"] = "stopped"
 
     def log_data(self, splits: Splits) -> None:
         """Records the data set as the run's input, and its digest as a tag."""
@@ -170,7 +171,6 @@ class Run:
         """Records the final metrics, the pictures, the weights digest and, of a completed training, the model."""
         self._log_metrics(result.summary(), len(result.epochs))
         self.store.client.set_tag(self.run_id, "weights_sha256", result.weights_sha256)
-        self.store.client.set_tag(self.run_id, "ending", result.ending)
         name = f"{self.config.model.name}, batch size {self.config.training.batch_size}"
         pictures = {
             "learning_curves.png": plots.learning_curves(result.epochs, name),
@@ -182,6 +182,7 @@ class Run:
             self.store.client.log_artifacts(self.run_id, folder)
         if result.ending == "completed":
             self._log_model(model)
+        self.ending = result.ending
 
     def log_file(self, name: str, text: str) -> None:
         """Records a text file as an artifact."""
@@ -236,8 +237,7 @@ def run(config: RunConfig, tags: Mapping[str, str], run_id: str | None = None) -
         current.log_file("environment.json", json.dumps(description, indent=2, sort_keys=True))
         current.log_file("config.yaml", OmegaConf.to_yaml(config.model_dump(exclude={"tracking"})))
         yield current
-        ending = store.client.get_run(run_id).data.tags.get("ending", "stopped")
-        status = _ENDINGS[ending]
+        status = _ENDINGS[current.ending]
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise

@@ -1,0 +1,108 @@
+"""What several tests need: small real data, and the commands as a person runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digitcnn.config import RunConfig, SweepConfig, load
+
+REPOSITORY = Path(__file__).parent.parent
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 training and 100 test images of the real MNIST."""
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    with np.load(REPOSITORY / "digitcnn" / "datasets" / "mnist.npz") as mnist:
+        np.savez(
+            path,
+            x_train=mnist["x_train"][:600],
+            y_train=mnist["y_train"][:600],
+            x_test=mnist["x_test"][:100],
+            y_test=mnist["y_test"][:100],
+        )
+    return path
+
+
+@pytest.fixture
+def small_overrides(small_npz: Path, tmp_path: Path) -> list[str]:
+    """Overrides that make a command small, with its records in the test's own folder."""
+    return [
+        f"data.path={small_npz}",
+        "data.validation_size=100",
+        "training.epochs=2",
+        "training.batch_size=50",
+        "model.conv1_filters=4",
+        "model.conv2_filters=6",
+        "model.dense_units=16",
+        f"tracking.root={tmp_path}/records",
+    ]
+
+
+@pytest.fixture
+def small_config(small_npz: Path, tmp_path: Path) -> RunConfig:
+    """A run of under a second."""
+    return load(
+        RunConfig,
+        {
+            "data": {"path": str(small_npz), "validation_size": 100},
+            "model": {"name": "cnn", "conv1_filters": 4, "conv2_filters": 6, "dense_units": 16},
+            "training": {"epochs": 2, "batch_size": 50, "threads": 1},
+            "tracking": {"root": str(tmp_path / "records")},
+        },
+    )
+
+
+@pytest.fixture
+def sweep_config(small_config: RunConfig) -> SweepConfig:
+    """A study around the small run."""
+    study = {
+        "name": "small",
+        "objective": "validation_accuracy",
+        "trials": 6,
+        "pruner": "none",
+        "space": {
+            "training": {"batch_size": [20, 50, 100], "epochs": {"low": 1, "high": 3}},
+            "model": {"conv1_filters": {"low": 2, "high": 8}},
+        },
+    }
+    return load(SweepConfig, {**small_config.model_dump(), "study": study})
+
+
+def with_study(config: SweepConfig, **values: object) -> SweepConfig:
+    """The config with other values in its study."""
+    tree = config.model_dump()
+    return load(SweepConfig, {**tree, "study": {**tree["study"], **values}})
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Runs `python experiments/NAME.py OVERRIDES...` in an empty folder and returns how it ended."""
+
+    def run(name: str, *overrides: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path / "elsewhere"
+        folder.mkdir(exist_ok=True)
+        return subprocess.run(
+            command_line(name, *overrides),
+            cwd=folder,
+            env=os.environ | {"COLUMNS": "160"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+def command_line(name: str, *overrides: str) -> list[str]:
+    """The command with its overrides as a list of arguments."""
+    return [sys.executable, str(REPOSITORY / "experiments" / f"{name}.py"), *overrides]

@@ -1,0 +1,147 @@
+"""The data: verified, split the same way every time, and refused with one line when they cannot be used."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from digitcnn import data
+from digitcnn.config import DataConfig, load
+from digitcnn.errors import ConfigError
+
+
+def config(**values: Any) -> DataConfig:
+    return load(DataConfig, values)
+
+
+def test_the_packaged_mnist_is_split_into_50000_and_10000() -> None:
+    splits = data.load_splits(config())
+    assert splits.train.images.shape == (50_000, 28, 28)
+    assert splits.validation.images.shape == (10_000, 28, 28)
+    assert splits.classes == 10
+    assert splits.train.images.dtype == np.uint8
+
+
+def test_subsets_are_nested_and_share_the_holdout(small_npz: Path) -> None:
+    some = data.load_splits(config(path=str(small_npz), validation_size=100, train_size=50))
+    more = data.load_splits(config(path=str(small_npz), validation_size=100, train_size=200))
+    assert np.array_equal(some.train.images, more.train.images[:50])
+    assert np.array_equal(some.validation.images, more.validation.images)
+    other = data.load_splits(config(path=str(small_npz), validation_size=100, train_size=50, split_seed=1))
+    assert not np.array_equal(some.validation.images, other.validation.images)
+
+
+def test_training_and_validation_images_are_apart(small_npz: Path) -> None:
+    splits = data.load_splits(config(path=str(small_npz), validation_size=100))
+    with np.load(small_npz) as file:
+        everything = np.sort(file["x_train"].reshape(600, -1).sum(axis=1, dtype=np.int64))
+    together = np.concatenate([splits.train.images, splits.validation.images])
+    assert np.array_equal(np.sort(together.reshape(600, -1).sum(axis=1, dtype=np.int64)), everything)
+
+
+def test_the_test_set_is_not_read_for_a_holdout(small_npz: Path, tmp_path: Path) -> None:
+    path = tmp_path / "no-test.npz"
+    with np.load(small_npz) as file:
+        np.savez(path, x_train=file["x_train"], y_train=file["y_train"])
+    assert len(data.load_splits(config(path=str(path), validation_size=100)).train) == 500
+    with pytest.raises(ConfigError, match="has no array x_test"):
+        data.load_splits(config(path=str(path), validation="test"))
+
+
+def test_the_articles_protocol_uses_all_images_and_the_test_set(small_npz: Path) -> None:
+    splits = data.load_splits(config(path=str(small_npz), validation="test"))
+    assert (len(splits.train), len(splits.validation)) == (600, 100)
+
+
+def test_damaged_packaged_data_is_noticed(monkeypatch: pytest.MonkeyPatch, small_npz: Path) -> None:
+    monkeypatch.setattr(data, "_PACKAGED", small_npz)
+    with pytest.raises(Exception, match="x_train has another SHA-256"):
+        data.load_splits(config())
+
+
+IMAGES = np.zeros((4, 5, 6), np.uint8)
+LABELS = np.array([0, 1, 0, 1])
+
+
+def _text(path: Path) -> None:
+    path.write_text("not an archive")
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _arrays(x: Any = IMAGES, y: Any = LABELS) -> Callable[[Path], None]:
+    return lambda path: np.savez(path, x_train=x, y_train=y)
+
+
+def _truncated(path: Path) -> None:
+    np.savez(path, x_train=np.random.default_rng(0).integers(0, 255, (400, 28, 28), np.uint8), y_train=LABELS)
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def _torn_member(path: Path) -> None:
+    np.savez_compressed(path, x_train=IMAGES, y_train=LABELS)
+    content = bytearray(path.read_bytes())
+    content[60:70] = b"0123456789"
+    path.write_bytes(content)
+
+
+def _absurd_shape(path: Path) -> None:
+    """A header that promises 8 TB behind a few bytes."""
+    with zipfile.ZipFile(path, "w") as archive, archive.open("x_train.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(
+            member, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 900, 900)}
+        )
+        member.write(b"1234")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (_text, "is not an npz file, or is torn"),
+        (_empty, "is not an npz file, or is torn"),
+        (_truncated, "is not an npz file, or is torn"),
+        (_torn_member, "torn"),
+        (_absurd_shape, "over the limit of 2 GiB"),
+        (_arrays(np.array([{"a": 1}] * 4, dtype=object)), "x_train holds pickled objects, which are never opened"),
+        (_arrays(y=np.array(["a", "b"] * 2, dtype=object)), "y_train holds pickled objects"),
+        (_arrays(IMAGES.astype(np.float32)), "x_train is (4, 5, 6) float32; must be (n, height, width) uint8"),
+        (_arrays(IMAGES[..., None]), "x_train is (4, 5, 6, 1) uint8; must be"),
+        (_arrays(y=LABELS.astype(float)), "y_train is (4,) float64; must be (n,) of whole numbers"),
+        (_arrays(y=LABELS[:3]), "4 images but 3 labels"),
+        (_arrays(y=np.array([0, -1, 0, 1])), "labels from -1 to 1"),
+        (_arrays(y=np.array([0, 5000, 0, 1])), "labels from 0 to 5000; must lie in 0 to 999"),
+        (_arrays(y=np.array([0, 2, 0, 2])), "must hold every label from 0 to the highest"),
+        (_arrays(IMAGES[:0], LABELS[:0]), "x_train is empty"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(
+    write: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.npz"
+    write(path)
+    with pytest.raises(ConfigError) as caught:
+        data.load_splits(config(path=str(path), validation_size=1))
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_files_and_impossible_sizes(small_npz: Path, tmp_path: Path) -> None:
+    for values, message in (
+        ({"path": str(tmp_path / "no.npz")}, "no such file"),
+        ({"path": str(tmp_path)}, "is a folder"),
+        ({"path": str(small_npz)}, "data.validation_size=10000: must be below the 600 training images"),
+        (
+            {"path": str(small_npz), "validation_size": 100, "train_size": 501},
+            "data.train_size=501: must be at most 500",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            data.load_splits(config(**values))
+        assert message in str(caught.value)
