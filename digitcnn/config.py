@@ -222,9 +222,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """A hint that names the nearest of some keys, or lists them all."""
+    """A hint that names the nearest of some keys, or those of its group, or the groups."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-    return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(names)}"
+    if close:
+        return f"did you mean {close[0]}?"
+    groups = list(dict.fromkeys(known.partition(".")[0] for known in names))
+    group = [known for known in names if known.startswith(name.partition(".")[0] + ".")]
+    return f"known keys: {', '.join(group or groups)}"
 
 
 def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -270,7 +270,8 @@ class _Sweep:
             return study.Lost("interrupted")
         tracking.close_run(self.store, run_id, "FAILED", cause)
         self._show_end(trial, index, f"failed: {cause}", None)
-        self.failures.append(cause)
+        if not (isinstance(error, WorkerDied) and error.killed):
+            self.failures.append(cause)
         if isinstance(error, MachineError):
             self._abort(error)
         elif len(self.failures) >= _MOST_SAME_FAILURES and len(set(self.failures[-_MOST_SAME_FAILURES:])) == 1:

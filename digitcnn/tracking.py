@@ -196,13 +196,12 @@ class Run:
         self.store.client.log_batch(self.run_id, metrics=entities)
 
     def _log_model(self, model: keras.Model) -> None:
-        import keras
         import mlflow
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
         # A copy without the optimizer, whose moments would make every saved model three times as large.
-        bare = keras.models.clone_model(model)
+        bare = type(model).from_config(model.get_config())
         bare.set_weights(model.get_weights())
         signature = ModelSignature(
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *bare.input_shape[1:]))]),

@@ -66,7 +66,11 @@ class RecordedTraining:
 
 
 class WorkerDied(Exception):
-    """The worker process ended before its run did."""
+    """The worker process ended before its run did; `killed` if a signal from outside ended it."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(f"its worker process ended ({_exit_reason(exit_code)})")
+        self.killed = exit_code is not None and exit_code < 0
 
 
 class RunFailed(Exception):
@@ -115,7 +119,7 @@ class Worker:
                     raise {"failed": RunFailed, "machine": MachineError}[kind](content)
         except (EOFError, OSError) as error:
             self.process.join(_GRACE_SECONDS)
-            raise WorkerDied(f"its worker process ended ({_exit_reason(self.process.exitcode)})") from error
+            raise WorkerDied(self.process.exitcode) from error
 
     def _receive(self, stop: threading.Event) -> Any:
         deadline: float | None = None

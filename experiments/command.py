@@ -47,7 +47,7 @@ def main(name: str, kind: type[AnyConfig], task: Callable[[AnyConfig], int]) -> 
     try:
         with tempfile.TemporaryDirectory() as folder:
             sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
-            sys.argv[1:1] = _HYDRA + sweep
+            sys.argv = [arguments[0], *_HYDRA, *sweep, *_whole_space_entries(arguments[1:])]
             hydra.main(version_base=None, config_path=str(REPOSITORY / "conf"), config_name=name)(
                 _with_arguments(job, arguments, everything)
             )()
@@ -56,6 +56,21 @@ def main(name: str, kind: type[AnyConfig], task: Callable[[AnyConfig], int]) -> 
             raise
         _exit(error, kind)
     sys.exit(status)
+
+
+def _whole_space_entries(arguments: list[str]) -> list[str]:
+    """Lets `study.space.training.epochs=[1,2]` replace an entry of the space as a whole, or add one.
+
+    Hydra would merge the new value into the old one: a list of choices into a range is an error there.
+    """
+    rewritten = []
+    for argument in arguments:
+        entry = re.fullmatch(r"\+{0,2}(study\.space\.\w+\.\w+)=.+", argument)
+        if entry:
+            rewritten += [f"++{entry[1]}=null", "++" + argument.lstrip("+")]
+        else:
+            rewritten.append(argument)
+    return rewritten
 
 
 def _with_arguments(

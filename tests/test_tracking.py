@@ -85,7 +85,7 @@ def test_the_model_is_loadable_and_small_and_predicts_what_was_measured(small_co
     requirements = (folder / "requirements.txt").read_text().split()
     assert f"keras=={environment.package_versions()['keras']}" in requirements
     # The optimizer's moments, which would make a model three times as large, are not in it.
-    assert model.optimizer is None
+    assert getattr(model, "optimizer", None) is None
     assert (folder / "data" / "model.keras").stat().st_size < 100_000
 
 

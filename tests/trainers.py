@@ -56,7 +56,7 @@ class SuicidalTrainer(InstantTrainer):
     def after_epoch(self, job: Job, metrics: EpochMetrics) -> None:
         number = int(job.tags["trial"])
         mark = self.folder / f"killed-{number}"
-        if number in self.trials and not mark.exists() or self.always and job.config.training.batch_size == 100:
+        if (number in self.trials and not mark.exists()) or (self.always and job.config.training.batch_size == 100):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
