@@ -47,7 +47,10 @@ def main(name: str, kind: type[AnyConfig], task: Callable[[AnyConfig], int]) -> 
     try:
         with tempfile.TemporaryDirectory() as folder:
             sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
-            sys.argv = [arguments[0], *_HYDRA, *sweep, *_whole_space_entries(arguments[1:])]
+            # Hydra wants its flags before the overrides; a person writes them anywhere.
+            flags = [argument for argument in arguments[1:] if argument in ("-m", "--multirun", "--help", "-h")]
+            overrides = [argument for argument in arguments[1:] if argument not in flags]
+            sys.argv = [arguments[0], *flags, *_whole_space_entries(overrides), *_HYDRA, *sweep]
             hydra.main(version_base=None, config_path=str(REPOSITORY / "conf"), config_name=name)(
                 _with_arguments(job, arguments, everything)
             )()

@@ -29,7 +29,7 @@ REFUSED = [
     ("train", "model.conv2_kernel=20", "model.conv2_kernel=20: leaves no pixels of images of 28 x 28"),
     ("train", "model.conv1_filters=0", "model.conv1_filters=0: must be greater than or equal to 1"),
     ("train", "model.conv2_filters=1000000", "model.conv2_filters=1000000: must be less than or equal to 4096"),
-    ("train", "model=resnet", "model=resnet: no such file in conf/model; must be one of cnn mlp"),
+    ("train", "model=resnet", "model=resnet: no such file in conf/model; must be one of cnn, mlp"),
     ("train", "data.path=/no/such.npz", "data.path=/no/such.npz: no such file"),
     ("train", "data.validation_size=60000", "must be below the 60000 training images"),
     ("train", "data.train_size=50001", "data.train_size=50001: must be at most 50000"),
@@ -56,11 +56,12 @@ def test_every_mistake_is_one_line_and_status_2_and_leaves_nothing(tmp_path: Pat
         name, override, message = case
         ended = command(name, override, f"tracking.root={records}")
         fine = ended.returncode == 2 and message in ended.stderr and ended.stderr.count("\n") == 1
-        return None if fine and not ended.stdout else f"{override}: {ended.returncode} {ended.stderr!r} {ended.stdout!r}"
+        return (
+            None if fine and not ended.stdout else f"{override}: {ended.returncode} {ended.stderr!r} {ended.stdout!r}"
+        )
 
-    more: list[tuple[str, str, str]] = []
     with ThreadPoolExecutor(2) as threads:
-        problems = [problem for problem in threads.map(refuse, REFUSED + more) if problem]
+        problems = [problem for problem in threads.map(refuse, REFUSED) if problem]
     assert problems == []
     assert not records.exists()
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -94,8 +95,6 @@ def test_a_run_and_what_is_printed(command: Command, small_overrides: list[str],
 
 def test_multirun_runs_every_combination(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
     overrides = [override for override in small_overrides if "batch_size" not in override]
-    ended = command("train", *overrides, "--multirun", "training.batch_size=125,250", "model=mlp", "~model.dense_units")
-    assert ended.returncode == 2
     overrides = [override for override in overrides if not override.startswith("model.")]
     ended = command("train", *overrides, "--multirun", "training.batch_size=125,250", "model=mlp")
     assert ended.returncode == 0, ended.stderr
