@@ -1,0 +1,73 @@
+"""README and configs cannot lie: every command, key and file they name exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from omegaconf import OmegaConf
+
+from digitcnn.config import RunConfig, SweepConfig, known_keys, load
+from digitcnn.space import parse_space
+from tests.conftest import REPOSITORY, command_line
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+OURS = [command for command in COMMANDS if "experiments/" in command]
+
+
+def test_readme_can_be_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) < 150
+    assert len(COMMANDS) > 10
+
+
+def test_every_file_that_readme_names_is_there() -> None:
+    named = set(re.findall(r"\]\(([^)#]+)\)", README)) | set(
+        re.findall(r"`((?:conf|digitcnn|experiments)/[^`* ]*)`", README)
+    )
+    missing = [name for name in named if "://" not in name and not (REPOSITORY / name).exists()]
+    assert missing == []
+
+
+def test_every_make_target_that_readme_names_is_there() -> None:
+    targets = set(re.findall(r"^([.a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([.\w]+)", README + (REPOSITORY / "mlruns" / "README.md").read_text()))
+    assert named <= targets
+    listed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert all(f"make {target}" in listed for target in targets - {"help"})
+
+
+@pytest.mark.parametrize("command", OURS)
+def test_every_command_in_readme_composes(command: str) -> None:
+    """Hydra composes each command's config, and it is valid; other tests run the commands themselves."""
+    name = re.search(r"experiments/(\w+)\.py", command)
+    assert name is not None
+    overrides = [part for part in shlex.split(command.partition(".py")[2]) if part != "--multirun"]
+    # One of the values that a multirun goes through.
+    overrides = [re.sub(r"=(\w+),.*", r"=\1", part) for part in overrides]
+    ended = subprocess.run(
+        command_line(name[1], "--cfg", "job", *overrides), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    tree = OmegaConf.to_container(OmegaConf.create(ended.stdout))
+    assert isinstance(tree, dict)
+    tree.pop("experiment", None)
+    config = load(SweepConfig if "study" in tree else RunConfig, tree)  # type: ignore[arg-type, type-var]
+    if isinstance(config, SweepConfig):
+        assert parse_space(config.study.space, config.baseline)
+
+
+def test_every_key_has_a_default_in_a_file_that_explains_it() -> None:
+    documented: set[str] = set()
+    for path in (REPOSITORY / "conf").rglob("*.yaml"):
+        text = path.read_text()
+        assert text.startswith("#"), f"{path} does not say what it is for"
+        tree = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(tree, dict)
+        group = path.parent.name
+        documented |= {f"{group}.{key}" for key in tree}
+    missing = [key for key in known_keys(SweepConfig) if key != "preview" and key not in documented]
+    assert missing == []

@@ -1,0 +1,91 @@
+"""The structure: who may import what, and what is not imported before it is needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, command_line
+
+# Each module may import those before it. A new module needs a place here.
+ORDER = [
+    *("errors", "config", "architecture", "space", "data", "environment", "model", "compiled", "training", "plots"),
+    *("tracking", "runs", "workers", "study", "report", "sweep", "display", "preview"),
+]
+# Which of our own modules may import these packages.
+ONLY = {
+    "mlflow": {"tracking"},
+    "optuna": {"study", "report"},
+    "matplotlib": {"plots"},
+    "hydra": set(),
+    "tensorflow": {"environment", "compiled"},
+    "keras": {"environment", "model", "training", "compiled", "runs", "tracking"},
+    "rich": {"display"},
+    "multiprocessing": {"workers"},
+}
+# What costs seconds to import is imported inside functions.
+SLOW = {"tensorflow", "keras", "mlflow", "matplotlib"}
+
+
+def _imports(path: Path) -> list[tuple[str, bool]]:
+    """The modules that a file imports, and whether at its top level when it runs."""
+    tree = ast.parse(path.read_text())
+    at_top = {id(node) for node in tree.body}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in at_top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "digitcnn" else []
+            found += [(name, id(node) in at_top) for name in names or [node.module]]
+    return found
+
+
+MODULES = sorted((REPOSITORY / "digitcnn").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_module_imports_only_what_it_may(path: Path) -> None:
+    if path.stem == "__init__":
+        assert _imports(path) == []
+        return
+    allowed = set(ORDER[: ORDER.index(path.stem)])
+    for name, at_top in _imports(path):
+        package, _, rest = name.partition(".")
+        if package == "digitcnn":
+            assert rest.partition(".")[0] in allowed, f"{path.name} imports {name}"
+        assert package != "experiments"
+        assert path.stem in ONLY.get(package, {path.stem}), f"{path.name} imports {name}"
+        assert not (at_top and package in SLOW), f"{path.name} imports {name} at its top"
+
+
+def test_only_the_commands_import_hydra_and_they_are_short() -> None:
+    for path in (REPOSITORY / "experiments").glob("*.py"):
+        packages = {name.partition(".")[0] for name, _ in _imports(path)}
+        if path.stem != "command":
+            assert "hydra" not in packages
+
+
+def test_nothing_slow_is_imported_before_it_is_needed() -> None:
+    program = "import sys, digitcnn, digitcnn.config, digitcnn.sweep, digitcnn.display, digitcnn.preview\n"
+    program += f"print(sorted({SLOW!r} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_help_imports_nothing_slow(name: str) -> None:
+    script = command_line(name)[1]
+    program = f"""
+import atexit, runpy, sys
+atexit.register(lambda: print("slow:", sorted({SLOW!r} & set(sys.modules))))
+sys.path.insert(0, {str(Path(script).parent)!r})
+sys.argv = [{script!r}, "--help"]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith("slow: []\n")

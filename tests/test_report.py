@@ -1,0 +1,78 @@
+"""The leaderboard: ranks, fronts, and trials without a result."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from digitcnn.report import best_against_baseline, leaderboard
+
+
+def _study(*objectives: str) -> optuna.Study:
+    directions = ["maximize" if "accuracy" in objective else "minimize" for objective in objectives]
+    study = optuna.create_study(directions=directions)
+    study.set_metric_names(list(objectives))
+    return study
+
+
+def _add(study: optuna.Study, batch_size: int, values: list[float] | None, **attributes: object) -> None:
+    state = attributes.pop("state", TrialState.COMPLETE)
+    study.add_trial(
+        create_trial(
+            state=state,  # type: ignore[arg-type]
+            values=values,
+            params={"training.batch_size": batch_size},
+            distributions={"training.batch_size": IntDistribution(1, 999)},
+            user_attrs={"run_id": f"run{batch_size}", "epochs_run": 3, "cpu_seconds": 1.5, **attributes},
+        )
+    )
+
+
+def test_completed_trials_are_ranked_and_equal_ones_share_a_rank() -> None:
+    study = _study("validation_accuracy")
+    _add(study, 250, [0.97], baseline=True)
+    _add(study, 100, [0.99])
+    _add(study, 10, None, state=TrialState.FAIL, failure="the loss became nan in epoch 1")
+    _add(study, 50, [0.97])
+    _add(study, 20, [0.5], state=TrialState.PRUNED)
+    _add(study, 30, [0.98], same_as=1)
+    table = leaderboard(study)
+    assert table["trial"].tolist() == [1, 5, 0, 3, 4, 2]
+    assert table["rank"].tolist()[:4] == [1, 2, 3, 3]
+    assert table["rank"].isna().tolist() == [False] * 4 + [True] * 2
+    assert table["state"].tolist() == ["complete"] * 4 + ["pruned", "failed"]
+    assert table["training.batch_size"].tolist() == [100, 30, 250, 50, 20, 10]
+    assert table["run_id"].tolist()[0] == "run100"
+    assert table["note"].tolist()[1:3] == ["same parameters as trial 1, not trained again", "baseline"]
+    assert table["note"].tolist()[5] == "the loss became nan in epoch 1"
+    line = best_against_baseline(table, ["validation_accuracy"])
+    assert line == (
+        "best: trial 1, validation_accuracy 0.9900; baseline: trial 0, 0.9700 (difference +0.0200, one run each)"
+    )
+
+
+def test_a_failed_trial_is_never_the_best() -> None:
+    study = _study("validation_loss")
+    _add(study, 1, None, state=TrialState.FAIL)
+    table = leaderboard(study)
+    assert best_against_baseline(table, ["validation_loss"]) == "no trial has completed"
+    _add(study, 2, [0.5])
+    _add(study, 3, [0.3])
+    assert leaderboard(study)["trial"].tolist() == [2, 1, 0]
+
+
+def test_two_objectives_are_ranked_by_front() -> None:
+    study = _study("validation_accuracy", "cpu_seconds")
+    for batch_size, values in ((1, [0.9, 10]), (2, [0.95, 20]), (3, [0.9, 12]), (4, [0.94, 25]), (5, [0.89, 26])):
+        _add(study, batch_size, [float(value) for value in values])
+    ranks = leaderboard(study).set_index("training.batch_size")["rank"]
+    assert ranks.to_dict() == {1: 1, 2: 1, 3: 2, 4: 2, 5: 3}
+
+
+@pytest.mark.parametrize("objectives", [("validation_accuracy",), ("validation_accuracy", "cpu_seconds")])
+def test_a_study_without_trials_has_an_empty_leaderboard(objectives: tuple[str, ...]) -> None:
+    table = leaderboard(_study(*objectives))
+    assert len(table) == 0
+    assert best_against_baseline(table, objectives) == "no trial has completed"
