@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -117,8 +118,12 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
 def git_state() -> dict[str, Any]:
-    """The commit of the code that is running and whether it differs from that commit; empty outside a checkout."""
+    """The commit of the code that is running and whether it differs from that commit; empty outside a checkout.
+
+    Asked once: a process runs the code that it began with.
+    """
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

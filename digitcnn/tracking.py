@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,9 @@ def open_store(config: TrackingConfig) -> Store:
             return Store(client, config.store_uri, experiment.experiment_id)
         # A server decides itself where artifacts go; the embedded store would put them below the current folder.
         location = None if config.uri else (config.folder / "artifacts" / config.experiment).as_uri()
-        return Store(client, config.store_uri, client.create_experiment(config.experiment, location))
+        # Without its kind the UI shows the experiment as one of language models.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return Store(client, config.store_uri, client.create_experiment(config.experiment, location, tags))
     except OSError as error:
         raise MachineError(f"the records folder {config.folder} cannot be used: {error.strerror or error}") from None
     except (MlflowException, SQLAlchemyError) as error:
@@ -78,18 +81,25 @@ def create_run(store: Store, config: RunConfig, name: str, tags: Mapping[str, st
     from mlflow.entities import Param
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    all_tags = dict(tags) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+    all_tags = _source() | dict(tags) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
     run_id: str = store.client.create_run(store.experiment_id, tags=all_tags, run_name=name).info.run_id
     parameters = [Param(key, str(value)) for key, value in config.parameters().items()]
     store.client.log_batch(run_id, params=parameters)
     return run_id
 
 
+def _source() -> dict[str, str]:
+    """The tags from which MLflow's UI shows a run's source."""
+    commit = environment.git_state().get("commit")
+    name = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+    return name | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
 def create_study_run(store: Store, config: SweepConfig) -> str:
     """Creates the parent run of a study, with the study's config as parameters, and returns its id."""
     from mlflow.entities import Param
 
-    tags = {"study": config.study.name}
+    tags = _source() | {"study": config.study.name}
     run_id: str = store.client.create_run(store.experiment_id, tags=tags, run_name=config.study.name).info.run_id
     values = flatten({"study": config.study.model_dump(exclude={"storage"})})
     store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in values.items()])
