@@ -24,7 +24,7 @@ ui: .venv ## the MLflow UI of the records in mlruns/, on http://127.0.0.1:5000 (
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
 
 test: .venv lint ## all tests, after lint
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest --numprocesses 2
 
 lint: .venv ## ruff, ruff format and mypy --strict
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check . && .venv/bin/mypy --no-error-summary

@@ -114,10 +114,11 @@ class TrainingConfig(Config):
 
     `steps_per_epoch`: null is one full pass over the training images, last partial batch included; a number or
     `batch_size` (the article's choice) takes that many batches from a repeating shuffled stream.
+    `engine`: auto is compiled where that can train the network, else keras.
     `threads`: null is every core this process may use.
     """
 
-    engine: Literal["keras"] = "keras"
+    engine: Literal["auto", "keras", "compiled"] = "auto"
     batch_size: Count = 250
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     learning_rate: Annotated[float, Field(gt=0, le=1_000_000)] = 0.001

@@ -15,10 +15,11 @@ from digitcnn import architecture, environment, runs, study
 from digitcnn.config import RunConfig
 from digitcnn.data import Examples
 from digitcnn.display import duration
+from digitcnn.engines import engine_for
 from digitcnn.model import build_model
 from digitcnn.space import Range, Scalar, Space, size
 from digitcnn.sweep import Plan
-from digitcnn.training import Decision, EpochMetrics, KerasEngine, samples_per_epoch
+from digitcnn.training import Decision, EpochMetrics, samples_per_epoch
 from digitcnn.workers import Job, Outcome, Pool
 
 # Images that are trained on and judged, once to trace the network and once to be timed.
@@ -49,14 +50,14 @@ class Calibration:
         splits = runs.check(job.config)
         height, width = splits.image_shape
         model = build_model(job.config.model, height, width, splits.classes, job.config.training.seed)
-        engine = KerasEngine(model, job.config.training)
+        engine = engine_for(model, splits.train, job.config.training)
         batch = min(job.config.training.batch_size, len(splits.train))
         order = np.arange(max(1, _TIMED_IMAGES // batch) * batch) % len(splits.train)
         judged = Examples(splits.validation.images[:_TIMED_IMAGES], splits.validation.labels[:_TIMED_IMAGES])
         rates = {}
         for _ in range(2):
             began = time.perf_counter()
-            engine.train_epoch(splits.train, order, None)
+            engine.train_epoch(order, None)
             trained = time.perf_counter()
             engine.evaluate(judged)
             rates = {

@@ -33,7 +33,7 @@ _MOST_TAG_LENGTH = 5000
 # MLflow's limits: of metrics in one call, and of a data set's digest.
 _MOST_METRICS = 1000
 _DIGEST_LENGTH = 36
-_COPIED_TAGS = ("weights_sha256", "data_sha256", "backend")
+_COPIED_TAGS = ("weights_sha256", "data_sha256", "backend", "engine")
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,7 @@ class Run:
         """Records the final metrics, the pictures, the weights digest and, of a completed training, the model."""
         self._log_metrics(result.summary(), len(result.epochs))
         self.store.client.set_tag(self.run_id, "weights_sha256", result.weights_sha256)
+        self.store.client.set_tag(self.run_id, "engine", result.engine)
         name = f"{self.config.model.name}, batch size {self.config.training.batch_size}"
         pictures = {
             "learning_curves.png": plots.learning_curves(result.epochs, name),

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digitcnn.config import TrainingConfig
-from digitcnn.data import Examples, Splits
+from digitcnn.data import Splits
+from digitcnn.engines import engine_for
 from digitcnn.errors import TrainingDiverged
 from digitcnn.model import weights_sha256
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     import keras
 
 Decision = Literal["continue", "prune", "stop"]
-# Keras clips probabilities here before taking their logarithm (keras.backend.epsilon).
-_EPSILON = 1e-7
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ class TrainingResult:
     updates: int
     parameters: int
     weights_sha256: str
+    engine: str
 
     def summary(self) -> dict[str, float]:
         """The final metrics by name: the last epoch's validation and the best of all epochs, and the cost."""
@@ -127,7 +127,7 @@ def train(
     `on_epoch` sees each epoch's metrics as they come and decides whether to go on. `on_progress(epoch, fraction)`
     is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite number.
     """
-    engine = KerasEngine(model, config)
+    engine = engine_for(model, splits.train, config)
     epochs: list[EpochMetrics] = []
     ending: Literal["completed", "pruned", "stopped"] = "completed"
     samples_seen = 0
@@ -137,7 +137,7 @@ def train(
     for epoch, order in enumerate(epoch_orders(config, len(splits.train)), start=1):
         epoch_began = time.perf_counter()
         progress = None if on_progress is None else lambda fraction, epoch=epoch: on_progress(epoch, fraction)
-        train_loss, train_accuracy = engine.train_epoch(splits.train, order, progress)
+        train_loss, train_accuracy = engine.train_epoch(order, progress)
         trained = time.perf_counter()
         loss, accuracy, predictions = engine.evaluate(splits.validation)
         samples_seen += len(order)
@@ -157,6 +157,7 @@ def train(
         if decision != "continue" and epoch < config.epochs:
             ending = "pruned" if decision == "prune" else "stopped"
             break
+    engine.finish()
     confusion = np.zeros((splits.classes, splits.classes), dtype=np.int64)
     np.add.at(confusion, (splits.validation.labels, predictions), 1)
     return TrainingResult(
@@ -170,51 +171,8 @@ def train(
         updates=len(epochs) * batches_per_epoch(config, len(splits.train)),
         parameters=model.count_params(),
         weights_sha256=weights_sha256(model),
+        engine=engine.name,
     )
-
-
-class KerasEngine:
-    """The reference: Keras's own `fit` and `predict`, an epoch at a time, on batches in a given order."""
-
-    def __init__(self, model: keras.Model, config: TrainingConfig) -> None:
-        import keras
-
-        self.model = model
-        self.batch_size = config.batch_size
-        model.compile(
-            keras.optimizers.Adam(config.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
-        )
-
-    def train_epoch(
-        self, examples: Examples, order: NDArray[np.int64], progress: Callable[[float], None] | None
-    ) -> tuple[float, float]:
-        """Mean loss and accuracy over the samples of `order`, which are trained on in that order."""
-        # batch_size is cut to the epoch so that Keras builds no larger buffers than the data.
-        batch_size = min(self.batch_size, len(order))
-        history = self.model.fit(
-            examples.images[order],
-            examples.labels[order],
-            batch_size=batch_size,
-            shuffle=False,
-            verbose=0,
-            callbacks=[] if progress is None else [_progress_callback(progress, math.ceil(len(order) / batch_size))],
-        ).history
-        return float(history["loss"][0]), float(history["accuracy"][0])
-
-    def evaluate(self, examples: Examples) -> tuple[float, float, NDArray[np.int64]]:
-        """Mean loss and accuracy over the examples, and the predicted classes (n,)."""
-        # 1,000 images a batch: the activations stay within 100 MB, and larger batches are not faster.
-        probabilities = self.model.predict(examples.images, batch_size=1000, verbose=0)
-        likelihood = probabilities[np.arange(len(examples)), examples.labels].astype(np.float64)
-        loss = -np.log(np.clip(likelihood, _EPSILON, 1 - _EPSILON)).mean()
-        predictions = probabilities.argmax(axis=1)
-        return float(loss), float((predictions == examples.labels).mean()), predictions
-
-
-def _progress_callback(progress: Callable[[float], None], batches: int) -> Any:
-    import keras
-
-    return keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress((batch + 1) / batches))
 
 
 def _reset_peak_memory() -> None:

@@ -15,7 +15,8 @@ def train(config: RunConfig) -> int:
     accuracy = 100 * finished.result.epochs[-1].validation_accuracy
     judged = "test" if config.data.validation == "test" else "validation"
     print(f"{judged} accuracy {accuracy:.2f} % after {len(finished.result.epochs)} epochs, ", end="")
-    print(f"{finished.result.training_seconds:.0f} s, {finished.result.parameters:,} parameters")
+    seconds, parameters = finished.result.training_seconds, finished.result.parameters
+    print(f"{seconds:.0f} s, {parameters:,} parameters, engine {finished.result.engine}")
     print(f"recorded as run {finished.run_id}; next: make ui, and compare it with other runs")
     return 0
 
