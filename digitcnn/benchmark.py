@@ -18,15 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
-from digitcnn import architecture, environment, runs, sweep, tracking
+from digitcnn import environment, sweep, tracking
 from digitcnn.config import Count, RunConfig, SweepConfig, load
-from digitcnn.engines import engine_for
 from digitcnn.errors import MachineError
-from digitcnn.model import build_model
 from digitcnn.space import Space
+from digitcnn.timing import Timing, flops_per_image
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import Job, Outcome, Pool
 
@@ -35,7 +33,6 @@ _GRID_BATCH_SIZES = (32, 125, 250, 500, 1000)
 _GRID_FILTERS = ((16, 32), (32, 64), (64, 128))
 # Images of an epoch at each point of row f: long enough for 5 batches of 1,000.
 _GRID_IMAGES = 5000
-_SGEMM_SIZE = 1536
 _STUDY_TRIALS, _STUDY_EPOCHS = 8, 2
 
 
@@ -79,73 +76,6 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-class Timing:
-    """A trainer that times instead of recording. Its job's tag `task` says what is timed in a warm process.
-
-    `keras` is Keras's own fit as its documentation shows it: float images, its own shuffling, no callbacks.
-    """
-
-    def prepare(self, threads: int) -> None:
-        self.fits: dict[str, Callable[[], None]] = {}
-        environment.import_keras(threads)
-
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        if job.tags["task"] == "sgemm":
-            return Outcome("completed", 0, {"rate": _sgemm_gflops()})
-        images = int(job.tags["images"])
-        key = f"{job.tags['task']} {job.config.model_dump_json()} {images}"
-        if key not in self.fits:
-            self.fits.clear()
-            self.fits[key] = _fit(job.config, job.tags["task"], images)
-            self.fits[key]()
-        began = time.perf_counter()
-        self.fits[key]()
-        return Outcome("completed", 0, {"rate": images / (time.perf_counter() - began)})
-
-
-def _fit(config: RunConfig, task: str, images: int) -> Callable[[], None]:
-    """One epoch of training on the first images of the data, as a function that can be called again and again."""
-    splits = runs.check(config)
-    height, width = splits.image_shape
-    model = build_model(config.model, height, width, splits.classes, config.training.seed)
-    batch_size = config.training.batch_size
-    if task == "keras":
-        import keras
-
-        # As the article has it: scaled beforehand to floats with a channel.
-        model = keras.Sequential(
-            [
-                keras.Input((height, width, 1)),
-                *[layer for layer in model.layers if layer.name not in ("scale", "channel")],
-            ]
-        )
-        x = splits.train.images[:images, ..., None].astype("float32") / 255
-        y = splits.train.labels[:images]
-        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-        return lambda: model.fit(x, y, batch_size=batch_size, verbose=0) and None
-    engine = engine_for(model, splits.train, config.training)
-    order = np.random.default_rng(0).permutation(images)
-
-    def epoch() -> None:
-        engine.train_epoch(order, None)
-
-    return epoch
-
-
-def _sgemm_gflops() -> float:
-    """Float32 matrix products of TensorFlow in this process, GFLOP/s, over about half a second."""
-    import tensorflow as tf
-
-    left = tf.random.normal((_SGEMM_SIZE, _SGEMM_SIZE), seed=0)
-    tf.matmul(left, left)
-    products, began = 0, time.perf_counter()
-    while time.perf_counter() - began < 0.5:
-        result = tf.matmul(left, left)
-        result.numpy()
-        products += 1
-    return 2 * _SGEMM_SIZE**3 * products / (time.perf_counter() - began) / 1e9
-
-
 def measure(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
     """Measures the rows that the config names, in their order."""
     measured: list[Measurement] = []
@@ -187,12 +117,6 @@ def _run(config: BenchmarkConfig, **training: Any) -> RunConfig:
     """The run that is timed: the benchmark's data, model and training with other values."""
     base = RunConfig(data=config.data, model=config.model, training=config.training, tracking=config.tracking)
     return base.replace({f"training.{key}": value for key, value in training.items()})
-
-
-def flops_per_image(config: RunConfig) -> float:
-    """Floating-point operations of training on one image by direct convolution: forward, and twice that backward."""
-    splits = runs.check(config)
-    return 6.0 * architecture.multiplications(config.model, *splits.image_shape, splits.classes)
 
 
 def _epochs(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
@@ -354,11 +278,8 @@ def _small_study(config: BenchmarkConfig, folder: Path, trials: int, epochs: int
     tree = config.model_dump(exclude={"rows", "rounds", "images", "trials"})
     tree["tracking"] = {"root": str(folder)}
     tree["training"]["epochs"] = epochs
-    space = (
-        {"training": {"batch_size": {"low": 1, "high": 1_000_000}}}
-        if epochs == 0
-        else {"training": {"seed": {"low": 0, "high": 2**31}}}
-    )
+    # The seed changes nothing that is measured here, and makes every trial another one.
+    space = {"training": {"seed": {"low": 0, "high": 2**31}}}
     study = {
         "name": "benchmark",
         "objective": "validation_accuracy",

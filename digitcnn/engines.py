@@ -50,9 +50,9 @@ def engine_for(model: keras.Model, examples: Examples, config: TrainingConfig) -
     """
     if config.engine == "keras":
         return KerasEngine(model, examples, config)
-    from digitcnn import compiled
+    from digitcnn.plan import unsupported
 
-    reason = compiled.unsupported(model)
+    reason = unsupported(model)
     if reason is None:
         return CompiledEngine(model, examples, config)
     if config.engine == "compiled":

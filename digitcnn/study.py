@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import random
 import threading
@@ -13,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
 from optuna.study import Study as Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial as FrozenTrial
@@ -29,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from digitcnn.config import RunConfig, StudyConfig
 from digitcnn.environment import without_credentials
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.samplers import PRUNABLE, pruner_of, sampler_of
 from digitcnn.space import Choices, Range, Scalar, Space, describe, grid
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -43,12 +40,6 @@ DIRECTIONS = {
     "cpu_seconds": "minimize",
     "training_seconds": "minimize",
     "parameters": "minimize",
-}
-# What is reported to the pruner after an epoch; the other objectives say nothing about how good a network will be.
-_PRUNABLE = {
-    "validation_accuracy": "validation_accuracy",
-    "best_validation_accuracy": "validation_accuracy",
-    "validation_loss": "validation_loss",
 }
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 # How long a write waits for another process that holds the SQLite file.
@@ -79,28 +70,6 @@ class Lost(Exception):
 
 class Failed(Exception):
     """The trial failed in a way that would happen again."""
-
-
-def check(config: StudyConfig, space: Space) -> None:
-    """Raises ConfigError for a sampler, pruner or objective that do not go together."""
-    if config.sampler == "grid":
-        grid(space)
-    if config.sampler == "gp" and importlib.util.find_spec("torch") is None:
-        raise ConfigError("study.sampler=gp: needs PyTorch; pip install 'digitcnn[gp]', or choose another sampler")
-    if config.sampler == "cmaes":
-        if len(config.objective) > 1:
-            raise ConfigError(
-                "study.sampler=cmaes: has one objective; use tpe, nsgaii, gp, qmc, random or grid for more"
-            )
-        if sum(isinstance(parameter, Range) for parameter in space.values()) < 2:
-            raise ConfigError(
-                "study.sampler=cmaes: needs at least two ranges in study.space; choices are drawn at random"
-            )
-    if config.pruner != "none":
-        if len(config.objective) > 1:
-            raise ConfigError(f"study.pruner={config.pruner}: must be none with more than one objective")
-        if config.objective[0] not in _PRUNABLE:
-            raise ConfigError(f"study.pruner={config.pruner}: must be none with study.objective={config.objective[0]}")
 
 
 def identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str, Any]:
@@ -169,8 +138,8 @@ def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig)
             study = _OneAtATime(config.name, storage)
             study.set_user_attr("identity", wanted)
             study.set_metric_names(list(config.objective))
-        study.sampler = _sampler(config, space, len(study.get_trials(deepcopy=False)))
-        study.pruner = _pruner(config, space, baseline)
+        study.sampler = sampler_of(config, len(study.get_trials(deepcopy=False)))
+        study.pruner = pruner_of(config, space, baseline)
         start = {name: baseline.parameters()[name] for name in space}
         study.enqueue_trial(start, user_attrs={"baseline": True}, skip_if_exists=True)
         if config.sampler == "grid":
@@ -205,45 +174,6 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
 
 
-def _sampler(config: StudyConfig, space: Space, trials: int) -> BaseSampler:
-    """The sampler, with a seed that goes on where a resumed study left off instead of drawing the same again."""
-    seed = int(np.random.SeedSequence([config.seed, trials]).generate_state(1)[0])
-    match config.sampler:
-        case "tpe":
-            sampler: BaseSampler = optuna.samplers.TPESampler(seed=seed)
-        case "random" | "grid":
-            sampler = optuna.samplers.RandomSampler(seed=seed)
-        case "qmc":
-            # The sequence itself is kept by the store, so its seed must stay.
-            sampler = optuna.samplers.QMCSampler(seed=config.seed, warn_asynchronous_seeding=False)
-        case "gp":
-            sampler = optuna.samplers.GPSampler(seed=seed)
-        case "cmaes":
-            sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-        case "nsgaii":
-            # Optuna's 50 would make the first generation the whole of a study of this size: five generations.
-            sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, config.trials // 5)))
-    # Optuna reseeds at random before every trial when threads share a sampler, so that study.seed would mean nothing.
-    # Threads of one process share one generator, which needs no reseeding.
-    sampler.reseed_rng = lambda: None  # type: ignore[method-assign]
-    return sampler
-
-
-def _pruner(config: StudyConfig, space: Space, baseline: RunConfig) -> BasePruner:
-    """The pruner. None prunes in the first epochs: there the number of updates, not the network, decides."""
-    epochs = space.get("training.epochs")
-    longest = int(max(epochs.extremes)) if epochs is not None else baseline.training.epochs
-    match config.pruner:
-        case "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
-        case "successive_halving":
-            return optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3)
-        case "hyperband":
-            return optuna.pruners.HyperbandPruner(min_resource=2, max_resource=max(longest, 2), reduction_factor=3)
-        case "none":
-            return optuna.pruners.NopPruner()
-
-
 def suggest(trial: Trial, space: Space) -> dict[str, Scalar]:
     """The trial's parameters by dotted name, drawn without another thread's draws between them."""
     with _drawing:
@@ -263,9 +193,9 @@ def _suggest(trial: Trial, name: str, parameter: Choices | Range) -> Scalar:
 
 def report(trial: Trial, objective: str, metrics: Mapping[str, float], epoch: int) -> bool:
     """Tells the pruner of an epoch and returns whether the trial is to end. Always False with several objectives."""
-    if len(trial.study.directions) > 1 or objective not in _PRUNABLE:
+    if len(trial.study.directions) > 1 or objective not in PRUNABLE:
         return False
-    trial.report(metrics[_PRUNABLE[objective]], epoch)
+    trial.report(metrics[PRUNABLE[objective]], epoch)
     return trial.should_prune()
 
 
@@ -281,9 +211,8 @@ def parameters_key(parameters: Mapping[str, Scalar]) -> str:
 
 def twin(study: Study, trial: Trial) -> FrozenTrial | None:
     """An earlier finished trial with the same parameters, if there is one: completed or pruned."""
-    key = parameters_key(trial.params)
     for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        if other.number != trial.number and parameters_key(other.params) == key:
+        if other.number != trial.number and other.params == trial.params:
             return other
     return None
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from digitcnn import architecture, report, runs, study, tracking
+from digitcnn import architecture, report, runs, samplers, study, tracking
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.space import Space, corners, parse_space
@@ -82,7 +82,7 @@ def plan(config: SweepConfig) -> Plan:
             architecture.check_fits(baseline.replace(point).model, height, width, splits.classes)
         except ConfigError as error:
             raise ConfigError(f"study.space: at {point}: {error}") from None
-    study.check(config.study, space)
+    samplers.check(config.study, space)
     workers = config.study.workers or len(core_shares(1)[0])
     url = config.study.storage or study.sqlite_url(config.tracking.folder / "optuna.db")
     existing = study.existing_study(url, config.study.name)

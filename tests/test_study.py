@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from digitcnn import study
+from digitcnn import samplers, study
 from digitcnn.config import SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.space import Space, parse_space
@@ -60,7 +60,7 @@ def test_every_sampler_begins_with_the_baseline_and_stops_at_the_total(
 def test_gp_without_pytorch_is_one_line(sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="study.sampler=gp: needs PyTorch; pip install 'digitcnn\\[gp\\]'"):
-        study.check(with_study(sweep_config, sampler="gp").study, _space(sweep_config))
+        samplers.check(with_study(sweep_config, sampler="gp").study, _space(sweep_config))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     config = with_study(sweep_config, **values)
     with pytest.raises(ConfigError) as caught:
-        study.check(config.study, _space(config))
+        samplers.check(config.study, _space(config))
     assert message in str(caught.value)
 
 
