@@ -89,7 +89,7 @@ def describe(plan: Plan, speed: Speed) -> list[str]:
     lines.append(f"space: {counted}; the baseline is trial 0")
     width = max(len(name) for name in plan.space)
     for name, parameter in plan.space.items():
-        inside = "" if _contains(parameter, baseline[name]) else ", off the grid"
+        inside = "" if parameter.contains(baseline[name]) else ", off the grid"
         lines.append(f"  {name:<{width}}  {parameter}; baseline {baseline[name]}{inside}")
     existing = study.existing_study(plan.url, config.study.name)
     finished = 0 if existing is None else study.finished(existing)
@@ -103,12 +103,6 @@ def describe(plan: Plan, speed: Speed) -> list[str]:
     megabytes = left * (4 * parameters + _BYTES_BESIDE_WEIGHTS) / 1e6
     lines.append(f"disk: about {megabytes:,.0f} MB for the models of {left} trials, if none is pruned")
     return lines
-
-
-def _contains(parameter: object, value: object) -> bool:
-    if isinstance(parameter, Range) and not parameter.is_finite:
-        return isinstance(value, int | float) and parameter.low <= value <= parameter.high
-    return value in getattr(parameter, "values", ())
 
 
 def _expected(plan: Plan, speed: Speed) -> tuple[float, float]:
@@ -136,6 +130,8 @@ def _draw(space: Space, generator: np.random.Generator) -> dict[str, Scalar]:
             value = generator.uniform(low, high)
             value = math.exp(value) if parameter.log else value
             point[name] = round(value) if parameter.is_integer else value
+        elif isinstance(parameter, Range):
+            point[name] = parameter.value(int(generator.integers(parameter.steps + 1)))
         else:
             point[name] = parameter.values[generator.integers(len(parameter.values))]
     return point

@@ -15,6 +15,7 @@ Scalar = bool | int | float | str
 _SEARCHED_GROUPS = ("model", "training")
 # Beyond this many corners of the space, only the all-low and all-high ones are tried: a check takes 0.1 ms each.
 _MOST_CORNERS = 4096
+_MOST_GRID_POINTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Choices:
     @property
     def size(self) -> float:
         return len(self.values)
+
+    def contains(self, value: Scalar) -> bool:
+        """Whether the value is one of the choices."""
+        return value in self.values
 
     def __str__(self) -> str:
         return "one of " + ", ".join(str(value) for value in self.values)
@@ -49,26 +54,40 @@ class Range:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
-    def extremes(self) -> tuple[int | float, int | float]:
-        """The lowest and the highest value: a range need not end on a step."""
-        return (self.low, self.values[-1] if self.is_finite else self.high)
-
-    @property
     def is_finite(self) -> bool:
         return self.step is not None
 
     @property
+    def steps(self) -> int:
+        """How many steps lead from the lowest to the highest value of a finite range."""
+        if self.step is None:
+            raise ValueError("a continuous range has no steps")
+        # 1e-9: a float step such as 0.1 must reach its end in spite of rounding.
+        return math.floor((self.high - self.low) / self.step + 1e-9)
+
+    def value(self, step: int) -> int | float:
+        """The value after some steps of a finite range."""
+        return self.low + step * (self.step or 0)
+
+    @property
+    def extremes(self) -> tuple[int | float, int | float]:
+        """The lowest and the highest value: a range need not end on a step."""
+        return (self.low, self.value(self.steps) if self.is_finite else self.high)
+
+    @property
     def values(self) -> tuple[int | float, ...]:
         """Every value of a finite range, in ascending order."""
-        if self.step is None:
-            raise ValueError("a continuous range has no list of values")
-        # 1e-9: a float step such as 0.1 must reach its end in spite of rounding.
-        steps = math.floor((self.high - self.low) / self.step + 1e-9)
-        return tuple(self.low + index * self.step for index in range(steps + 1))
+        return tuple(self.value(step) for step in range(self.steps + 1))
 
     @property
     def size(self) -> float:
-        return len(self.values) if self.is_finite else math.inf
+        return self.steps + 1 if self.is_finite else math.inf
+
+    def contains(self, value: Scalar) -> bool:
+        """Whether the value is one that the range reaches."""
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        return self.step is None or value == self.value(round((value - self.low) / self.step))
 
     def __str__(self) -> str:
         step = f", step {self.step}" if self.step not in (None, 1) else ""
@@ -99,14 +118,15 @@ def parse_space(tree: Mapping[str, Any], baseline: RunConfig) -> Space:
 
 
 def grid(space: Space) -> list[dict[str, Scalar]]:
-    """Every point of a finite space. Raises ConfigError if the space is continuous."""
-    axes = []
+    """Every point of a finite space. Raises ConfigError if the space is continuous or too large to walk."""
     for name, parameter in space.items():
         if isinstance(parameter, Range) and not parameter.is_finite:
             raise ConfigError(
                 f"study.sampler=grid: study.space.{name} is continuous; give it a step or choices, or another sampler"
             )
-        axes.append(parameter.values)
+    if size(space) > _MOST_GRID_POINTS:
+        raise ConfigError(f"study.sampler=grid: the space has {size(space):,.0f} points; at most {_MOST_GRID_POINTS:,}")
+    axes = [parameter.values for parameter in space.values()]
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
 
 

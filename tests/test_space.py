@@ -47,6 +47,22 @@ def test_a_range_ends_at_its_last_step() -> None:
     assert size(learning_rate) == 5
 
 
+def test_a_huge_range_takes_no_memory() -> None:
+    space = parse({"training": {"seed": {"low": 0, "high": 2**32 - 1}}})
+    assert space["training.seed"].extremes == (0, 2**32 - 1)
+    assert size(space) == 2**32
+    assert space["training.seed"].contains(12345)
+    with pytest.raises(ConfigError, match="the space has 4,294,967,296 points; at most 100,000"):
+        grid(space)
+
+
+def test_a_range_knows_which_values_it_reaches() -> None:
+    steps = Range(16, 64, 8, False)
+    assert [value for value in range(100) if steps.contains(value)] == [16, 24, 32, 40, 48, 56, 64]
+    assert not steps.contains("16")
+    assert Range(0.1, 0.5, None, False).contains(0.3)
+
+
 def test_a_continuous_space_has_no_grid() -> None:
     space = parse({"training": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}})
     assert size(space) == float("inf")

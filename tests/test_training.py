@@ -143,7 +143,7 @@ from digitcnn.config import RunConfig, load
 from digitcnn.model import build_model
 from digitcnn.training import train
 config = load(RunConfig, {{"data": {{"path": {str(small_npz)!r}, "validation_size": 100}},
-    "training": {{"epochs": 1, "batch_size": 60, "threads": {threads}}}}})
+    "training": {{"epochs": 1, "batch_size": 60, "threads": {threads}, "engine": "keras"}}}})
 environment.import_keras({threads})
 splits = runs.check(config)
 model = build_model(config.model, 28, 28, 10, 0)
