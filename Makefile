@@ -6,7 +6,7 @@ PYTHON ?= python3
 OVERRIDES = $(foreach word,$(filter-out PYTHON=% PORT=%,$(MAKEOVERRIDES)),'$(word)')
 PORT ?= 5000
 
-.PHONY: help study train ui test lint lock
+.PHONY: help study train ui test lint lock .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -14,37 +14,38 @@ help: ## this list
 	@echo "KEY=VALUE after study or train overrides its config: make study study=quick study.trials=4"
 	@echo "What make cannot pass on (+KEY=VALUE, ~KEY): .venv/bin/python experiments/sweep.py ..."
 
-study: .venv ## search around the article's configuration; the same command again resumes
+study: .venv/complete ## search around the article's configuration; the same command again resumes
 	@.venv/bin/python experiments/sweep.py $(OVERRIDES)
 
-train: .venv ## one run with the article's configuration
+train: .venv/complete ## one run with the article's configuration
 	@.venv/bin/python experiments/train.py $(OVERRIDES)
 
-ui: .venv ## the MLflow UI of the records in mlruns/, on http://127.0.0.1:5000 (PORT=N for another)
+ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0.1:5000 (PORT=N for another)
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
 
-test: .venv lint ## all tests, after lint
+test: lint ## all tests, after lint
 	@.venv/bin/python -m pytest --numprocesses 2
 
-lint: .venv ## ruff, ruff format and mypy --strict
+lint: .venv/complete ## ruff, ruff format and mypy --strict
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check . && .venv/bin/mypy --no-error-summary
 
-lock: .venv ## writes requirements.lock anew from pyproject.toml
+lock: .venv/complete ## writes requirements.lock anew from pyproject.toml
 	@.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --quiet --upgrade --output-file requirements.lock
 
-# A failed installation leaves no .venv behind. Byte code is compiled here, on all cores: without it `import tensorflow`
-# takes 20 s instead of 8 s where Python is told not to write it.
-.venv: requirements.lock ## the environment alone; every other target makes it first
-	@echo "creating .venv from requirements.lock: about 3 minutes"
+.venv: .venv/complete ## the environment alone; every other target makes it first
+
+# The file says that everything is in the folder: an installation that was cut off is begun anew. Byte code is compiled
+# here, on all cores: without it `import tensorflow` takes 20 s instead of 8 s where Python is told not to write it.
+.venv/complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "error: $(PYTHON) is not Python 3.11 to 3.13; make PYTHON=python3.12 ..." >&2; exit 2; }
+	@echo "creating .venv from requirements.lock: about 3 minutes"
 	@rm -rf .venv
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile --require-hashes \
-	  --requirement requirements.lock \
-	  && .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile --no-deps \
-	  --no-build-isolation --editable . \
-	  || { rm -rf .venv; exit 1; }
+	  --requirement requirements.lock
+	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile --no-deps \
+	  --no-build-isolation --editable .
 	@.venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true
-	@touch .venv
+	@touch .venv/complete

@@ -181,7 +181,8 @@ class SweepScreen:
         with self.lock:
             self.best = best
             self.rows.pop(-1 if worker is None else worker, None)
-            if ending != "interrupted":
+            # A lost trial is repeated, so it does not count.
+            if not ending.startswith(("interrupted", "lost")):
                 self.bar.advance(self.task)
         reached = "" if value is None else f", {self.metric} {_number(value)}"
         self.note(f"trial {trial} {ending}{reached}; best {best or 'none yet'}")
@@ -259,7 +260,7 @@ def leaderboard(table: pd.DataFrame, parameters: Sequence[str], rows: int = 20) 
         console.print(f"... and {len(table) - rows} more")
 
 
-_HEADINGS = {"cpu_seconds_used": "CPU s", "run_id": "run", "validation_accuracy": "val. accuracy"}
+_HEADINGS = {"cpu_seconds": "CPU s", "run_id": "run", "validation_accuracy": "val. accuracy"}
 
 
 def _cell(column: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The two ways a command ends early with one line: a person's mistake, or a failing machine."""
+"""Why a command ends early, with one line: a person's mistake, a failing machine, or a loss that is no number."""
 
 
 class ConfigError(Exception):

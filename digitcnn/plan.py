@@ -27,7 +27,7 @@ def unsupported(model: keras.Model) -> str | None:
     return plan if isinstance(plan, str) else None
 
 
-def plan_of(model: keras.Model) -> Plan | str:  # noqa: PLR0911, PLR0912
+def plan_of(model: keras.Model) -> Plan | str:  # noqa: PLR0911
     """Read Rescaling, Reshape, Conv2D + MaxPooling2D, Flatten and Dense, or say what does not fit."""
     layers = keras.layers
     if keras.backend.backend() != "tensorflow":

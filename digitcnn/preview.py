@@ -16,11 +16,12 @@ from digitcnn.config import RunConfig
 from digitcnn.data import Examples
 from digitcnn.display import duration
 from digitcnn.engines import engine_for
+from digitcnn.errors import MachineError
 from digitcnn.model import build_model
 from digitcnn.space import Range, Scalar, Space, size
 from digitcnn.sweep import Plan
 from digitcnn.training import Decision, EpochMetrics, samples_per_epoch
-from digitcnn.workers import Job, Outcome, Pool
+from digitcnn.workers import Job, Outcome, Pool, RunFailed, WorkerDied
 
 # Images that are trained on and judged, once to trace the network and once to be timed.
 _TIMED_IMAGES = 1000
@@ -74,6 +75,8 @@ def measure(plan: Plan) -> Speed:
         job = Job(plan.baseline, {}, "")
         with ThreadPoolExecutor(plan.workers) as threads:
             outcomes = list(threads.map(lambda w: w.run(job, lambda _: "stop", threading.Event()), pool.workers))
+    except (WorkerDied, RunFailed) as error:
+        raise MachineError(f"the calibration failed: {error}") from None
     finally:
         pool.close()
     return Speed(*(min(outcome.summary[key] for outcome in outcomes) for key in ("training", "validation")))

@@ -21,7 +21,7 @@ _STATES = {
 
 
 def leaderboard(study: optuna.Study) -> pd.DataFrame:
-    """A row per trial that has begun: rank, trial, parameters, objectives, epochs, CPU seconds, state, run id, note.
+    """A row per trial that has begun: rank, parameters, objectives, accuracy, cost, epochs, state, run id, note.
 
     Completed trials are ranked by the objective; with several objectives the rank is the number of the Pareto
     front. Pruned trials follow in the order of what they had reached when they were ended, without a rank.
@@ -47,9 +47,9 @@ def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str
         "rank": rank,
         "trial": trial.number,
         **parameters_of(trial),
+        **{name: attributes.get(name) for name in ("validation_accuracy", "cpu_seconds")},
         **dict(zip(names, values, strict=True)),
         "epochs_run": attributes.get("epochs_run"),
-        "cpu_seconds_used": attributes.get("cpu_seconds"),
         "state": _STATES[trial.state],
         "run_id": attributes.get("run_id"),
         "note": _note(attributes),
@@ -95,7 +95,7 @@ def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str
     if completed.empty:
         return "no trial has completed"
     name = objectives[0]
-    best = completed.sort_values(["rank", "trial"]).iloc[0]
+    best = completed.iloc[0]
     text = f"best: trial {best['trial']}, {name} {best[name]:.4f}"
     baseline = completed[completed["note"].str.startswith("baseline")]
     if baseline.empty:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from digitcnn import architecture, data, environment, tracking
 from digitcnn.config import DataConfig, RunConfig
+from digitcnn.errors import ConfigError
 from digitcnn.model import build_model
-from digitcnn.training import Decision, EpochMetrics, TrainingResult, train
+from digitcnn.training import Decision, EpochMetrics, TrainingResult, samples_per_epoch, train
+
+# An epoch's order of images is held in memory: 8 bytes each.
+_MOST_SAMPLES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ def check(config: RunConfig) -> data.Splits:
     splits = _load_once(config.data)
     height, width = splits.image_shape
     architecture.check_fits(config.model, height, width, splits.classes)
+    samples = samples_per_epoch(config.training, len(splits.train))
+    if samples > _MOST_SAMPLES:
+        raise ConfigError(f"training.steps_per_epoch: makes epochs of {samples:,} images; at most {_MOST_SAMPLES:,}")
     return splits
 
 

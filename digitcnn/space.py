@@ -16,6 +16,7 @@ _SEARCHED_GROUPS = ("model", "training")
 # Beyond this many corners of the space, only the all-low and all-high ones are tried: a check takes 0.1 ms each.
 _MOST_CORNERS = 4096
 _MOST_GRID_POINTS = 100_000
+_MOST_STEPS = 10_000_000_000
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and not set(value) & {"choices", "low", "high", "step", "log"}:
+        if isinstance(value, Mapping) and value and not set(value) & {"choices", "low", "high", "step", "log"}:
             leaves += _leaves(value, f"{name}.")
         else:
             leaves.append((name, value))
@@ -179,6 +180,8 @@ def _parameter(name: str, description: Any, baseline_value: Any) -> Choices | Ra
     unknown = sorted(set(description) - {"choices", "low", "high", "step", "log"})
     if unknown:
         raise ConfigError(f"{key}.{unknown[0]}: unknown key; must be one of choices, low, high, step, log")
+    if not description:
+        raise ConfigError(f"{key}={{}}: is empty; give choices or low and high")
     given = {part: value for part, value in description.items() if value is not None}
     if "choices" in given:
         if len(given) > 1:
@@ -225,6 +228,8 @@ def _range(key: str, given: Mapping[str, Any], baseline_value: Any) -> Range:
         raise ConfigError(f"{key}: is not a number in the baseline ({baseline_value}); give choices")
     if step is not None and (step <= 0 or log):
         raise ConfigError(f"{key}.step={step}: must be above 0, and not be given with log")
+    if step is not None and (high - low) / step > _MOST_STEPS:
+        raise ConfigError(f"{key}.step={step}: gives more than {_MOST_STEPS:,} values")
     if log and low <= 0:
         raise ConfigError(f"{key}.low={low}: must be above 0 on a logarithmic scale")
     if all(isinstance(value, int) for value in (low, high)) and isinstance(baseline_value, int):

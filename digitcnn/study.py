@@ -1,4 +1,4 @@
-"""The Optuna study: its space, sampler and pruner, the baseline first, and resuming. The only importer of optuna."""
+"""The Optuna study: its trials, the baseline first, lost ones again, and resuming."""
 
 from __future__ import annotations
 
@@ -47,17 +47,25 @@ _LOCK_SECONDS = 60
 
 
 _drawing = threading.Lock()
+_requeueing = threading.Lock()
 
 
-class _OneAtATime(Study):
+class SharedStudy(Study):
     """A study whose threads get their trials one after the other.
 
     SQLite has no row locks, so that two threads asking at once can be given the same queued trial (optuna issue 4002).
+    `failure` is the first error that Optuna would not pass on: it looks at no thread that ends after the last began.
     """
 
+    failure: Exception | None = None
+
     def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> Trial:
-        with _drawing:
-            return super().ask(fixed_distributions)
+        try:
+            with _drawing:
+                return super().ask(fixed_distributions)
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
 
 
 class Pruned(optuna.TrialPruned):
@@ -94,14 +102,16 @@ def storage_errors(url: str) -> Iterator[None]:
         cause = without_credentials(str(error.__cause__ or error)).splitlines()[0]
         place = without_credentials(url)
         raise MachineError(f"the study's store {place} failed: {cause}; what had been recorded is safe") from None
+    except ImportError as error:
+        raise ConfigError(f"study.storage: needs a database driver: {str(error).splitlines()[0]}") from None
 
 
-def existing_study(url: str, name: str) -> Study | None:
+def existing_study(url: str, name: str) -> SharedStudy | None:
     """The study of that name in a store, or None; does not create an embedded store that is not there."""
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return None
     with storage_errors(url), contextlib.suppress(KeyError):
-        return _OneAtATime(name, _storage(url))
+        return SharedStudy(name, _storage(url))
     return None
 
 
@@ -124,7 +134,7 @@ def _named(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {"study.objective": identity["objective"], **space, **identity["baseline"]}
 
 
-def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig) -> Study:
+def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig) -> SharedStudy:
     """Creates the study, or resumes it, with trial 0 the baseline. Raises ConfigError if it is another study."""
     wanted = identity(config, space, baseline)
     study = existing_study(url, config.name)
@@ -135,7 +145,7 @@ def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig)
             storage = _storage(url)
             directions = [StudyDirection[DIRECTIONS[objective].upper()] for objective in config.objective]
             optuna.create_study(study_name=config.name, storage=storage, directions=directions)
-            study = _OneAtATime(config.name, storage)
+            study = SharedStudy(config.name, storage)
             study.set_user_attr("identity", wanted)
             study.set_metric_names(list(config.objective))
         study.sampler = sampler_of(config, len(study.get_trials(deepcopy=False)))
@@ -199,6 +209,17 @@ def report(trial: Trial, objective: str, metrics: Mapping[str, float], epoch: in
     return trial.should_prune()
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A trial that has a result, as another with the same parameters needs it; no values if it was pruned."""
+
+    number: int
+    run_id: str
+    values: list[float] | None
+    attributes: dict[str, Any]
+    reports: dict[int, float]
+
+
 def parameters_of(trial: FrozenTrial) -> dict[str, Scalar]:
     """The parameters a trial has, or was queued with."""
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
@@ -209,17 +230,21 @@ def parameters_key(parameters: Mapping[str, Scalar]) -> str:
     return json.dumps(dict(sorted(parameters.items())))
 
 
-def twin(study: Study, trial: Trial) -> FrozenTrial | None:
+def ended(trial: Trial, values: list[float] | None) -> Ended:
+    """What another trial needs of this one, which has its result but has not been told to the study."""
+    recorded = trial.study.get_trials(deepcopy=False)[trial.number]
+    attributes = dict(recorded.user_attrs)
+    return Ended(trial.number, str(attributes["run_id"]), values, attributes, recorded.intermediate_values)
+
+
+def twin(study: Study, trial: Trial) -> Ended | None:
     """An earlier finished trial with the same parameters, if there is one: completed or pruned."""
     for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
         if other.number != trial.number and other.params == trial.params:
-            return other
+            values = None if other.state == TrialState.PRUNED else list(other.values)
+            run_id = str(other.user_attrs["run_id"])
+            return Ended(other.number, run_id, values, other.user_attrs, other.intermediate_values)
     return None
-
-
-def was_pruned(trial: FrozenTrial) -> bool:
-    """Whether the pruner ended this trial."""
-    return trial.state == TrialState.PRUNED
 
 
 def recover(study: Study) -> list[FrozenTrial]:
@@ -236,6 +261,12 @@ def recover(study: Study) -> list[FrozenTrial]:
 
 def requeue_lost(study: Study, retries: int) -> None:
     """Queues every lost trial's parameters again, unless that was done or its worker has died too often on them."""
+    # Threads whose trials are lost at the same time must not queue each other's.
+    with _requeueing:
+        _requeue_lost(study, retries)
+
+
+def _requeue_lost(study: Study, retries: int) -> None:
     trials = study.get_trials(deepcopy=False)
     repeated = {trial.user_attrs.get("repeats") for trial in trials}
     for trial in trials:
@@ -272,7 +303,7 @@ class Limits:
 
 
 def optimize(
-    study: Study,
+    study: SharedStudy,
     objective: Callable[[Trial], list[float]],
     limits: Limits,
     workers: int,
@@ -290,7 +321,15 @@ def optimize(
             trial.set_user_attr("lost", "interrupted")
             trial.study.stop()
             raise Lost("interrupted")
-        return objective(trial)
+        try:
+            return objective(trial)
+        except (Pruned, Lost, Failed):
+            raise
+        except Exception as error:
+            study.failure = study.failure or error
+            stop.set()
+            trial.set_user_attr("lost", f"{type(error).__name__}")
+            raise Lost from error
 
     def after(study: Study, trial: FrozenTrial) -> None:
         if "lost" in trial.user_attrs:
@@ -312,6 +351,8 @@ def optimize(
             catch=(Lost, Failed),
             callbacks=[after],
         )
+        if study.failure is not None:
+            raise study.failure
 
 
 def best(study: Study) -> FrozenTrial | None:

@@ -22,7 +22,17 @@ from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.space import Space, corners, parse_space
 from digitcnn.training import Decision, EpochMetrics
-from digitcnn.workers import Job, Outcome, Pool, RecordedTraining, RunFailed, Trainer, WorkerDied, core_shares
+from digitcnn.workers import (
+    Job,
+    Outcome,
+    Pool,
+    RecordedTraining,
+    RunDiverged,
+    RunFailed,
+    Trainer,
+    WorkerDied,
+    core_shares,
+)
 
 # So many different trials failing one after the other for the same cause mean that the cause is not in the trials.
 _MOST_SAME_FAILURES = 3
@@ -83,18 +93,22 @@ def plan(config: SweepConfig) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"study.space: at {point}: {error}") from None
     samplers.check(config.study, space)
-    workers = config.study.workers or len(core_shares(1)[0])
+    if config.data.validation == "test":
+        raise ConfigError("data.validation=test: a search must not see the test set; use holdout")
     url = config.study.storage or study.sqlite_url(config.tracking.folder / "optuna.db")
     existing = study.existing_study(url, config.study.name)
     if existing is not None:
         study.refuse_another(existing, study.identity(config.study, space, baseline))
+    total = study.total_trials(config.study, space, baseline)
+    missing = total - (0 if existing is None else study.finished(existing))
+    workers = min(config.study.workers or len(core_shares(1)[0]), max(missing, 1))
     return Plan(
         config=config,
         space=space,
         url=url,
-        total=study.total_trials(config.study, space, baseline),
+        total=total,
         workers=workers,
-        threads=baseline.training.threads or len(core_shares(workers)[0]),
+        threads=baseline.training.threads or len(core_shares(workers)[-1]),
     )
 
 
@@ -109,7 +123,7 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
         try:
             store = tracking.open_store(config.tracking)
             opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
-            with study.storage_errors(plan.url):
+            with study.storage_errors(plan.url), tracking.store_errors(config.tracking):
                 return _Sweep(plan, shown, pool, store, opened).work()
         finally:
             pool.close()
@@ -148,11 +162,12 @@ class _Sweep:
     shown: SweepDisplay
     pool: Pool
     store: tracking.Store
-    opened: study.Study
+    opened: study.SharedStudy
     parent: str = ""
     interrupted: signal.Signals | None = None
     abort: MachineError | None = None
     same_parameters: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    ended: dict[str, study.Ended] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def work(self) -> SweepResult:
@@ -171,8 +186,10 @@ class _Sweep:
                 )
             status = "KILLED" if self.interrupted else "FINISHED"
         finally:
-            path, table = self._write_leaderboard()
-            tracking.close_run(self.store, self.parent, "FAILED" if self.abort else status)
+            try:
+                path, table = self._write_leaderboard()
+            finally:
+                tracking.close_run(self.store, self.parent, "FAILED" if self.abort else status)
         if self.abort is not None:
             raise self.abort
         finished = study.finished(self.opened)
@@ -185,6 +202,9 @@ class _Sweep:
             run_id = trial.user_attrs.get("run_id")
             if run_id is not None:
                 tracking.close_run(self.store, run_id, "KILLED", "its sweep ended")
+        # A run whose sweep was killed before its trial knew of it.
+        for run_id in tracking.running_trials(self.store, self.plan.config.study.name):
+            tracking.close_run(self.store, run_id, "KILLED", "its sweep ended")
         if stale:
             numbers = ", ".join(str(trial.number) for trial in stale)
             self.shown.note(f"trials {numbers} had been cut off; their parameters are queued again")
@@ -221,15 +241,20 @@ class _Sweep:
 
     def _objective(self, trial: study.Trial) -> list[float]:
         parameters = study.suggest(trial, self.plan.space)
-        with self.same_parameters[study.parameters_key(parameters)]:
+        key = study.parameters_key(parameters)
+        with self.same_parameters[key]:
+            if self.pool.stop.is_set():
+                trial.set_user_attr("lost", "interrupted")
+                raise study.Lost("interrupted")
             config = self.plan.baseline.replace(parameters)
             name = f"{self.plan.config.study.name}-{trial.number}"
             tags = {"study": self.plan.config.study.name, "trial": str(trial.number)}
             run_id = tracking.create_run(self.store, config, name, tags, self.parent)
             trial.set_user_attr("run_id", run_id)
-            twin = study.twin(self.opened, trial)
+            # One that ended just now is known here before it is told to the study.
+            twin = self.ended.get(key) or study.twin(self.opened, trial)
             if twin is not None:
-                return self._reuse(trial, twin, run_id)
+                return self._reuse(trial, twin)
             with self.pool.worker() as (index, worker):
                 self.shown.trial_began(index, trial.number, parameters, config.training.epochs)
                 objective = self.plan.config.study.objective[0]
@@ -242,18 +267,21 @@ class _Sweep:
                     outcome = worker.run(Job(config, tags, run_id), on_epoch, self.pool.stop)
                 except (WorkerDied, RunFailed, MachineError) as error:
                     raise self._failed(trial, index, run_id, error) from None
-                return self._ended(trial, index, outcome)
+                return self._ended(trial, index, outcome, key)
 
-    def _ended(self, trial: study.Trial, index: int, outcome: Outcome) -> list[float]:
+    def _ended(self, trial: study.Trial, index: int, outcome: Outcome, key: str) -> list[float]:
         values = study.values(self.plan.config.study, outcome.summary)
         trial.set_user_attr("epochs_run", outcome.epochs)
-        trial.set_user_attr("cpu_seconds", outcome.summary["cpu_seconds"])
+        for name in ("validation_accuracy", "cpu_seconds"):
+            trial.set_user_attr(name, outcome.summary[name])
         self.failures.clear()
         if outcome.ending == "completed":
+            self.ended[key] = study.ended(trial, values)
             self._show_end(trial, index, "complete", values[0])
             return values
         trial.set_user_attr("reached", dict(zip(self.plan.config.study.objective, values, strict=True)))
         if outcome.ending == "pruned":
+            self.ended[key] = study.ended(trial, None)
             self._show_end(trial, index, "pruned", values[0])
             raise study.Pruned
         trial.set_user_attr("lost", "interrupted")
@@ -269,8 +297,8 @@ class _Sweep:
             self._show_end(trial, index, "interrupted", None)
             return study.Lost("interrupted")
         tracking.close_run(self.store, run_id, "FAILED", cause)
-        self._show_end(trial, index, f"failed: {cause}", None)
-        if not (isinstance(error, WorkerDied) and error.killed):
+        self._show_end(trial, index, f"{'failed' if isinstance(error, RunFailed) else 'lost'}: {cause}", None)
+        if not isinstance(error, RunDiverged) and not (isinstance(error, WorkerDied) and error.killed):
             self.failures.append(cause)
         if isinstance(error, MachineError):
             self._abort(error)
@@ -290,21 +318,20 @@ class _Sweep:
         self.abort = error
         self.pool.stop.set()
 
-    def _reuse(self, trial: study.Trial, twin: study.FrozenTrial, run_id: str) -> list[float]:
+    def _reuse(self, trial: study.Trial, twin: study.Ended) -> list[float]:
         """Gives a trial the recorded result of an earlier one with the same parameters."""
         trial.set_user_attr("same_as", twin.number)
-        for key in ("epochs_run", "cpu_seconds", "reached"):
-            if key in twin.user_attrs:
-                trial.set_user_attr(key, twin.user_attrs[key])
-        pruned = study.was_pruned(twin)
-        tracking.copy_run(self.store, twin.user_attrs["run_id"], run_id, "KILLED" if pruned else "FINISHED")
-        for epoch, value in twin.intermediate_values.items():
+        for key in ("epochs_run", "validation_accuracy", "cpu_seconds", "reached"):
+            if key in twin.attributes:
+                trial.set_user_attr(key, twin.attributes[key])
+        status: tracking.Status = "KILLED" if twin.values is None else "FINISHED"
+        tracking.copy_run(self.store, twin.run_id, trial.user_attrs["run_id"], status)
+        for epoch, value in twin.reports.items():
             trial.report(value, epoch)
-        self._show_end(trial, None, f"same as trial {twin.number}", None if pruned else twin.values[0])
-        if pruned:
+        self._show_end(trial, None, f"same as trial {twin.number}", None if twin.values is None else twin.values[0])
+        if twin.values is None:
             raise study.Pruned
-        values: list[float] = twin.values
-        return values
+        return twin.values
 
     def _show_end(self, trial: study.Trial, index: int | None, ending: str, value: float | None) -> None:
         best = study.best(self.opened)

@@ -50,15 +50,15 @@ def open_store(config: TrackingConfig) -> Store:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    place = environment.without_credentials(config.store_uri)
     try:
         if config.uri is None:
             config.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"the records folder {config.folder} cannot be used: {error.strerror or error}") from None
+    with store_errors(config):
         mlflow.set_tracking_uri(config.store_uri)
         client = MlflowClient(config.store_uri)
         experiment = client.get_experiment_by_name(config.experiment)
@@ -69,11 +69,20 @@ def open_store(config: TrackingConfig) -> Store:
         # Without its kind the UI shows the experiment as one of language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return Store(client, config.store_uri, client.create_experiment(config.experiment, location, tags))
-    except OSError as error:
-        raise MachineError(f"the records folder {config.folder} cannot be used: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def store_errors(config: TrackingConfig) -> Iterator[None]:
+    """Turns a failure of the MLflow store inside the body into a MachineError of one line."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
     except (MlflowException, SQLAlchemyError) as error:
+        place = environment.without_credentials(config.store_uri)
         cause = environment.without_credentials(str(error)).splitlines()[0]
-        raise MachineError(f"the MLflow store {place} cannot be used: {cause}") from None
+        raise MachineError(f"the MLflow store {place} failed: {cause}; what had been recorded is safe") from None
 
 
 def create_run(store: Store, config: RunConfig, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
@@ -106,6 +115,13 @@ def create_study_run(store: Store, config: SweepConfig) -> str:
     baseline = config.model_dump(exclude={"tracking": True, "preview": True, "study": {"storage"}})
     store.client.log_text(run_id, OmegaConf.to_yaml(baseline), "config.yaml")
     return run_id
+
+
+def running_trials(store: Store, study: str) -> list[str]:
+    """The ids of a study's child runs that are RUNNING."""
+    filters = f"attributes.status = 'RUNNING' and tags.study = '{study}'"
+    found = store.client.search_runs([store.experiment_id], filters, max_results=1000)
+    return [run.info.run_id for run in found if "trial" in run.data.tags]
 
 
 def reopen_run(store: Store, run_id: str) -> None:
@@ -225,13 +241,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def run(config: RunConfig, tags: Mapping[str, str], run_id: str | None = None) -> Iterator[Run]:
-    """Records what happens inside as one MLflow run: a new one, or one that was created for it.
-
-    Config and environment are recorded first. The run ends as what happened: FINISHED when the body ends and a
-    completed result was logged, KILLED when it was pruned, stopped or interrupted, FAILED when it raised.
-    """
-    store = open_store(config.tracking)
+def _recording(store: Store, config: RunConfig, tags: Mapping[str, str], run_id: str | None) -> Iterator[Run]:
     import mlflow
     from mlflow.entities import RunTag
 
@@ -256,3 +266,16 @@ def run(config: RunConfig, tags: Mapping[str, str], run_id: str | None = None) -
         raise
     finally:
         mlflow.end_run(status)
+
+
+@contextlib.contextmanager
+def run(config: RunConfig, tags: Mapping[str, str], run_id: str | None = None) -> Iterator[Run]:
+    """Records what happens inside as one MLflow run: a new one, or one that was created for it.
+
+    Config and environment are recorded first. The run ends as what happened: FINISHED when the body ends and a
+    completed result was logged, KILLED when it was pruned, stopped or interrupted, FAILED when it raised. Raises
+    MachineError if the store fails.
+    """
+    store = open_store(config.tracking)
+    with store_errors(config.tracking), _recording(store, config, tags, run_id) as current:
+        yield current

@@ -109,8 +109,8 @@ def epoch_orders(config: TrainingConfig, examples: int) -> Iterator[NDArray[np.i
     samples = samples_per_epoch(config, examples)
     stream = np.empty(0, dtype=np.int64)
     for _ in range(config.epochs):
-        while len(stream) < samples:
-            stream = np.concatenate([stream, generator.permutation(examples)])
+        passes = math.ceil((samples - len(stream)) / examples)
+        stream = np.concatenate([stream, *(generator.permutation(examples) for _ in range(passes))])
         yield stream[:samples]
         stream = stream[samples:]
 
@@ -142,7 +142,8 @@ def train(
         loss, accuracy, predictions = engine.evaluate(splits.validation)
         samples_seen += len(order)
         if not math.isfinite(train_loss) or not math.isfinite(loss):
-            raise TrainingDiverged(f"the loss became {train_loss} in epoch {epoch}")
+            bad = loss if math.isfinite(train_loss) else train_loss
+            raise TrainingDiverged(f"the loss became {bad} in epoch {epoch}")
         metrics = EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,

@@ -74,7 +74,14 @@ class WorkerDied(Exception):
 
 
 class RunFailed(Exception):
-    """The run itself failed in a way that would happen again, such as a loss that became NaN."""
+    """The run itself failed in a way that would happen again."""
+
+
+class RunDiverged(RunFailed):
+    """The run's loss became NaN or infinite: its parameters are to blame, not the machine."""
+
+
+_FAILURES: dict[str, type[Exception]] = {"failed": RunFailed, "diverged": RunDiverged, "machine": MachineError}
 
 
 class Worker:
@@ -91,7 +98,10 @@ class Worker:
         self.process = context.Process(
             target=_serve, args=(theirs, self.trainer, self.cores, self.threads), name="digitcnn-worker", daemon=True
         )
+        # Ctrl-C is blocked in the child from its first instant on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.memory_mb = []
 
@@ -105,30 +115,51 @@ class Worker:
             self.close()
             self._start()
         try:
-            self.connection.send(job)
-            while True:
-                kind, content = self._receive(stop)
-                if kind == "epoch":
-                    decision = on_epoch(content)
-                    self.connection.send("stop" if stop.is_set() else decision)
-                elif kind == "finished":
-                    outcome, memory_mb = content
-                    self.memory_mb.append(memory_mb)
-                    return outcome  # type: ignore[no-any-return]
-                else:
-                    raise {"failed": RunFailed, "machine": MachineError}[kind](content)
-        except (EOFError, OSError) as error:
-            self.process.join(_GRACE_SECONDS)
-            raise WorkerDied(self.process.exitcode) from error
+            return self._converse(job, on_epoch, stop)
+        except (RunFailed, MachineError):
+            raise
+        except BaseException:
+            # The process may be in the middle of its run: it must not take the next job for an answer.
+            self.process.kill()
+            self.process.join()
+            raise
+
+    def _converse(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision], stop: threading.Event) -> Outcome:
+        self._send(job)
+        while True:
+            kind, content = self._receive(stop)
+            if kind == "epoch":
+                decision = on_epoch(content)
+                self._send("stop" if stop.is_set() else decision)
+            elif kind == "finished":
+                outcome: Outcome
+                outcome, memory_mb = content
+                self.memory_mb.append(memory_mb)
+                return outcome
+            else:
+                raise _FAILURES[kind](content)
+
+    def _send(self, message: Job | Decision) -> None:
+        try:
+            self.connection.send(message)
+        except OSError as error:
+            raise self._death() from error
 
     def _receive(self, stop: threading.Event) -> Any:
         deadline: float | None = None
-        while not self.connection.poll(0.1):
-            if stop.is_set():
-                deadline = deadline or time.monotonic() + _GRACE_SECONDS
-                if time.monotonic() > deadline:
-                    self.process.kill()
-        return self.connection.recv()
+        try:
+            while not self.connection.poll(0.1):
+                if stop.is_set():
+                    deadline = deadline or time.monotonic() + _GRACE_SECONDS
+                    if time.monotonic() > deadline:
+                        self.process.kill()
+            return self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._death() from error
+
+    def _death(self) -> WorkerDied:
+        self.process.join(_GRACE_SECONDS)
+        return WorkerDied(self.process.exitcode)
 
     def _has_grown(self) -> bool:
         return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + _MOST_GROWTH_MB
@@ -153,7 +184,7 @@ class Pool:
     def __init__(self, trainer: Trainer, workers: int, threads: int | None) -> None:
         shares = core_shares(workers)
         self.stop = threading.Event()
-        self.workers = [Worker(trainer, share, threads or len(share)) for share in shares]
+        self.workers = [Worker(trainer, share, threads or len(shares[-1])) for share in shares]
         self._idle: queue.Queue[int] = queue.Queue()
         for index in range(workers):
             self._idle.put(index)
@@ -207,7 +238,9 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
             owner.send(("machine", str(error)))
         except OSError as error:
             owner.send(("machine", f"{error}; what had been recorded is safe"))
-        except (TrainingDiverged, ConfigError) as error:
+        except TrainingDiverged as error:
+            owner.send(("diverged", str(error)))
+        except ConfigError as error:
             owner.send(("failed", str(error)))
         except Exception as error:
             owner.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))

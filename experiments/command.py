@@ -31,7 +31,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 def main(name: str, kind: type[AnyConfig], task: Callable[[AnyConfig], int]) -> NoReturn:
     """Composes conf/NAME.yaml with the command line's overrides, does the task with it and exits with its status.
 
-    A person's mistake exits with 2, a failing machine with 1, Ctrl-C with 130, SIGTERM with 143; each with one line.
+    A person's mistake exits with 2 and a failing machine with 1, each with one line; Ctrl-C with 130, SIGTERM with 143.
     """
     everything = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra would print its own many lines and exit with 1; this makes it raise instead.
@@ -99,7 +99,7 @@ def _with_arguments(
 def _exit(error: Exception, kind: type[Config]) -> NoReturn:
     if isinstance(error, HydraException | OmegaConfBaseException):
         line, status = _hydra_line(error, kind), 2
-    elif isinstance(error, ConfigError | ValueError):
+    elif isinstance(error, ConfigError):
         line, status = str(error), 2
     elif isinstance(error, OSError):
         line, status = f"the machine failed: {error}; what had been recorded is safe", 1
@@ -128,6 +128,9 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     """The composed config as plain values, with `tracking.root` below the repository and `data.path` absolute."""
     tree: Any = OmegaConf.to_container(composed, resolve=True)
     tree.pop("experiment", None)
+    missing = [group for group in ("data", "model", "training", "tracking") if not isinstance(tree.get(group), dict)]
+    if missing:
+        raise ConfigError(f"{missing[0]}: missing; every command needs this group of conf/")
     root, path = tree["tracking"].get("root"), tree["data"].get("path")
     if isinstance(root, str):
         tree["tracking"]["root"] = str(REPOSITORY / Path(root).expanduser())
