@@ -216,7 +216,7 @@ class _Sweep:
             parent = tracking.create_study_run(self.store, config)
             self.opened.set_user_attr("parent_run_id", parent)
         else:
-            tracking.reopen_run(self.store, parent)
+            tracking.reopen_study_run(self.store, str(parent), config)
         return str(parent)
 
     @contextlib.contextmanager

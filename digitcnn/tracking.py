@@ -108,7 +108,7 @@ def create_study_run(store: Store, config: SweepConfig) -> str:
     """Creates the parent run of a study, with the study's config as parameters, and returns its id."""
     from mlflow.entities import Param
 
-    tags = _source() | {"study": config.study.name}
+    tags = _source() | _study_tags(config)
     run_id: str = store.client.create_run(store.experiment_id, tags=tags, run_name=config.study.name).info.run_id
     values = flatten({"study": config.study.model_dump(exclude={"storage"})})
     store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in values.items()])
@@ -124,9 +124,19 @@ def running_trials(store: Store, study: str) -> list[str]:
     return [run.info.run_id for run in found if "trial" in run.data.tags]
 
 
-def reopen_run(store: Store, run_id: str) -> None:
-    """Sets a run that had ended to RUNNING again."""
+def reopen_study_run(store: Store, run_id: str, config: SweepConfig) -> None:
+    """Sets a study's run to RUNNING again, with what it is resumed with as tags: parameters cannot change."""
+    from mlflow.entities import RunTag
+
     store.client.update_run(run_id, status="RUNNING")
+    store.client.log_batch(run_id, tags=[RunTag(*tag) for tag in _study_tags(config).items()])
+
+
+def _study_tags(config: SweepConfig) -> dict[str, str]:
+    description = environment.describe(config.training.threads or environment.available_cores())
+    return {"study": config.study.name, "study.trials": str(config.study.trials)} | environment.flatten_tags(
+        description
+    )
 
 
 def log_study(store: Store, run_id: str, leaderboard: str, metrics: Mapping[str, float]) -> None:
@@ -198,7 +208,8 @@ class Run:
         self._log_metrics(result.summary(), len(result.epochs))
         self.store.client.set_tag(self.run_id, "weights_sha256", result.weights_sha256)
         self.store.client.set_tag(self.run_id, "engine", result.engine)
-        name = f"{self.config.model.name}, batch size {self.config.training.batch_size}"
+        judged = ", judged on the test set" if self.config.data.validation == "test" else ""
+        name = f"{self.config.model.name}, batch size {self.config.training.batch_size}{judged}"
         pictures = {
             "learning_curves.png": plots.learning_curves(result.epochs, name),
             "confusion_matrix.png": plots.confusion_matrix(result.confusion, f"{name}, after the last epoch"),

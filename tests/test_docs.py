@@ -30,6 +30,8 @@ def test_every_file_that_readme_names_is_there() -> None:
     )
     missing = [name for name in named if "://" not in name and not (REPOSITORY / name).exists()]
     assert missing == []
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (REPOSITORY / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_make_target_that_readme_names_is_there() -> None:

@@ -117,6 +117,7 @@ def test_a_sweep_records_the_same_in_both_stores(sweep_config: SweepConfig) -> N
     (parent,) = [run for run in runs if run.info.run_name == "small"]
     assert parent.info.status == "FINISHED"
     assert parent.data.params["study.sampler"] == "tpe"
+    assert parent.data.tags["version.optuna"] == optuna.__version__
     assert parent.data.metrics["best_trial.validation_accuracy"] == opened.best_value
     assert {"leaderboard.csv", "config.yaml"} <= {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert study.finished(opened) == 12
