@@ -26,9 +26,9 @@ from digitcnn.workers import Job, Outcome, Pool, RunFailed, WorkerDied
 # Images that are trained on and judged, once to trace the network and once to be timed.
 _TIMED_IMAGES = 1000
 _DRAWS = 500
-# Beyond its epochs a trial takes this long (s) for tracing the network, pictures, model and records: median of 10
-# trials of the quick study, two workers on two cores.
-_SECONDS_BESIDE_EPOCHS = 6.0
+# What a trial takes (s) beside training at full speed: 1.6 for pictures, model and records (median of 8 trials of the
+# quick study, two workers on two cores), and 3 for compiling its network (2 to 4 were measured).
+_SECONDS_BESIDE_EPOCHS = 4.6
 # A saved model beside its weights: MLflow's description and environment files.
 _BYTES_BESIDE_WEIGHTS = 40_000
 

@@ -134,9 +134,8 @@ def reopen_study_run(store: Store, run_id: str, config: SweepConfig) -> None:
 
 def _study_tags(config: SweepConfig) -> dict[str, str]:
     description = environment.describe(config.training.threads or environment.available_cores())
-    return {"study": config.study.name, "study.trials": str(config.study.trials)} | environment.flatten_tags(
-        description
-    )
+    tags = {"study": config.study.name, "study.trials": str(config.study.trials)}
+    return tags | environment.flatten_tags(description)
 
 
 def log_study(store: Store, run_id: str, leaderboard: str, metrics: Mapping[str, float]) -> None:
