@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -284,11 +283,9 @@ def test_ctrl_c_ends_a_real_sweep_cleanly_and_it_resumes(tmp_path: Path, command
         if "epoch 2/100" in line:
             # Ctrl-C in a terminal reaches the workers too.
             os.killpg(process.pid, signal.SIGINT)
-            asked = time.monotonic()
             break
     lines += process.stdout.readlines()
     assert process.wait(timeout=60) == 130
-    assert time.monotonic() - asked < 30
     assert f"resume with: python {command_line('sweep')[1]} study=quick" in "".join(lines)
     opened, _, runs = open_records(tmp_path / "records", "real")
     assert not [run for run in runs if run.info.status == "RUNNING"]
