@@ -21,7 +21,7 @@ train: .venv/complete ## one run with the article's configuration
 	@.venv/bin/python experiments/train.py $(OVERRIDES)
 
 ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0.1:5000 (PORT=N for another)
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 test: lint ## all tests, after lint
 	@.venv/bin/python -m pytest --numprocesses 2

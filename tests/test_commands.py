@@ -194,13 +194,22 @@ def test_the_other_ui_reads_the_same_study(command: Command, small_overrides: li
         ),
         (
             "mlflow",
-            ["ui", "--backend-store-uri", f"sqlite:///{tmp_path}/records/mlflow.db", "--port", str(port + 1)],
+            [
+                "ui",
+                "--backend-store-uri",
+                f"sqlite:///{tmp_path}/records/mlflow.db",
+                "--port",
+                str(port + 1),
+                "--workers",
+                "1",
+            ],
             f"http://127.0.0.1:{port + 1}/ajax-api/2.0/mlflow/experiments/search?max_results=10",
             "digitcnn",
         ),
     ):
         server = subprocess.Popen(
             [str(scripts / program), *arguments],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
