@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -138,6 +139,31 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
         tree["data"]["path"] = str(Path(path).expanduser().absolute())
     plain: dict[str, Any] = tree
     return plain
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[Callable[[], None]]:
+    """Holds back Ctrl-C and SIGTERM until the function it gives is called, at a point that is safe to end at.
+
+    An exception in the middle of a database's transaction could leave the records locked. A second signal ends at once.
+    """
+    pending: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if pending:
+            end()
+        pending.append(number)
+
+    def end() -> None:
+        if pending:
+            raise KeyboardInterrupt if pending[0] == signal.SIGINT else SystemExit(TERMINATED)
+
+    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,17 +1,28 @@
 """Trains one network and records it: `python experiments/train.py [KEY=VALUE ...]`."""
 
-from command import main
+from command import deferred_signals, main
 
 from digitcnn import display, runs
 from digitcnn.config import RunConfig
+from digitcnn.training import Decision, EpochMetrics
 
 
 def train(config: RunConfig) -> int:
     """One run, with its progress on the screen."""
     config = runs.with_threads(config)
     runs.check(config)
-    with display.training(config.training) as shown:
-        finished = runs.record_run(config, tags={}, on_epoch=shown.on_epoch, on_progress=shown.on_progress)
+    with display.training(config.training) as shown, deferred_signals() as end_if_asked:
+
+        def on_epoch(metrics: EpochMetrics) -> Decision:
+            decision = shown.on_epoch(metrics)
+            end_if_asked()
+            return decision
+
+        def on_progress(epoch: int, fraction: float) -> None:
+            shown.on_progress(epoch, fraction)
+            end_if_asked()
+
+        finished = runs.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress)
     accuracy = 100 * finished.result.epochs[-1].validation_accuracy
     judged = "test" if config.data.validation == "test" else "validation"
     print(f"{judged} accuracy {accuracy:.2f} % after {len(finished.result.epochs)} epochs, ", end="")

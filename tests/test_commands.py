@@ -131,8 +131,8 @@ def test_ctrl_c_and_sigterm_record_a_killed_run(small_overrides: list[str], tmp_
             if "epoch 2/" in line:
                 process.send_signal(number)
                 break
-        process.communicate(timeout=60)
-        assert process.returncode == status
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == status, errors
         client = MlflowClient(f"sqlite:///{root}/mlflow.db")
         (run,) = client.search_runs([client.get_experiment_by_name("digitcnn").experiment_id])  # type: ignore[union-attr]
         assert run.info.status == "KILLED"
