@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from omegaconf import OmegaConf
 
+from digitcnn.benchmark import BenchmarkConfig
 from digitcnn.config import RunConfig, SweepConfig, known_keys, load
 from digitcnn.space import parse_space
 from tests.conftest import REPOSITORY, command_line
@@ -57,7 +58,8 @@ def test_every_command_in_readme_composes(command: str) -> None:
     tree = OmegaConf.to_container(OmegaConf.create(ended.stdout))
     assert isinstance(tree, dict)
     tree.pop("experiment", None)
-    config = load(SweepConfig if "study" in tree else RunConfig, tree)  # type: ignore[arg-type, type-var]
+    kind = {"train": RunConfig, "sweep": SweepConfig, "benchmark": BenchmarkConfig}[name[1]]
+    config = load(kind, tree)  # type: ignore[arg-type]
     if isinstance(config, SweepConfig):
         assert parse_space(config.study.space, config.baseline)
 
