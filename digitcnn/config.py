@@ -71,11 +71,15 @@ class Config(BaseModel):
 
 
 class DataConfig(Config):
-    """Which images, and how they are split."""
+    """Which images, and how they are split.
+
+    `validation`: holdout judges every epoch by training images that were held out; test by the test set, as the
+    article did; test_once trains on all training images and reads the test set after the last epoch only.
+    """
 
     path: str = "mnist"
     train_size: Count | None = None
-    validation: Literal["holdout", "test"] = "holdout"
+    validation: Literal["holdout", "test", "test_once"] = "holdout"
     validation_size: Count = 10_000
     split_seed: Seed = 0
 

@@ -47,7 +47,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class Splits:
-    """What one run trains on and is judged by. `sha256` identifies the arrays that were read, before splitting."""
+    """What one run trains on and is judged by: after every epoch, or `judged_once` after the last.
+
+    `sha256` identifies the arrays that were read, before splitting.
+    """
 
     name: str
     path: str
@@ -55,6 +58,7 @@ class Splits:
     validation: Examples
     classes: int
     sha256: str
+    judged_once: bool = False
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -72,7 +76,7 @@ def load_splits(config: DataConfig) -> Splits:
     """
     digests: dict[str, str] = {}
     everything, classes = _read(config, "train", digests)
-    if config.validation == "test":
+    if config.validation != "holdout":
         validation, test_classes = _read(config, "test", digests)
         if validation.images.shape[1:] != everything.images.shape[1:] or test_classes > classes:
             raise ConfigError(f"data.path={config.path}: training and test images differ in size or classes")
@@ -93,7 +97,8 @@ def load_splits(config: DataConfig) -> Splits:
     combined = hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
     name = Path(config.path).name.removesuffix(".npz")
     path = str(_PACKAGED) if config.path == PACKAGED_NAME else config.path
-    return Splits(name, path, _take(everything, chosen), validation, classes, combined)
+    judged_once = config.validation == "test_once"
+    return Splits(name, path, _take(everything, chosen), validation, classes, combined, judged_once)
 
 
 def _bytes(array: NDArray[Any]) -> bytes:

@@ -48,6 +48,12 @@ def training(config: TrainingConfig) -> Iterator[TrainingDisplay]:
         yield shown
 
 
+def _validation(metrics: EpochMetrics) -> str:
+    if metrics.validation_loss is None or metrics.validation_accuracy is None:
+        return ""
+    return f"validation loss {metrics.validation_loss:.4f}, accuracy {100 * metrics.validation_accuracy:.2f} %; "
+
+
 class _TrainingLines:
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -56,8 +62,7 @@ class _TrainingLines:
         print(
             f"epoch {metrics.epoch}/{self.epochs}: "
             f"train loss {metrics.train_loss:.4f}, accuracy {100 * metrics.train_accuracy:.2f} %; "
-            f"validation loss {metrics.validation_loss:.4f}, accuracy {100 * metrics.validation_accuracy:.2f} %; "
-            f"{metrics.images_per_second:,.0f} images/s",
+            f"{_validation(metrics)}{metrics.images_per_second:,.0f} images/s",
             flush=True,
         )
         return "continue"
@@ -106,8 +111,8 @@ class _TrainingTable:
                 str(metrics.epoch),
                 f"{metrics.train_loss:.4f}",
                 f"{100 * metrics.train_accuracy:.2f} %",
-                f"{metrics.validation_loss:.4f}",
-                Text(f"{100 * metrics.validation_accuracy:.2f} %", style="bold"),
+                "" if metrics.validation_loss is None else f"{metrics.validation_loss:.4f}",
+                Text(_percent(metrics.validation_accuracy), style="bold"),
                 f"{metrics.images_per_second:,.0f}",
                 f"{metrics.epoch_seconds:.1f}",
             )
@@ -118,7 +123,7 @@ class _TrainingTable:
 class _Row:
     """What one worker is doing."""
 
-    trial: int
+    job: str
     parameters: str
     epochs: int
     epoch: int = 0
@@ -127,9 +132,13 @@ class _Row:
 
 
 class SweepScreen:
-    """A sweep in a terminal, live: overall bar, best so far, a row per worker. Elsewhere a line per event."""
+    """A sweep in a terminal, live: overall bar, best so far, a row per worker. Elsewhere a line per event.
 
-    def __init__(self) -> None:
+    `unit` is what the bar counts: the trials of a study, or the runs of its confirmation.
+    """
+
+    def __init__(self, unit: str = "trials") -> None:
+        self.unit = unit
         self.console = Console()
         self.live: Live | None = None
         self.rows: dict[int, _Row] = {}
@@ -138,7 +147,7 @@ class SweepScreen:
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=40),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} trials  {task.fields[left]}"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}  {task.fields[left]}"),
             auto_refresh=False,
         )
         self.started = time.monotonic()
@@ -148,35 +157,35 @@ class SweepScreen:
         """The sweep is about to work on its trials."""
         self.metric, self.workers, self.at_start, self.started = metric, workers, finished, time.monotonic()
         self.total = total
-        self.task = self.bar.add_task(name, total=total, completed=finished, left="")
+        self.task = self.bar.add_task(name, total=total, completed=finished, left="", unit=self.unit)
         resumed = f", {finished} recorded before" if finished else ""
-        self.note(f"study {name}: {total} trials{resumed}, {workers} workers")
+        self.note(f"study {name}: {total} {self.unit}{resumed}, {workers} workers")
         if self.console.is_terminal:
             self.live = Live(self, console=self.console, refresh_per_second=4)
             self.live.start()
 
-    def trial_began(self, worker: int, trial: int, parameters: dict[str, Any], epochs: int) -> None:
+    def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None:
         """A worker got a trial."""
         text = ", ".join(f"{name.partition('.')[2]} {_number(value)}" for name, value in parameters.items())
         with self.lock:
-            self.rows[worker] = _Row(trial, text, epochs)
-        self._line(f"trial {trial} began: {text}")
+            self.rows[worker] = _Row(_job(trial), text, epochs)
+        self._line(f"{_job(trial)} began: {text}")
 
-    def epoch(self, worker: int, trial: int, metrics: EpochMetrics) -> None:
+    def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None:
         """A trial ended an epoch."""
         with self.lock:
             row = self.rows[worker]
             row.epoch, row.accuracy, row.images_per_second = (
                 metrics.epoch,
-                metrics.validation_accuracy,
+                metrics.train_accuracy if metrics.validation_accuracy is None else metrics.validation_accuracy,
                 metrics.images_per_second,
             )
         self._line(
-            f"trial {trial} epoch {metrics.epoch}/{row.epochs}: validation accuracy "
-            f"{100 * metrics.validation_accuracy:.2f} %, {metrics.images_per_second:,.0f} images/s"
+            f"{_job(trial)} epoch {metrics.epoch}/{row.epochs}: {_accuracy(metrics)}, "
+            f"{metrics.images_per_second:,.0f} images/s"
         )
 
-    def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
+    def trial_ended(self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str) -> None:
         """A trial is over; with the best value of the study so far."""
         with self.lock:
             self.best = best
@@ -185,7 +194,7 @@ class SweepScreen:
             if not ending.startswith(("interrupted", "lost")):
                 self.bar.advance(self.task)
         reached = "" if value is None else f", {self.metric} {_number(value)}"
-        self.note(f"trial {trial} {ending}{reached}; best {best or 'none yet'}")
+        self.note(f"{_job(trial)} {ending}{reached}; best {best or 'none yet'}")
 
     def note(self, text: str) -> None:
         """Something that stays on the screen."""
@@ -204,7 +213,7 @@ class SweepScreen:
     def __rich__(self) -> Group:
         with self.lock:
             table = Table(box=None, padding=(0, 2, 0, 0))
-            for heading in ("worker", "trial", "parameters", "epoch", "val. accuracy", "images/s"):
+            for heading in ("worker", "job", "parameters", "epoch", "accuracy", "images/s"):
                 table.add_column(heading, justify="left" if heading == "parameters" else "right")
             for worker in range(self.workers):
                 row = self.rows.get(worker)
@@ -213,10 +222,10 @@ class SweepScreen:
                     continue
                 table.add_row(
                     str(worker),
-                    str(row.trial),
+                    row.job,
                     row.parameters,
                     f"{row.epoch}/{row.epochs}",
-                    "" if row.accuracy is None else f"{100 * row.accuracy:.2f} %",
+                    _percent(row.accuracy),
                     "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
                 )
             self.bar.update(self.task, left=self._time_left())
@@ -229,6 +238,21 @@ class SweepScreen:
         if done < 0.5:
             return ""
         return f"{duration((time.monotonic() - self.started) / done * (self.total - self.at_start - done))} left"
+
+
+def _job(trial: int | str) -> str:
+    """What a worker is doing, in words: a trial by its number, or a repetition by its name."""
+    return trial if isinstance(trial, str) else f"trial {trial}"
+
+
+def _accuracy(metrics: EpochMetrics) -> str:
+    if metrics.validation_accuracy is None:
+        return f"training accuracy {_percent(metrics.train_accuracy)}"
+    return f"validation accuracy {_percent(metrics.validation_accuracy)}"
+
+
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{100 * accuracy:.2f} %"
 
 
 def _number(value: object) -> str:

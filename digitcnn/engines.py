@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,9 +18,20 @@ if TYPE_CHECKING:
     import keras
 
 Progress = Callable[[float], None]
-Evaluation = tuple[float, float, NDArray[np.int64]]
 # Keras clips probabilities here before taking their logarithm (keras.backend.epsilon).
 _EPSILON = 1e-7
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model did on n examples: mean cross-entropy in nats, the fraction it had right, its predicted classes (n,)
+    and the probabilities (n,) that it gave them.
+    """
+
+    loss: float
+    accuracy: float
+    predictions: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
 
 
 class Engine(Protocol):
@@ -35,7 +47,7 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, examples: Examples) -> Evaluation:
-        """Mean loss and accuracy over some examples, and the predicted classes (n,)."""
+        """How the model does on some examples."""
         ...
 
     def finish(self) -> None:
@@ -124,7 +136,8 @@ def _judge(probabilities: NDArray[np.float32], examples: Examples) -> Evaluation
     likelihood = probabilities[np.arange(len(examples)), examples.labels].astype(np.float64)
     loss = -np.log(np.clip(likelihood, _EPSILON, 1 - _EPSILON)).mean()
     predictions = probabilities.argmax(axis=1)
-    return float(loss), float((predictions == examples.labels).mean()), predictions
+    accuracy = float((predictions == examples.labels).mean())
+    return Evaluation(float(loss), accuracy, predictions, probabilities.max(axis=1))
 
 
 def _progress_callback(progress: Progress, batches: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,38 +20,44 @@ _MOST_LABELLED_CLASSES = 20
 
 
 def learning_curves(epochs: tuple[EpochMetrics, ...], title: str) -> Figure:
-    """Loss and accuracy over epochs, training and validation, with the best validation epoch marked."""
+    """Loss and accuracy over epochs, training and, where it was judged, validation with its best epoch marked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     numbers = [epoch.epoch for epoch in epochs]
-    _two_lines(loss_axes, numbers, [e.train_loss for e in epochs], [e.validation_loss for e in epochs])
+    _lines(loss_axes, numbers, [e.train_loss for e in epochs], _known([e.validation_loss for e in epochs]))
     loss_axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss")
     train = [100 * epoch.train_accuracy for epoch in epochs]
-    validation = [100 * epoch.validation_accuracy for epoch in epochs]
-    _two_lines(accuracy_axes, numbers, train, validation)
+    validation = [100 * accuracy for accuracy in _known([e.validation_accuracy for e in epochs])]
+    _lines(accuracy_axes, numbers, train, validation)
     accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy")
-    best = int(np.argmax(validation))
-    accuracy_axes.plot(numbers[best], validation[best], "o", ms=10, mfc="none", mec=_VALIDATION, mew=1.8)
-    accuracy_axes.annotate(
-        f"best {validation[best]:.2f} %, epoch {numbers[best]}",
-        (numbers[best], validation[best]),
-        xytext=(0, -26),
-        textcoords="offset points",
-        ha="right" if best > len(numbers) / 2 else "left",
-        color=_VALIDATION,
-    )
+    if validation:
+        best = int(np.argmax(validation))
+        accuracy_axes.plot(numbers[best], validation[best], "o", ms=10, mfc="none", mec=_VALIDATION, mew=1.8)
+        accuracy_axes.annotate(
+            f"best {validation[best]:.2f} %, epoch {numbers[best]}",
+            (numbers[best], validation[best]),
+            xytext=(0, -26),
+            textcoords="offset points",
+            ha="right" if best > len(numbers) / 2 else "left",
+            color=_VALIDATION,
+        )
     accuracy_axes.legend(frameon=False, loc="lower right")
     figure.suptitle(title)
     return figure
 
 
-def _two_lines(axes: Axes, epochs: list[int], train: list[float], validation: list[float]) -> None:
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _lines(axes: Axes, epochs: list[int], train: list[float], validation: list[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.plot(epochs, train, "o-", ms=3.5, lw=1.6, color=_TRAINING, label="training")
-    axes.plot(epochs, validation, "o-", ms=3.5, lw=1.6, color=_VALIDATION, label="validation")
+    if validation:
+        axes.plot(epochs, validation, "o-", ms=3.5, lw=1.6, color=_VALIDATION, label="validation")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

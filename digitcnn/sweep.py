@@ -83,6 +83,8 @@ class SweepResult:
 
 def plan(config: SweepConfig) -> Plan:
     """Checks everything that a sweep needs and that can be wrong. Raises ConfigError; creates nothing."""
+    if config.data.validation != "holdout":
+        raise ConfigError(f"data.validation={config.data.validation}: a search must not see the test set; use holdout")
     baseline = config.baseline
     splits = runs.check(baseline)
     space = parse_space(config.study.space, baseline)
@@ -93,8 +95,6 @@ def plan(config: SweepConfig) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"study.space: at {point}: {error}") from None
     samplers.check(config.study, space)
-    if config.data.validation == "test":
-        raise ConfigError("data.validation=test: a search must not see the test set; use holdout")
     url = config.study.storage or study.sqlite_url(config.tracking.folder / "optuna.db")
     existing = study.existing_study(url, config.study.name)
     if existing is not None:

@@ -33,6 +33,8 @@ _MOST_TAG_LENGTH = 5000
 # MLflow's limits: of metrics in one call, and of a data set's digest.
 _MOST_METRICS = 1000
 _DIGEST_LENGTH = 36
+# The artifact with the predicted class of every test image, of runs that are judged once.
+PREDICTIONS = "test_predictions.csv"
 _COPIED_TAGS = ("weights_sha256", "data_sha256", "backend", "engine")
 
 
@@ -187,7 +189,8 @@ class Run:
         from mlflow.data.numpy_dataset import from_numpy
         from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
-        for context, examples in (("training", splits.train), ("validation", splits.validation)):
+        judging = "test" if self.config.data.validation != "holdout" else "validation"
+        for context, examples in (("training", splits.train), (judging, splits.validation)):
             dataset = from_numpy(
                 examples.images,
                 targets=examples.labels,
@@ -207,7 +210,7 @@ class Run:
         self._log_metrics(result.summary(), len(result.epochs))
         self.store.client.set_tag(self.run_id, "weights_sha256", result.weights_sha256)
         self.store.client.set_tag(self.run_id, "engine", result.engine)
-        judged = ", judged on the test set" if self.config.data.validation == "test" else ""
+        judged = "" if self.config.data.validation == "holdout" else ", judged on the test set"
         name = f"{self.config.model.name}, batch size {self.config.training.batch_size}{judged}"
         pictures = {
             "learning_curves.png": plots.learning_curves(result.epochs, name),
@@ -217,6 +220,8 @@ class Run:
             for file, figure in pictures.items():
                 figure.savefig(Path(folder) / file)
             self.store.client.log_artifacts(self.run_id, folder)
+        if result.judged_once:
+            self.log_file(PREDICTIONS, _predictions_csv(result))
         if result.ending == "completed":
             self._log_model(model)
         self.ending = result.ending
@@ -248,6 +253,12 @@ class Run:
         # Without the pins MLflow spends 10 s a model on working them out.
         pins = [f"{package}=={versions[package]}" for package in ("tensorflow", "keras", "numpy")]
         mlflow.keras.log_model(bare, name="model", signature=signature, pip_requirements=pins)
+
+
+def _predictions_csv(result: TrainingResult) -> str:
+    columns = zip(result.labels, result.final.predictions, result.final.probabilities, strict=True)
+    lines = [f"{index},{label},{predicted},{p:.6f}" for index, (label, predicted, p) in enumerate(columns)]
+    return "\n".join(["image,label,predicted,probability", *lines, ""])
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from digitcnn.config import TrainingConfig
 from digitcnn.data import Splits
-from digitcnn.engines import engine_for
+from digitcnn.engines import Evaluation, engine_for
 from digitcnn.errors import TrainingDiverged
 from digitcnn.model import weights_sha256
 
@@ -31,31 +31,37 @@ class EpochMetrics:
     """One epoch. Losses are mean cross-entropies in nats, accuracies fractions.
 
     The training metrics are means over the epoch's samples at the weights of each update, the validation metrics
-    those at the epoch's end. `epoch_seconds` covers training and validation, `images_per_second` training alone.
+    those at the epoch's end; none where the examples are judged once. `epoch_seconds` covers training and validation,
+    `images_per_second` training alone.
     """
 
     epoch: int
     train_loss: float
     train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
     epoch_seconds: float
     images_per_second: float
 
     def metrics(self) -> dict[str, float]:
-        """The metrics by name, without the epoch's number."""
-        return {name: value for name, value in vars(self).items() if name != "epoch"}
+        """The metrics by name, without the epoch's number and what was not measured."""
+        return {name: value for name, value in vars(self).items() if name != "epoch" and value is not None}
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """A training that ended by itself (`completed`) or was ended at an epoch (`pruned`, `stopped`).
 
-    `confusion[i, j]` counts validation images of class i that the final model takes for class j.
+    `final` is how the final model did on the examples that judge the run, `labels` (n,) what they are; `judged_once`
+    says that they are the test set, read for this alone. `confusion[i, j]` counts those of class i that the model
+    takes for class j.
     """
 
     ending: Literal["completed", "pruned", "stopped"]
     epochs: tuple[EpochMetrics, ...]
+    final: Evaluation
+    labels: NDArray[np.int64]
+    judged_once: bool
     confusion: NDArray[np.int64]
     training_seconds: float
     cpu_seconds: float
@@ -67,13 +73,18 @@ class TrainingResult:
     engine: str
 
     def summary(self) -> dict[str, float]:
-        """The final metrics by name: the last epoch's validation and the best of all epochs, and the cost."""
-        best = max(self.epochs, key=lambda epoch: epoch.validation_accuracy)
-        return {
-            "validation_loss": self.epochs[-1].validation_loss,
-            "validation_accuracy": self.epochs[-1].validation_accuracy,
-            "best_validation_accuracy": best.validation_accuracy,
-            "best_epoch": best.epoch,
+        """The final metrics by name: the last and the best validation, or the test; and the cost."""
+        if self.judged_once:
+            judged = {"test_loss": self.final.loss, "test_accuracy": self.final.accuracy}
+        else:
+            best = max(self.epochs, key=lambda epoch: epoch.validation_accuracy or 0.0)
+            judged = {
+                "validation_loss": self.final.loss,
+                "validation_accuracy": self.final.accuracy,
+                "best_validation_accuracy": best.validation_accuracy or 0.0,
+                "best_epoch": best.epoch,
+            }
+        return judged | {
             "training_seconds": self.training_seconds,
             "cpu_seconds": self.cpu_seconds,
             "peak_memory_mb": self.peak_memory_mb,
@@ -122,7 +133,7 @@ def train(
     on_epoch: Callable[[EpochMetrics], Decision],
     on_progress: Callable[[int, float], None] | None = None,
 ) -> TrainingResult:
-    """Trains the model in place with Adam on cross-entropy and judges it on the validation set after every epoch.
+    """Trains the model in place with Adam on cross-entropy and judges it after every epoch, or after the last alone.
 
     `on_epoch` sees each epoch's metrics as they come and decides whether to go on. `on_progress(epoch, fraction)`
     is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite number.
@@ -131,7 +142,7 @@ def train(
     epochs: list[EpochMetrics] = []
     ending: Literal["completed", "pruned", "stopped"] = "completed"
     samples_seen = 0
-    predictions = np.empty(0, dtype=np.int64)
+    final: Evaluation | None = None
     _reset_peak_memory()
     began, cpu_began = time.perf_counter(), time.process_time()
     for epoch, order in enumerate(epoch_orders(config, len(splits.train)), start=1):
@@ -139,17 +150,18 @@ def train(
         progress = None if on_progress is None else lambda fraction, epoch=epoch: on_progress(epoch, fraction)
         train_loss, train_accuracy = engine.train_epoch(order, progress)
         trained = time.perf_counter()
-        loss, accuracy, predictions = engine.evaluate(splits.validation)
+        if not splits.judged_once:
+            final = engine.evaluate(splits.validation)
         samples_seen += len(order)
-        if not math.isfinite(train_loss) or not math.isfinite(loss):
-            bad = loss if math.isfinite(train_loss) else train_loss
-            raise TrainingDiverged(f"the loss became {bad} in epoch {epoch}")
+        bad = [loss for loss in (train_loss, 0.0 if final is None else final.loss) if not math.isfinite(loss)]
+        if bad:
+            raise TrainingDiverged(f"the loss became {bad[0]} in epoch {epoch}")
         metrics = EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
-            validation_loss=loss,
-            validation_accuracy=accuracy,
+            validation_loss=None if final is None else final.loss,
+            validation_accuracy=None if final is None else final.accuracy,
             epoch_seconds=time.perf_counter() - epoch_began,
             images_per_second=len(order) / (trained - epoch_began),
         )
@@ -158,12 +170,19 @@ def train(
         if decision != "continue" and epoch < config.epochs:
             ending = "pruned" if decision == "prune" else "stopped"
             break
+    if final is None:
+        final = engine.evaluate(splits.validation)
+        if not math.isfinite(final.loss):
+            raise TrainingDiverged(f"the loss on the test set is {final.loss}")
     engine.finish()
     confusion = np.zeros((splits.classes, splits.classes), dtype=np.int64)
-    np.add.at(confusion, (splits.validation.labels, predictions), 1)
+    np.add.at(confusion, (splits.validation.labels, final.predictions), 1)
     return TrainingResult(
         ending=ending,
         epochs=tuple(epochs),
+        final=final,
+        labels=splits.validation.labels,
+        judged_once=splits.judged_once,
         confusion=confusion,
         training_seconds=time.perf_counter() - began,
         cpu_seconds=time.process_time() - cpu_began,

@@ -23,8 +23,8 @@ def train(config: RunConfig) -> int:
             end_if_asked()
 
         finished = runs.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress)
-    accuracy = 100 * finished.result.epochs[-1].validation_accuracy
-    judged = "test" if config.data.validation == "test" else "validation"
+    accuracy = 100 * finished.result.final.accuracy
+    judged = "validation" if config.data.validation == "holdout" else "test"
     print(f"{judged} accuracy {accuracy:.2f} % after {len(finished.result.epochs)} epochs, ", end="")
     seconds, parameters = finished.result.training_seconds, finished.result.parameters
     print(f"{seconds:.0f} s, {parameters:,} parameters, engine {finished.result.engine}")

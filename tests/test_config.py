@@ -44,7 +44,7 @@ def test_the_model_is_chosen_by_its_name() -> None:
             {"model": {"name": "mlp", "conv1_filters": 3}},
             "model.conv1_filters: unknown key; known keys: model.name, model.dense1_units, model.dense2_units",
         ),
-        ({"data": {"validation": "both"}}, "data.validation=both: must be 'holdout' or 'test'"),
+        ({"data": {"validation": "both"}}, "data.validation=both: must be 'holdout', 'test' or 'test_once'"),
         ({"study": {**STUDY, "name": "../x"}}, "study.name=../x: must be 1 to 100 letters, digits, '.', '_' or '-'"),
         ({"study": {**STUDY, "name": "a\nb"}}, "study.name=a\nb: must be 1 to 100 letters"),
         ({"study": {**STUDY, "sampler": "x"}}, "study.sampler=x: must be 'tpe', 'random', 'grid'"),

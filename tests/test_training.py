@@ -169,3 +169,15 @@ def test_the_digest_tells_any_change_of_a_weight(small_config: RunConfig) -> Non
     weights[0].flat[0] = np.nextafter(weights[0].flat[0], 1)
     model.set_weights(weights)
     assert weights_sha256(model) != before
+
+
+def test_judged_once_reads_the_test_set_after_the_last_epoch_alone(small_config: RunConfig) -> None:
+    once = _train(small_config.replace({"data.validation": "test_once"}))
+    assert [epoch.validation_accuracy for epoch in once.epochs] == [None, None]
+    assert not set(once.summary()) & {"validation_accuracy", "best_epoch"}
+    # The same training as when the test set judges every epoch: judging changes nothing.
+    each = _train(small_config.replace({"data.validation": "test"}))
+    assert once.weights_sha256 == each.weights_sha256
+    assert once.summary()["test_accuracy"] == each.epochs[-1].validation_accuracy
+    assert once.samples_seen == 2 * 600
+    assert (once.final.predictions == once.labels).mean() == once.summary()["test_accuracy"]
