@@ -237,14 +237,16 @@ def ended(trial: Trial, values: list[float] | None) -> Ended:
     return Ended(trial.number, str(attributes["run_id"]), values, attributes, recorded.intermediate_values)
 
 
-def twin(study: Study, trial: Trial) -> Ended | None:
-    """An earlier finished trial with the same parameters, if there is one: completed or pruned."""
-    for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        if other.number != trial.number and other.params == trial.params:
-            values = None if other.state == TrialState.PRUNED else list(other.values)
-            run_id = str(other.user_attrs["run_id"])
-            return Ended(other.number, run_id, values, other.user_attrs, other.intermediate_values)
-    return None
+def results(study: Study) -> dict[str, Ended]:
+    """The trials that have a result, completed or pruned, by `parameters_key`: the first of equals."""
+    found: dict[str, Ended] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        values = None if trial.state == TrialState.PRUNED else list(trial.values)
+        result = Ended(
+            trial.number, str(trial.user_attrs["run_id"]), values, trial.user_attrs, trial.intermediate_values
+        )
+        found.setdefault(parameters_key(trial.params), result)
+    return found
 
 
 def recover(study: Study) -> list[FrozenTrial]:

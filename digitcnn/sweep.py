@@ -168,11 +168,17 @@ class _Sweep:
     abort: MachineError | None = None
     same_parameters: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     ended: dict[str, study.Ended] = field(default_factory=dict)
+    leader: tuple[float, int] | None = None
+    leading: threading.Lock = field(default_factory=threading.Lock)
     failures: list[str] = field(default_factory=list)
 
     def work(self) -> SweepResult:
         config = self.plan.config
         self._recover()
+        # Both are kept here from now on: looking them up in the study at every trial's end costs more with each trial.
+        self.ended = study.results(self.opened)
+        best = study.best(self.opened)
+        self.leader = None if best is None else (best.values[0], best.number)
         self.parent = self._open_parent()
         finished = study.finished(self.opened)
         self.shown.began(config.study.name, self.plan.total, finished, self.plan.workers, config.study.objective[0])
@@ -251,8 +257,7 @@ class _Sweep:
             tags = {"study": self.plan.config.study.name, "trial": str(trial.number)}
             run_id = tracking.create_run(self.store, config, name, tags, self.parent)
             trial.set_user_attr("run_id", run_id)
-            # One that ended just now is known here before it is told to the study.
-            twin = self.ended.get(key) or study.twin(self.opened, trial)
+            twin = self.ended.get(key)
             if twin is not None:
                 return self._reuse(trial, twin)
             with self.pool.worker() as (index, worker):
@@ -334,13 +339,13 @@ class _Sweep:
         return twin.values
 
     def _show_end(self, trial: study.Trial, index: int | None, ending: str, value: float | None) -> None:
-        best = study.best(self.opened)
-        # This trial is told to the study after it has ended here.
-        candidates = [] if best is None else [(best.values[0], best.number)]
-        candidates += [] if value is None else [(value, trial.number)]
         maximize = study.DIRECTIONS[self.plan.config.study.objective[0]] == "maximize"
-        leader = (max if maximize else min)(candidates, key=lambda pair: pair[0], default=None)
-        text = "" if leader is None else f"{leader[0]:.4f} (trial {leader[1]})"
+        with self.leading:
+            # A pruned trial's value is what it had reached: it leads nothing.
+            if value is not None and ending != "pruned":
+                ahead = self.leader is None or (value > self.leader[0] if maximize else value < self.leader[0])
+                self.leader = (value, trial.number) if ahead else self.leader
+            text = "" if self.leader is None else f"{self.leader[0]:.4f} (trial {self.leader[1]})"
         self.shown.trial_ended(index, trial.number, ending, value, text)
 
     def _write_leaderboard(self) -> tuple[Path, pd.DataFrame]:
