@@ -264,12 +264,14 @@ class _FirstEpoch:
 
     def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None: ...
 
-    def trial_began(self, worker: int, trial: int, parameters: dict[str, Any], epochs: int) -> None: ...
+    def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None: ...
 
-    def epoch(self, worker: int, trial: int, metrics: EpochMetrics) -> None:
+    def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None:
         self.first = self.first or time.perf_counter()
 
-    def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None: ...
+    def trial_ended(
+        self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
+    ) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -326,7 +328,9 @@ def _instant(config: BenchmarkConfig, folder: Path, trials: int, seconds: list[f
     class Ends(_FirstEpoch):
         last: float | None = None
 
-        def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
+        def trial_ended(
+            self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
+        ) -> None:
             now = time.perf_counter()
             if seconds is not None and self.last is not None:
                 seconds.append(now - self.last)

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from digitcnn.config import TrainingConfig
+from digitcnn.reproduction import Compared
 from digitcnn.training import Decision, EpochMetrics
 
 
@@ -257,6 +258,24 @@ def _percent(accuracy: float | None) -> str:
 
 def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def side_by_side(metrics: Sequence[Compared]) -> None:
+    """Prints the metrics of a run and of its reproduction, a row per epoch and metric."""
+    drawn = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("epoch", "metric", "recorded", "repeated", "difference", "tolerance"):
+        drawn.add_column(heading, justify="left" if heading == "metric" else "right")
+    for each in metrics:
+        difference = each.repeated - each.recorded
+        drawn.add_row(
+            str(each.epoch),
+            each.metric,
+            f"{each.recorded:.6f}",
+            f"{each.repeated:.6f}",
+            f"{difference:+.2g}" if difference else "0",
+            f"{each.tolerance:.2g}",
+        )
+    Console().print(drawn)
 
 
 def leaderboard(table: pd.DataFrame, parameters: Sequence[str], rows: int = 20) -> None:

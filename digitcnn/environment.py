@@ -30,7 +30,7 @@ _XLA_FLAGS = (
 )
 _THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 # What can change the arithmetic of a run. The thread variables are set here and recorded as `threads`.
-_FLAG_PREFIXES = ("TF_", "XLA_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
+FLAG_PREFIXES = ("TF_", "XLA_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
 
 
 def available_cores() -> int:
@@ -93,7 +93,7 @@ def describe(threads: int) -> dict[str, Any]:
         "flags": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(_FLAG_PREFIXES) and name not in (*_THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
+            if name.startswith(FLAG_PREFIXES) and name not in (*_THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
         },
         "git": git_state(),
         "command": without_credentials(shlex.join(["python", *sys.argv])),

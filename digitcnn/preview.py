@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from digitcnn import architecture, environment, runs, study
+from digitcnn import architecture, confirmation, environment, runs, study
 from digitcnn.config import RunConfig
 from digitcnn.data import Examples
 from digitcnn.display import duration
@@ -21,7 +21,7 @@ from digitcnn.model import build_model
 from digitcnn.space import Range, Scalar, Space, size
 from digitcnn.sweep import Plan
 from digitcnn.training import Decision, EpochMetrics, samples_per_epoch
-from digitcnn.workers import Job, Outcome, Pool, RunFailed, WorkerDied
+from digitcnn.workers import Job, Outcome, Pool, RunFailed, WorkerDied, core_shares
 
 # Images that are trained on and judged, once to trace the network and once to be timed.
 _TIMED_IMAGES = 1000
@@ -68,12 +68,12 @@ class Calibration:
         return Outcome("completed", 0, rates)
 
 
-def measure(plan: Plan) -> Speed:
-    """Times some steps of the baseline in as many workers at once as the sweep would have; the slowest counts."""
-    pool = Pool(Calibration(), plan.workers, plan.threads)
+def measure(baseline: RunConfig, workers: int) -> Speed:
+    """Times some steps of the baseline in as many workers at once as there will be; the slowest counts."""
+    pool = Pool(Calibration(), workers, baseline.training.threads)
     try:
-        job = Job(plan.baseline, {}, "")
-        with ThreadPoolExecutor(plan.workers) as threads:
+        job = Job(baseline, {}, "")
+        with ThreadPoolExecutor(workers) as threads:
             outcomes = list(threads.map(lambda w: w.run(job, lambda _: "stop", threading.Event()), pool.workers))
     except (WorkerDied, RunFailed) as error:
         raise MachineError(f"the calibration failed: {error}") from None
@@ -108,21 +108,46 @@ def describe(plan: Plan, speed: Speed) -> list[str]:
     return lines
 
 
+def describe_confirmation(plan: confirmation.Plan) -> list[str]:
+    """The preview of a confirmation as lines of text."""
+    jobs = len(plan.contenders) * len(plan.seeds)
+    threads = len(core_shares(plan.workers)[-1])
+    baseline = plan.contenders[0].config.replace({"training.threads": threads})
+    speed = measure(baseline, plan.workers)
+    lines = [
+        f"confirmation of study {plan.config.study.name}: {len(plan.contenders)} configs x {len(plan.seeds)} seeds"
+    ]
+    total = 0.0
+    for contender in plan.contenders:
+        seconds = _seconds(contender.config, baseline, speed)
+        total += seconds * len(plan.seeds)
+        values = ", ".join(f"{name} {value}" for name, value in contender.parameters.items())
+        lines.append(f"  {contender.name}: {values}; {duration(seconds)} a run")
+    workers = f"{jobs} runs by {plan.workers} workers, less those that are recorded"
+    lines.append(f"time: about {duration(total / plan.workers)} for {workers}")
+    return lines
+
+
 def _expected(plan: Plan, speed: Speed) -> tuple[float, float]:
     """The mean seconds and parameters of a trial over random draws; time grows with a network's multiplications."""
+    generator = np.random.default_rng(0)
+    drawn = [plan.baseline.replace(_draw(plan.space, generator)) for _ in range(_DRAWS)]
     splits = runs.check(plan.baseline)
     shape = (*splits.image_shape, splits.classes)
-    reference = architecture.multiplications(plan.baseline.model, *shape)
-    generator = np.random.default_rng(0)
-    seconds, parameters = [], []
-    for _ in range(_DRAWS):
-        config: RunConfig = plan.baseline.replace(_draw(plan.space, generator))
-        work = architecture.multiplications(config.model, *shape) / reference
-        samples = samples_per_epoch(config.training, len(splits.train))
-        epoch = samples / speed.training + len(splits.validation) / speed.validation
-        seconds.append(_SECONDS_BESIDE_EPOCHS + config.training.epochs * epoch * work)
-        parameters.append(architecture.count_parameters(config.model, *shape))
-    return float(np.mean(seconds)), float(np.mean(parameters))
+    parameters = [architecture.count_parameters(config.model, *shape) for config in drawn]
+    return float(np.mean([_seconds(config, plan.baseline, speed) for config in drawn])), float(np.mean(parameters))
+
+
+def _seconds(config: RunConfig, baseline: RunConfig, speed: Speed) -> float:
+    """What one run takes, if the baseline has this speed."""
+    splits = runs.check(baseline)
+    shape = (*splits.image_shape, splits.classes)
+    multiplications = architecture.multiplications(config.model, *shape)
+    work = multiplications / architecture.multiplications(baseline.model, *shape)
+    epochs = config.training.epochs
+    training = epochs * samples_per_epoch(config.training, len(splits.train)) / speed.training
+    judged = len(splits.validation) * (1 if splits.judged_once else epochs) / speed.validation
+    return _SECONDS_BESIDE_EPOCHS + (training + judged) * work
 
 
 def _draw(space: Space, generator: np.random.Generator) -> dict[str, Scalar]:

@@ -39,15 +39,17 @@ _MOST_SAME_FAILURES = 3
 
 
 class SweepDisplay(Protocol):
-    """Told of everything that happens in a sweep."""
+    """Told of everything that happens in a sweep: a trial by its number, or a confirming run by its name."""
 
     def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None: ...
 
-    def trial_began(self, worker: int, trial: int, parameters: dict[str, Any], epochs: int) -> None: ...
+    def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None: ...
 
-    def epoch(self, worker: int, trial: int, metrics: EpochMetrics) -> None: ...
+    def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None: ...
 
-    def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None: ...
+    def trial_ended(
+        self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
+    ) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -118,7 +120,7 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
     Raises ConfigError if another sweep is at work on the study, MachineError if the machine fails.
     """
     config = plan.config
-    with _only_sweep(config.tracking.folder, config.study.name):
+    with only_one(config.tracking.folder, config.study.name):
         pool = Pool(trainer or RecordedTraining(), plan.workers, plan.threads)
         try:
             store = tracking.open_store(config.tracking)
@@ -130,7 +132,7 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
 
 
 @contextlib.contextmanager
-def _only_sweep(folder: Path, name: str) -> Iterator[None]:
+def only_one(folder: Path, name: str) -> Iterator[None]:
     """Holds the study's lock: SQLite is for one writing process."""
     try:
         locks = folder / "locks"

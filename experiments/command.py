@@ -29,8 +29,17 @@ _HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def main(name: str, kind: type[AnyConfig], task: Callable[[AnyConfig], int]) -> NoReturn:
+def main(
+    name: str,
+    kind: type[AnyConfig],
+    task: Callable[[AnyConfig], int],
+    *,
+    texts: tuple[str, ...] = (),
+    study_by_name: bool = False,
+) -> NoReturn:
     """Composes conf/NAME.yaml with the command line's overrides, does the task with it and exits with its status.
+
+    The values of the keys in `texts` are taken as they are typed. With `study_by_name`, study=NAME means study.name.
 
     A person's mistake exits with 2 and a failing machine with 1, each with one line; Ctrl-C with 130, SIGTERM with 143.
     """
@@ -41,7 +50,7 @@ def main(name: str, kind: type[AnyConfig], task: Callable[[AnyConfig], int]) -> 
 
     def job(composed: DictConfig) -> None:
         nonlocal status
-        status = max(status, task(load(kind, _plain(composed))))
+        status = max(status, task(load(kind, _plain(composed, kind))))
 
     signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[:]
@@ -51,7 +60,11 @@ def main(name: str, kind: type[AnyConfig], task: Callable[[AnyConfig], int]) -> 
             # Hydra wants its flags before the overrides; a person writes them anywhere.
             flags = [argument for argument in arguments[1:] if argument in ("-m", "--multirun", "--help", "-h")]
             overrides = [argument for argument in arguments[1:] if argument not in flags]
-            sys.argv = [arguments[0], *flags, *_whole_space_entries(overrides), *_HYDRA, *sweep]
+            if study_by_name:
+                # conf/study/ is a group of sweeps; here a study is one that was recorded, whatever its name.
+                overrides = [re.sub(r"^study=", "study.name=", argument) for argument in overrides]
+            overrides = _as_typed(_whole_space_entries(overrides), texts)
+            sys.argv = [arguments[0], *flags, *overrides, *_HYDRA, *sweep]
             hydra.main(version_base=None, config_path=str(REPOSITORY / "conf"), config_name=name)(
                 _with_arguments(job, arguments, everything)
             )()
@@ -75,6 +88,19 @@ def _whole_space_entries(arguments: list[str]) -> list[str]:
         else:
             rewritten.append(argument)
     return rewritten
+
+
+def _as_typed(arguments: list[str], texts: tuple[str, ...]) -> list[str]:
+    """Quotes the values of some keys for Hydra, to which 1234e567 is a number and a comma or an equals sign grammar."""
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in texts and value not in ("", "null"):
+            escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
+            quoted.append(f"{key}='{escaped}'")
+        else:
+            quoted.append(argument)
+    return quoted
 
 
 def _with_arguments(
@@ -125,14 +151,15 @@ def _hydra_line(error: Exception, kind: type[Config]) -> str:
     return text + cause
 
 
-def _plain(composed: DictConfig) -> dict[str, Any]:
+def _plain(composed: DictConfig, kind: type[Config]) -> dict[str, Any]:
     """The composed config as plain values, with `tracking.root` below the repository and `data.path` absolute."""
     tree: Any = OmegaConf.to_container(composed, resolve=True)
     tree.pop("experiment", None)
-    missing = [group for group in ("data", "model", "training", "tracking") if not isinstance(tree.get(group), dict)]
+    groups = [group for group in ("data", "model", "training", "tracking") if group in kind.model_fields]
+    missing = [group for group in groups if not isinstance(tree.get(group), dict)]
     if missing:
         raise ConfigError(f"{missing[0]}: missing; every command needs this group of conf/")
-    root, path = tree["tracking"].get("root"), tree["data"].get("path")
+    root, path = tree["tracking"].get("root"), tree.get("data", {}).get("path")
     if isinstance(root, str):
         tree["tracking"]["root"] = str(REPOSITORY / Path(root).expanduser())
     if isinstance(path, str) and path != "mnist":

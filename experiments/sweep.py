@@ -13,7 +13,7 @@ def search(config: SweepConfig) -> int:
     """One sweep, with its progress on the screen; or only what it would do, with `preview=true`."""
     plan = sweep.plan(config)
     if config.preview:
-        print("\n".join(preview.describe(plan, preview.measure(plan))))
+        print("\n".join(preview.describe(plan, preview.measure(plan.baseline, plan.workers))))
         return 0
     screen = display.SweepScreen()
     try:

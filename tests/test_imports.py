@@ -14,7 +14,8 @@ from tests.conftest import REPOSITORY, command_line
 # Each module may import those before it. A new module needs a place here.
 ORDER = [
     *("errors", "config", "architecture", "space", "data", "environment", "model", "convolution", "plan", "compiled"),
-    *("engines", "training", "plots", "tracking", "runs", "workers", "samplers", "study", "report", "sweep", "display"),
+    *("engines", "training", "plots", "tracking", "records", "runs", "workers", "samplers", "study", "report"),
+    *("statistics", "sweep", "reproduction", "confirmation", "display"),
     *("preview", "timing", "benchmark"),
 ]
 # Which of our own modules may import these packages.
@@ -86,7 +87,7 @@ def test_nothing_slow_is_imported_before_it_is_needed() -> None:
     assert ended.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["train", "sweep"])
+@pytest.mark.parametrize("name", ["train", "sweep", "confirm", "reproduce"])
 def test_help_imports_nothing_slow(name: str) -> None:
     script = command_line(name)[1]
     program = f"""

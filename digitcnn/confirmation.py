@@ -1,0 +1,367 @@
+"""Confirming a study: its best trials and the baseline with several seeds on the test set, and the champion of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from digitcnn import records, report, reproduction, runs, statistics, study, sweep, tracking
+from digitcnn.config import Config, Name, RunConfig, TrackingConfig, load
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.sweep import SweepDisplay
+from digitcnn.training import Decision, EpochMetrics
+from digitcnn.workers import Job, Pool, RecordedTraining, RunFailed, Trainer, WorkerDied, core_shares
+
+_MOST_DEATHS = 3
+
+
+class StudyReference(Config):
+    """A study that was recorded: its name, and its store if that is not the embedded one."""
+
+    name: Name
+    storage: str | None = None
+
+
+class Settings(Config):
+    """How many of the best trials are confirmed, with how many seeds, by how many workers (null: one per core)."""
+
+    top: Annotated[int, Field(ge=1, le=50)] = 3
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+
+class ConfirmConfig(Config):
+    """One confirmation."""
+
+    study: StudyReference
+    confirm: Settings = Settings()
+    tracking: TrackingConfig = TrackingConfig()
+    preview: bool = False
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A config that is confirmed: the baseline or a trial, under the name that tables give it."""
+
+    name: str
+    trial: int
+    parameters: dict[str, Any]
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a confirmation is going to do, checked: nothing has been created yet. The baseline comes first."""
+
+    config: ConfirmConfig
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+    workers: int
+    parent_run_id: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the study's reports are."""
+        return self.config.tracking.folder / "reports" / self.config.study.name
+
+
+@dataclass(frozen=True)
+class Result:
+    """A confirmation that ended: a row per config, a row per run, the champion's name and its frozen form's file."""
+
+    table: pd.DataFrame
+    runs: pd.DataFrame
+    champion: str
+    champion_path: Path
+
+
+def plan(config: ConfirmConfig) -> Plan:
+    """Checks everything that a confirmation needs. Raises ConfigError; creates nothing."""
+    url = config.study.storage or study.sqlite_url(config.tracking.folder / "optuna.db")
+    existing = study.existing_study(url, config.study.name)
+    if existing is None or "identity" not in existing.user_attrs:
+        raise ConfigError(f"study.name={config.study.name}: no such study is recorded in {config.tracking.folder}")
+    contenders = _contenders(existing, config)
+    runs.check(contenders[0].config)
+    # Not the seed that the search was judged with: its luck made the best trials the best.
+    first = contenders[0].config.training.seed + 1
+    seeds = tuple(range(first, first + config.confirm.seeds))
+    jobs = len(contenders) * len(seeds)
+    workers = min(config.confirm.workers or len(core_shares(1)[0]), jobs)
+    return Plan(config, contenders, seeds, workers, str(existing.user_attrs["parent_run_id"]))
+
+
+def _contenders(existing: study.Study, config: ConfirmConfig) -> tuple[Contender, ...]:
+    """The baseline and the trials with the best first objective, each config once."""
+    flat = {**existing.user_attrs["identity"]["baseline"], "data.validation": "test_once"}
+    tree: dict[str, Any] = {"tracking": config.tracking.model_dump()}
+    for name, value in flat.items():
+        group, _, key = name.partition(".")
+        tree.setdefault(group, {})[key] = value
+    base = load(RunConfig, tree)
+    searched = [name for name in existing.user_attrs["identity"]["space"] if name != "training.seed"]
+    start = {name: base.parameters()[name] for name in searched}
+    found = [Contender("baseline", 0, start, base)]
+    table = report.leaderboard(existing)
+    completed = table[table["state"] == "complete"] if len(table) else table
+    if len(completed):
+        maximize = study.DIRECTIONS[existing.metric_names[0]] == "maximize" if existing.metric_names else True
+        objective = (existing.metric_names or ["value"])[0]
+        completed = completed.sort_values([objective, "trial"], ascending=[not maximize, True], kind="stable")
+    trials = existing.get_trials(deepcopy=False)
+    for number in completed["trial"] if len(completed) else []:
+        parameters = {name: value for name, value in trials[number].params.items() if name in start}
+        if len(found) <= config.confirm.top and all(parameters != each.parameters for each in found):
+            found.append(Contender(f"trial {number}", int(number), parameters, base.replace(parameters)))
+    if len(found) == 1:
+        raise ConfigError(f"study.name={config.study.name}: no trial beside the baseline has completed")
+    return tuple(found)
+
+
+def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Result:
+    """Trains every config with every seed that is not recorded yet, compares them and registers the champion."""
+    name = plan.config.study.name
+    with sweep.only_one(plan.config.tracking.folder, name), tracking.store_errors(plan.config.tracking):
+        store = tracking.open_store(plan.config.tracking)
+        recorded = _Confirmation(plan, shown, store).work(trainer or RecordedTraining())
+        table, rows = _tables(plan, store, recorded)
+        return _conclude(plan, store, table, rows)
+
+
+@dataclass
+class _Confirmation:
+    """The state of a confirmation at work."""
+
+    plan: Plan
+    shown: SweepDisplay
+    store: tracking.Store
+    recorded: dict[tuple[str, int], str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def work(self, trainer: Trainer) -> dict[tuple[str, int], str]:
+        """The run ids by config and seed. Raises MachineError if a run failed for good."""
+        jobs = [(contender, seed) for seed in self.plan.seeds for contender in self.plan.contenders]
+        self._find(jobs)
+        missing = [(contender, seed) for contender, seed in jobs if (contender.name, seed) not in self.recorded]
+        workers = min(self.plan.workers, max(len(missing), 1))
+        name = self.plan.config.study.name
+        self.shown.began(name, len(jobs), len(jobs) - len(missing), workers, "test_accuracy")
+        if missing:
+            threads = len(core_shares(workers)[-1])
+            pool = Pool(trainer, workers, threads)
+            try:
+                with ThreadPoolExecutor(workers) as executor:
+                    futures = [executor.submit(self._confirm, pool, threads, *job) for job in missing]
+                    try:
+                        for future in futures:
+                            future.result()
+                    except BaseException:
+                        # Ctrl-C, or the machine: what has not begun does not begin, what runs ends at its next epoch.
+                        pool.stop.set()
+                        executor.shutdown(wait=True, cancel_futures=True)
+                        raise
+            finally:
+                pool.close()
+        if self.failed:
+            contender, cause = next(iter(self.failed.items()))
+            raise MachineError(f"{contender} failed: {cause}; the other runs are recorded, confirm again to go on")
+        return self.recorded
+
+    def _find(self, jobs: Sequence[tuple[Contender, int]]) -> None:
+        """Takes over the runs that are recorded, and closes those that an earlier confirmation left running."""
+        known = records.confirmations(self.store, self.plan.config.study.name)
+        for each in known:
+            if each.info.status == "RUNNING":
+                tracking.close_run(self.store, each.info.run_id, "KILLED", "its confirmation ended")
+        finished = [each for each in known if each.info.status == "FINISHED"]
+        for contender, seed in jobs:
+            config = contender.config.replace({"training.seed": seed})
+            match = next((each for each in finished if records.is_of(each, config)), None)
+            if match is not None:
+                self.recorded[contender.name, seed] = match.info.run_id
+
+    def _confirm(self, pool: Pool, threads: int, contender: Contender, seed: int) -> None:
+        if pool.stop.is_set():
+            return
+        config = contender.config.replace({"training.seed": seed, "training.threads": threads})
+        study_name = self.plan.config.study.name
+        tags = {"study": study_name, "confirms": contender.name}
+        label = f"{contender.name}, seed {seed}"
+        for attempt in range(1, _MOST_DEATHS + 1):
+            with pool.worker() as (index, worker):
+                run_id = tracking.create_run(self.store, config, f"{study_name} {label}", tags, self.plan.parent_run_id)
+                self.shown.trial_began(index, label, contender.parameters, config.training.epochs)
+
+                def on_epoch(metrics: EpochMetrics, index: int = index) -> Decision:
+                    self.shown.epoch(index, label, metrics)
+                    return "continue"
+
+                try:
+                    outcome = worker.run(Job(config, tags, run_id), on_epoch, pool.stop)
+                except (WorkerDied, RunFailed, MachineError) as error:
+                    interrupted = pool.stop.is_set()
+                    status: tracking.Status = "KILLED" if interrupted else "FAILED"
+                    tracking.close_run(self.store, run_id, status, str(error))
+                    self.shown.trial_ended(index, label, f"lost: {error}", None, "")
+                    if interrupted:
+                        return
+                    if isinstance(error, MachineError):
+                        raise
+                    if isinstance(error, RunFailed) or attempt == _MOST_DEATHS:
+                        self.failed[contender.name] = str(error)
+                        return
+                    continue
+                if outcome.ending == "completed":
+                    self.recorded[contender.name, seed] = run_id
+                    self.shown.trial_ended(index, label, "complete", outcome.summary["test_accuracy"], "")
+                return
+
+
+def _tables(
+    plan: Plan, store: tracking.Store, recorded: dict[tuple[str, int], str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row per config with its statistics, and a row per run."""
+    rows = []
+    right: dict[str, list[np.ndarray[Any, np.dtype[np.bool_]]]] = {}
+    sizes: dict[str, int] = {}
+    for (name, seed), run_id in recorded.items():
+        metrics = store.client.get_run(run_id).data.metrics
+        rows.append(
+            {"config": name, "seed": seed, "run_id": run_id}
+            | {key: metrics[key] for key in ("test_accuracy", "test_loss", "cpu_seconds")}
+        )
+        sizes[name] = int(metrics["parameters"])
+        table = pd.read_csv(io.StringIO(records.predictions(store, run_id)))
+        right.setdefault(name, []).append((table["predicted"] == table["label"]).to_numpy())
+    runs_table = pd.DataFrame(rows)
+    trials = {contender.name: contender.trial for contender in plan.contenders}
+    runs_table.insert(1, "trial", runs_table["config"].map(trials))
+    order = {contender.name: place for place, contender in enumerate(plan.contenders)}
+    runs_table = runs_table.sort_values(
+        ["config", "seed"], key=lambda column: column.map(order) if column.name == "config" else column
+    ).reset_index(drop=True)
+    values = {name: group["test_accuracy"].tolist() for name, group in runs_table.groupby("config", sort=False)}
+    names = [contender.name for contender in plan.contenders]
+    resolution = 1 / len(right["baseline"][0])
+    compared = statistics.compare(values["baseline"], [values[name] for name in names[1:]], resolution)
+    costs = runs_table.groupby("config")["cpu_seconds"].mean()
+    table_rows = []
+    for contender, comparison in zip(plan.contenders, [None, *compared], strict=True):
+        summary = statistics.summarize(values[contender.name])
+        row = {"config": contender.name, "trial": contender.trial, **contender.parameters, **vars(summary)}
+        if comparison is not None:
+            images = statistics.mcnemar(np.array(right[contender.name]), np.array(right["baseline"]))
+            row |= {
+                "difference": comparison.difference.mean,
+                "difference_low": comparison.difference.low,
+                "difference_high": comparison.difference.high,
+                "p": comparison.p,
+                "p_holm": comparison.p_holm,
+                "only_candidate_right": images.only_candidate_right,
+                "only_baseline_right": images.only_baseline_right,
+                "mcnemar_p": images.p,
+            }
+        row |= {
+            "cpu_seconds": float(costs[contender.name]),
+            "parameters": sizes[contender.name],
+            "verdict": "" if comparison is None else statistics.in_words(comparison),
+        }
+        table_rows.append(row)
+    table = pd.DataFrame(table_rows)
+    for column in ("only_candidate_right", "only_baseline_right"):
+        table[column] = table[column].astype("Int64")
+    table["champion"] = table["config"] == _champion(table, values)
+    return table, runs_table
+
+
+def _champion(table: pd.DataFrame, values: dict[Any, list[float]]) -> str:
+    """The baseline, unless a candidate is better; then the cheapest of those that the best cannot be told from."""
+    better = table[table["verdict"].str.startswith("better")]
+    if better.empty:
+        return "baseline"
+    best = better.sort_values("mean", ascending=False).iloc[0]["config"]
+    names = [name for name in better["config"] if name != best]
+    compared = statistics.compare(values[best], [values[name] for name in names])
+    alike = [name for name, each in zip(names, compared, strict=True) if each.verdict == "not distinguishable"]
+    level = better[better["config"].isin([best, *alike])]
+    return str(level.sort_values("cpu_seconds").iloc[0]["config"])
+
+
+def _conclude(plan: Plan, store: tracking.Store, table: pd.DataFrame, rows: pd.DataFrame) -> Result:
+    """Writes the tables and the champion's frozen form, records them, and registers the champion."""
+    champion = table[table["champion"]].iloc[0]
+    name = str(champion["config"])
+    # The first seed, which was chosen before anything was seen: the luckiest one would be chosen by the test set.
+    run_id = str(rows[rows["config"] == name].iloc[0]["run_id"])
+    frozen = reproduction.frozen_of(store, run_id)
+    card = _card(plan, table, name, run_id)
+    path = plan.folder / "champion.yaml"
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        table.to_csv(plan.folder / "confirmation.csv", index=False)
+        rows.to_csv(plan.folder / "confirmation_runs.csv", index=False)
+        reproduction.write(frozen, path, card)
+    except OSError as error:
+        raise MachineError(f"{plan.folder} cannot be written: {error.strerror}; the runs are recorded") from None
+    for file in ("confirmation.csv", "confirmation_runs.csv", "champion.yaml"):
+        store.client.log_artifact(plan.parent_run_id, str(plan.folder / file))
+    tags = {
+        "study": plan.config.study.name,
+        "config": name,
+        "test_accuracy.mean": f"{champion['mean']:.6f}",
+        "weights_sha256": frozen.weights_sha256,
+    }
+    records.register_champion(store, run_id, tags, card)
+    return Result(table, rows, name, path)
+
+
+def _card(plan: Plan, table: pd.DataFrame, name: str, run_id: str) -> str:
+    """The model card: what the model is, how it was found, how good it is, and how it is made again."""
+    row = table[table["config"] == name].iloc[0]
+    baseline = table.iloc[0]
+    parameters = ", ".join(f"{key}={row[key]}" for key in plan.contenders[0].parameters)
+    found = "no candidate was better than the baseline" if name == "baseline" else row["verdict"]
+    data_config = plan.contenders[0].config.data
+    return "\n".join(
+        [
+            f"Champion of the study {plan.config.study.name}: {name} ({parameters}).",
+            f"Test accuracy {_interval(row)}; the baseline {_interval(baseline)}: {found}.",
+            f"Trained on {data_config.train_size or 'all'} training images of {data_config.path}; the test set was",
+            "read once per run, after the last epoch.",
+            f"{len(plan.contenders) - 1} candidates, paired t-tests corrected by Holm,",
+            f"seeds {plan.seeds[0]} to {plan.seeds[-1]}; this is the model of the first, chosen beforehand.",
+            "Intended for grey images of one handwritten digit, prepared as MNIST was.",
+            f"Reproduce: python experiments/reproduce.py run={run_id}, or run=THIS_FILE",
+        ]
+    )
+
+
+def _interval(row: pd.Series[Any]) -> str:
+    return (
+        f"{100 * row['mean']:.2f} % (n = {row['n']}, sd {100 * row['sd']:.2f}, "
+        f"95 % interval {100 * row['low']:.2f} to {100 * row['high']:.2f})"
+    )
+
+
+def sentences(result: Result) -> list[str]:
+    """What was found, a line per config."""
+    lines = []
+    for _, row in result.table.iterrows():
+        line = f"{row['config']}: test accuracy {_interval(row)}"
+        if row["config"] != "baseline":
+            line += f"; {100 * row['difference']:+.2f} points ({100 * row['difference_low']:+.2f} to "
+            line += f"{100 * row['difference_high']:+.2f}), p {row['p_holm']:.3g} (Holm); right alone on "
+            line += f"{row['only_candidate_right']} images, wrong alone on {row['only_baseline_right']} "
+            line += f"(McNemar p {row['mcnemar_p']:.3g}): {row['verdict']}"
+        lines.append(line)
+    why = "nothing was better than the baseline" if result.champion == "baseline" else "better than the baseline"
+    lines.append(f"champion: {result.champion} ({why}), registered as models:/digitcnn@champion")
+    return lines

@@ -1,0 +1,96 @@
+"""Finding what was recorded: runs by reference, their files, the runs that confirm a study, and the champion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from digitcnn.config import RunConfig
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.tracking import PREDICTIONS, Store
+
+CHAMPION_MODEL = "digitcnn"
+CHAMPION_ALIAS = "champion"
+_SHORTEST_REFERENCE = 6
+_MOST_RUNS = 1000
+
+
+def find_run(store: Store, reference: str) -> str:
+    """The id of the run that has this id, or whose id alone begins with it (6 characters or more)."""
+    if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_REFERENCE},32}}", reference):
+        raise ConfigError(f"run={reference}: must be a run id, or at least its first {_SHORTEST_REFERENCE} characters")
+    found = store.client.search_runs([store.experiment_id], f"attributes.run_id LIKE '{reference}%'", max_results=2)
+    if not found:
+        raise ConfigError(f"run={reference}: no such run is recorded")
+    if len(found) > 1:
+        raise ConfigError(f"run={reference}: several runs begin with that; give more of the id")
+    return str(found[0].info.run_id)
+
+
+def read_text(store: Store, run_id: str, name: str) -> str:
+    """A text file that a run recorded."""
+    try:
+        return Path(store.client.download_artifacts(run_id, name)).read_text()
+    except OSError as error:
+        raise MachineError(f"run {run_id}: its {name} cannot be read ({error}); the records are incomplete") from None
+
+
+def confirmations(store: Store, study: str) -> list[Any]:
+    """The runs that confirm a study, of whatever status."""
+    filters = f"tags.study = '{study}' AND tags.confirms LIKE '%'"
+    found: list[Any] = []
+    token = None
+    while True:
+        page = store.client.search_runs([store.experiment_id], filters, max_results=_MOST_RUNS, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def is_of(run: Any, config: RunConfig) -> bool:
+    """Whether a run was trained with this config; threads aside, which change its last bits and its speed."""
+    wanted = {name: str(value) for name, value in config.parameters().items() if name != "training.threads"}
+    return all(run.data.params.get(name) == value for name, value in wanted.items())
+
+
+def predictions(store: Store, run_id: str) -> str:
+    """The predicted class of every test image, as CSV: image, label, predicted, probability."""
+    return read_text(store, run_id, PREDICTIONS)
+
+
+def champion(store: Store) -> str:
+    """The id of the run whose model is the champion."""
+    models = store.client.search_registered_models(f"name = '{CHAMPION_MODEL}'")
+    version = models[0].aliases.get(CHAMPION_ALIAS) if models else None
+    if version is None:
+        raise ConfigError("run=champion: there is none yet; python experiments/confirm.py study=NAME finds it")
+    return str(store.client.get_model_version(CHAMPION_MODEL, version).run_id)
+
+
+def register_champion(store: Store, run_id: str, tags: Mapping[str, str], card: str) -> str:
+    """Makes the model of a run the champion, with tags and a model card, and returns its version."""
+    if not store.client.search_registered_models(f"name = '{CHAMPION_MODEL}'"):
+        store.client.create_registered_model(CHAMPION_MODEL)
+    known = [each for each in store.client.search_model_versions(f"run_id = '{run_id}'") if each.name == CHAMPION_MODEL]
+    if known:
+        version = str(known[0].version)
+        store.client.update_model_version(CHAMPION_MODEL, version, card)
+        for key, value in tags.items():
+            store.client.set_model_version_tag(CHAMPION_MODEL, version, key, value)
+    else:
+        (model,) = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+        version = str(
+            store.client.create_model_version(
+                CHAMPION_MODEL,
+                model.artifact_location,
+                run_id,
+                dict(tags),
+                description=card,
+                model_id=model.model_id,
+            ).version
+        )
+    store.client.set_registered_model_alias(CHAMPION_MODEL, CHAMPION_ALIAS, version)
+    return version

@@ -1,0 +1,26 @@
+"""Tests a study's best trials on the test set: `python experiments/confirm.py study=NAME [KEY=VALUE ...]`."""
+
+from command import main
+
+from digitcnn import confirmation, display, preview
+from digitcnn.confirmation import ConfirmConfig
+
+
+def confirm(config: ConfirmConfig) -> int:
+    """One confirmation, with its progress on the screen; or only what it would do, with `preview=true`."""
+    plan = confirmation.plan(config)
+    if config.preview:
+        print("\n".join(preview.describe_confirmation(plan)))
+        return 0
+    screen = display.SweepScreen("runs")
+    try:
+        result = confirmation.run(plan, screen)
+    finally:
+        screen.close()
+    print("\n".join(confirmation.sentences(result)))
+    print(f"written to {plan.folder}; next: python experiments/reproduce.py run={result.champion_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    main("confirm", ConfirmConfig, confirm, study_by_name=True)
