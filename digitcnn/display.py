@@ -195,7 +195,8 @@ class SweepScreen:
             if not ending.startswith(("interrupted", "lost")):
                 self.bar.advance(self.task)
         reached = "" if value is None else f", {self.metric} {_number(value)}"
-        self.note(f"{_job(trial)} {ending}{reached}; best {best or 'none yet'}")
+        leading = f"; best {best or 'none yet'}" if self.unit == "trials" else ""
+        self.note(f"{_job(trial)} {ending}{reached}{leading}")
 
     def note(self, text: str) -> None:
         """Something that stays on the screen."""
@@ -230,7 +231,8 @@ class SweepScreen:
                     "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
                 )
             self.bar.update(self.task, left=self._time_left())
-            return Group(self.bar, Text(f"best {self.metric}: {self.best or 'none yet'}"), table)
+            leading = [Text(f"best {self.metric}: {self.best or 'none yet'}")] if self.unit == "trials" else []
+            return Group(self.bar, *leading, table)
 
     def _time_left(self) -> str:
         """From the trials that this sweep has ended, epochs under way counted as parts of one."""

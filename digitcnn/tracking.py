@@ -50,6 +50,7 @@ class Store:
 def open_store(config: TrackingConfig) -> Store:
     """Opens the store, and creates it and its experiment if they are missing. Raises MachineError if it cannot."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow import MlflowClient
 
