@@ -186,6 +186,13 @@ class StudyConfig(Config):
     space: dict[str, Any]
 
 
+class StudyReference(Config):
+    """A study that was recorded: its name, and its store if that is not the embedded one."""
+
+    name: Name
+    storage: str | None = None
+
+
 class SweepConfig(RunConfig):
     """One sweep: the baseline run and the study around it."""
 

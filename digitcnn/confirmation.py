@@ -14,20 +14,13 @@ import pandas as pd
 from pydantic import Field
 
 from digitcnn import records, report, reproduction, runs, statistics, study, sweep, tracking
-from digitcnn.config import Config, Name, RunConfig, TrackingConfig, load
+from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.sweep import SweepDisplay
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import Job, Pool, RecordedTraining, RunFailed, Trainer, WorkerDied, core_shares
 
 _MOST_DEATHS = 3
-
-
-class StudyReference(Config):
-    """A study that was recorded: its name, and its store if that is not the embedded one."""
-
-    name: Name
-    storage: str | None = None
 
 
 class Settings(Config):

@@ -8,13 +8,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
+from pydantic import Field
 
-from digitcnn import environment, records, runs, tracking
-from digitcnn.config import RunConfig, TrackingConfig, load
+from digitcnn import environment, records, runs, study, tracking
+from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.data import Splits
 from digitcnn.errors import ConfigError
 from digitcnn.training import EpochMetrics, samples_per_epoch
@@ -25,6 +26,15 @@ _REPEATABLE = ("train_loss", "train_accuracy", "validation_loss", "validation_ac
 # Of the difference of two counts: about one comparison in 370 exceeds it by chance.
 _STANDARD_ERRORS = 3.0
 _FORMAT = 1
+
+
+class ReproduceConfig(Config):
+    """Which run is trained again: champion, best (of a study), a run id, or a frozen run's file."""
+
+    run: str
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    study: StudyReference
+    tracking: TrackingConfig = TrackingConfig()
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,30 @@ class Reproduction:
     metrics: tuple[Compared, ...]
     run_id: str
     weights_sha256: str
+
+
+def find(config: ReproduceConfig) -> Frozen:
+    """The run that a config names, as it was recorded or frozen. Raises ConfigError if there is none."""
+    if config.run.endswith((".yaml", ".yml")):
+        return read(Path(config.run).expanduser())
+    with tracking.store_errors(config.tracking):
+        store = tracking.open_store(config.tracking)
+        if config.run == "champion":
+            run_id = records.champion(store)
+        elif config.run == "best":
+            run_id = _best(config)
+        else:
+            run_id = records.find_run(store, config.run)
+        return frozen_of(store, run_id)
+
+
+def _best(config: ReproduceConfig) -> str:
+    url = config.study.storage or study.sqlite_url(config.tracking.folder / "optuna.db")
+    existing = study.existing_study(url, config.study.name)
+    best = None if existing is None else study.best(existing)
+    if best is None:
+        raise ConfigError(f"study.name={config.study.name}: no study of that name with a completed trial is recorded")
+    return str(best.user_attrs["run_id"])
 
 
 def frozen_of(store: tracking.Store, run_id: str) -> Frozen:

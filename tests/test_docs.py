@@ -11,12 +11,21 @@ from omegaconf import OmegaConf
 
 from digitcnn.benchmark import BenchmarkConfig
 from digitcnn.config import RunConfig, SweepConfig, known_keys, load
+from digitcnn.confirmation import ConfirmConfig
+from digitcnn.reproduction import ReproduceConfig
 from digitcnn.space import parse_space
 from tests.conftest import REPOSITORY, command_line
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+KINDS = {
+    "train": RunConfig,
+    "sweep": SweepConfig,
+    "confirm": ConfirmConfig,
+    "reproduce": ReproduceConfig,
+    "benchmark": BenchmarkConfig,
+}
 OURS = [command for command in COMMANDS if "experiments/" in command]
 
 
@@ -48,7 +57,7 @@ def test_every_command_in_readme_composes(command: str) -> None:
     """Hydra composes each command's config, and it is valid; other tests run the commands themselves."""
     name = re.search(r"experiments/(\w+)\.py", command)
     assert name is not None
-    overrides = [part for part in shlex.split(command.partition(".py")[2]) if part != "--multirun"]
+    overrides = [part for part in shlex.split(command.partition(name[0])[2]) if part != "--multirun"]
     # One of the values that a multirun goes through.
     overrides = [re.sub(r"=(\w+),.*", r"=\1", part) for part in overrides]
     ended = subprocess.run(
@@ -58,8 +67,8 @@ def test_every_command_in_readme_composes(command: str) -> None:
     tree = OmegaConf.to_container(OmegaConf.create(ended.stdout))
     assert isinstance(tree, dict)
     tree.pop("experiment", None)
-    kind = {"train": RunConfig, "sweep": SweepConfig, "benchmark": BenchmarkConfig}[name[1]]
-    config = load(kind, tree)  # type: ignore[arg-type]
+    kind = KINDS[name[1]]
+    config = load(kind, tree)  # type: ignore[type-var]
     if isinstance(config, SweepConfig):
         assert parse_space(config.study.space, config.baseline)
 
