@@ -82,6 +82,8 @@ def find(config: ReproduceConfig) -> Frozen:
     """The run that a config names, as it was recorded or frozen. Raises ConfigError if there is none."""
     if config.run.endswith((".yaml", ".yml")):
         return read(Path(config.run).expanduser())
+    if config.tracking.uri is None and not (config.tracking.folder / "mlflow.db").exists():
+        raise ConfigError(f"run={config.run}: nothing is recorded in {config.tracking.folder}")
     with tracking.store_errors(config.tracking):
         store = tracking.open_store(config.tracking)
         if config.run == "champion":

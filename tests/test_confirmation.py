@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,12 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from digitcnn.config import DataConfig, TrackingConfig
+from digitcnn.data import load_splits
+from digitcnn.errors import ConfigError
+from digitcnn.records import champion, find_run
 from digitcnn.reproduction import Compared, judge, tolerance
+from digitcnn.tracking import open_store
 from tests.conftest import command_line
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -136,10 +140,9 @@ def test_an_accuracys_tolerance_is_three_standard_errors_of_a_difference() -> No
     ("name", "overrides", "line"),
     [
         ("confirm", ["study=nowhere"], "study.name=nowhere: no such study is recorded in"),
-        ("reproduce", ["run=12ab"], "run=12ab: must be a run id, or at least its first 6 characters"),
-        ("reproduce", ["run=1234e567"], "run=1234e567: no such run is recorded"),
+        ("reproduce", ["run=1234e567"], "run=1234e567: nothing is recorded in"),
         ("reproduce", ["run=no such, file=1.yaml"], "run=no such, file=1.yaml: cannot be read: No such file"),
-        ("reproduce", ["run=champion"], "run=champion: there is none yet"),
+        ("reproduce", ["run=champion"], "run=champion: nothing is recorded in"),
     ],
 )
 def test_a_mistake_is_one_line(name: str, overrides: list[str], line: str, tmp_path: Path) -> None:
@@ -147,6 +150,16 @@ def test_a_mistake_is_one_line(name: str, overrides: list[str], line: str, tmp_p
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert ended.stderr.startswith(f"error: {line}")
     assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id(confirmed: Path) -> None:
+    store = open_store(TrackingConfig(root=str(confirmed)))
+    run_id = champion(store)
+    assert find_run(store, run_id[:12]) == find_run(store, run_id) == run_id
+    for reference, line in (("12ab", "must be a run id, or at least"), ("f" * 31, "no such run is recorded")):
+        with pytest.raises(ConfigError, match=f"run={reference}: {line}"):
+            find_run(store, reference)
 
 
 def test_a_sweep_never_reads_the_test_set(small_npz: Path, tmp_path: Path) -> None:
@@ -154,17 +167,8 @@ def test_a_sweep_never_reads_the_test_set(small_npz: Path, tmp_path: Path) -> No
     path = tmp_path / "torn.npz"
     with np.load(small_npz) as data:
         np.savez(path, x_train=data["x_train"], y_train=data["y_train"], x_test=np.array(["torn"]), y_test=[0])
-    program = f"""
-from digitcnn import data
-from digitcnn.config import DataConfig
-data.load_splits(DataConfig(path={str(path)!r}, validation_size=100))
-try:
-    data.load_splits(DataConfig(path={str(path)!r}, validation="test_once"))
-except data.ConfigError as error:
-    print(error)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "x_test is (1,) <U4" in ended.stdout
+    with pytest.raises(ConfigError, match=r"x_test is \(1,\) <U4"):
+        load_splits(DataConfig(path=str(path), validation="test_once"))
     swept = _run(
         "sweep",
         f"tracking.root={tmp_path}/records",
@@ -174,5 +178,3 @@ except data.ConfigError as error:
         *("study.space.model.conv1_filters=null", "study.space.model.conv2_filters=null"),
     )
     assert swept.returncode == 0, swept.stderr
-    confirmed = _run("confirm", "study=blind", f"tracking.root={tmp_path}/records")
-    assert confirmed.returncode == 2
