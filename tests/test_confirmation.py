@@ -40,9 +40,8 @@ def confirmed(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "training.batch_size=50",
         *("model.conv1_filters=4", "model.conv2_filters=6", "model.dense_units=16"),
         *("study.name=small", "study.trials=3", "study.pruner=none", "study.workers=1"),
-        *("study.space.training.batch_size=[20,50]", "study.space.training.seed={low: 0, high: 1000}"),
-        *("study.space.training.epochs=null", "study.space.model.conv1_filters=null"),
-        "study.space.model.conv2_filters=null",
+        *("study.space.training.batch_size=[20,50]", "study.space.training.epochs=null"),
+        *("study.space.model.conv1_filters={low: 2, high: 8}", "study.space.model.conv2_filters=null"),
     )
     assert swept.returncode == 0, swept.stderr
     ended = _run("confirm", "study=small", f"tracking.root={root}", "confirm.top=1", "confirm.seeds=2")
