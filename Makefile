@@ -6,7 +6,7 @@ PYTHON ?= python3
 OVERRIDES = $(foreach word,$(filter-out PYTHON=% PORT=%,$(MAKEOVERRIDES)),'$(word)')
 PORT ?= 5000
 
-.PHONY: help study train ui test lint lock .venv
+.PHONY: help study train ui test soak lint lock .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0
 
 test: lint ## all tests, after lint
 	@.venv/bin/python -m pytest --numprocesses 2
+
+soak: .venv/complete ## the long fault tests that `make test` leaves out
+	@.venv/bin/python -m pytest --numprocesses 2 -m soak
 
 lint: .venv/complete ## ruff, ruff format and mypy --strict
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check . && .venv/bin/mypy --no-error-summary
