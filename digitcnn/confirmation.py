@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from digitcnn import records, report, reproduction, runs, statistics, study, sweep, tracking
+from digitcnn import leaderboard, records, reproduction, runs, statistics, study, sweep, tracking
 from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.sweep import SweepDisplay
@@ -103,7 +103,7 @@ def _contenders(existing: study.Study, config: ConfirmConfig) -> tuple[Contender
     searched = [name for name in existing.user_attrs["identity"]["space"] if name != "training.seed"]
     start = {name: base.parameters()[name] for name in searched}
     found = [Contender("baseline", 0, start, base)]
-    table = report.leaderboard(existing)
+    table = leaderboard.ranked(existing)
     completed = table[table["state"] == "complete"] if len(table) else table
     if len(completed):
         maximize = study.DIRECTIONS[existing.metric_names[0]] == "maximize" if existing.metric_names else True

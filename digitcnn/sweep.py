@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from digitcnn import architecture, report, runs, samplers, study, tracking
+from digitcnn import architecture, leaderboard, runs, samplers, study, tracking
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.space import Space, corners, parse_space
@@ -352,7 +352,7 @@ class _Sweep:
 
     def _write_leaderboard(self) -> tuple[Path, pd.DataFrame]:
         config = self.plan.config
-        table = report.leaderboard(self.opened)
+        table = leaderboard.ranked(self.opened)
         folder = config.tracking.folder / "reports" / config.study.name
         path = folder / "leaderboard.csv"
         try:

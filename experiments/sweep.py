@@ -5,7 +5,7 @@ import sys
 
 from command import INTERRUPTED, TERMINATED, main
 
-from digitcnn import display, preview, report, sweep
+from digitcnn import display, leaderboard, preview, sweep
 from digitcnn.config import SweepConfig
 
 
@@ -21,7 +21,7 @@ def search(config: SweepConfig) -> int:
     finally:
         screen.close()
     display.leaderboard(result.leaderboard, list(plan.space))
-    print(report.best_against_baseline(result.leaderboard, config.study.objective))
+    print(leaderboard.best_against_baseline(result.leaderboard, config.study.objective))
     print(f"leaderboard: {result.leaderboard_path}")
     if result.interrupted is not None:
         print(f"stopped at {result.finished} of {result.total} trials; resume with: {_this_command()}")

@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from digitcnn.report import best_against_baseline, leaderboard
+from digitcnn.leaderboard import best_against_baseline, ranked
 
 
 def _study(*objectives: str) -> optuna.Study:
@@ -38,7 +38,7 @@ def test_completed_trials_are_ranked_and_equal_ones_share_a_rank() -> None:
     _add(study, 50, [0.97])
     _add(study, 20, [0.5], state=TrialState.PRUNED)
     _add(study, 30, [0.98], same_as=1)
-    table = leaderboard(study)
+    table = ranked(study)
     assert table["trial"].tolist() == [1, 5, 0, 3, 4, 2]
     assert table["rank"].tolist()[:4] == [1, 2, 3, 3]
     assert table["rank"].isna().tolist() == [False] * 4 + [True] * 2
@@ -56,23 +56,23 @@ def test_completed_trials_are_ranked_and_equal_ones_share_a_rank() -> None:
 def test_a_failed_trial_is_never_the_best() -> None:
     study = _study("validation_loss")
     _add(study, 1, None, state=TrialState.FAIL)
-    table = leaderboard(study)
+    table = ranked(study)
     assert best_against_baseline(table, ["validation_loss"]) == "no trial has completed"
     _add(study, 2, [0.5])
     _add(study, 3, [0.3])
-    assert leaderboard(study)["trial"].tolist() == [2, 1, 0]
+    assert ranked(study)["trial"].tolist() == [2, 1, 0]
 
 
 def test_two_objectives_are_ranked_by_front() -> None:
     study = _study("validation_accuracy", "cpu_seconds")
     for batch_size, values in ((1, [0.9, 10]), (2, [0.95, 20]), (3, [0.9, 12]), (4, [0.94, 25]), (5, [0.89, 26])):
         _add(study, batch_size, [float(value) for value in values])
-    ranks = leaderboard(study).set_index("training.batch_size")["rank"]
+    ranks = ranked(study).set_index("training.batch_size")["rank"]
     assert ranks.to_dict() == {1: 1, 2: 1, 3: 2, 4: 2, 5: 3}
 
 
 @pytest.mark.parametrize("objectives", [("validation_accuracy",), ("validation_accuracy", "cpu_seconds")])
 def test_a_study_without_trials_has_an_empty_leaderboard(objectives: tuple[str, ...]) -> None:
-    table = leaderboard(_study(*objectives))
+    table = ranked(_study(*objectives))
     assert len(table) == 0
     assert best_against_baseline(table, objectives) == "no trial has completed"

@@ -20,7 +20,7 @@ _STATES = {
 }
 
 
-def leaderboard(study: optuna.Study) -> pd.DataFrame:
+def ranked(study: optuna.Study) -> pd.DataFrame:
     """A row per trial that has begun: rank, parameters, objectives, accuracy, cost, epochs, state, run id, note.
 
     Completed trials are ranked by the objective; with several objectives the rank is the number of the Pareto
