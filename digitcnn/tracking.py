@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -35,6 +36,8 @@ _MOST_METRICS = 1000
 _DIGEST_LENGTH = 36
 # The artifact with the predicted class of every test image, of runs that are judged once.
 PREDICTIONS = "test_predictions.csv"
+# The file of a recorded model that holds its network and weights. Its digest is the run's tag `model_sha256`.
+MODEL_FILE = "data/model.keras"
 _COPIED_TAGS = ("weights_sha256", "data_sha256", "backend", "engine")
 
 
@@ -253,7 +256,18 @@ class Run:
         versions = environment.package_versions()
         # Without the pins MLflow spends 10 s a model on working them out.
         pins = [f"{package}=={versions[package]}" for package in ("tensorflow", "keras", "numpy")]
-        mlflow.keras.log_model(bare, name="model", signature=signature, pip_requirements=pins)
+        logged = mlflow.keras.log_model(bare, name="model", signature=signature, pip_requirements=pins)
+        # Of the file as it was stored: it holds the time, so that no second file of this model has the same digest.
+        content = model_file(self.store, logged.model_id, MODEL_FILE).read_bytes()
+        self.store.client.set_tag(self.run_id, "model_sha256", hashlib.sha256(content).hexdigest())
+
+
+def model_file(store: Store, model_id: str, name: str) -> Path:
+    """Where a file of a recorded model is on this machine; a server's file is fetched first."""
+    import mlflow
+
+    location = store.client.get_logged_model(model_id).artifact_location
+    return Path(mlflow.artifacts.download_artifacts(f"{location}/{name}", tracking_uri=store.uri))
 
 
 def _predictions_csv(result: TrainingResult) -> str:

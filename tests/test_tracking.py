@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def test_the_model_is_loadable_and_small_and_predicts_what_was_measured(small_co
     folder = Path(logged.artifact_location.removeprefix("file://"))
     requirements = (folder / "requirements.txt").read_text().split()
     assert f"keras=={environment.package_versions()['keras']}" in requirements
+    recorded = _only_run(small_config).data.tags["model_sha256"]
+    assert hashlib.sha256((folder / "data" / "model.keras").read_bytes()).hexdigest() == recorded
     # The optimizer's moments, which would make a model three times as large, are not in it.
     assert getattr(model, "optimizer", None) is None
     assert (folder / "data" / "model.keras").stat().st_size < 100_000
