@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from digitcnn import leaderboard, records, reproduction, runs, statistics, study, sweep, tracking
+from digitcnn import leaderboard, locks, records, reproduction, runs, signals, statistics, storage, study, tracking
 from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.sweep import SweepDisplay
@@ -78,7 +78,7 @@ class Result:
 
 def plan(config: ConfirmConfig) -> Plan:
     """Checks everything that a confirmation needs. Raises ConfigError; creates nothing."""
-    url = config.study.storage or study.sqlite_url(config.tracking.folder / "optuna.db")
+    url = config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")
     existing = study.existing_study(url, config.study.name)
     if existing is None or "identity" not in existing.user_attrs:
         raise ConfigError(f"study.name={config.study.name}: no such study is recorded in {config.tracking.folder}")
@@ -122,7 +122,7 @@ def _contenders(existing: study.Study, config: ConfirmConfig) -> tuple[Contender
 def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Result:
     """Trains every config with every seed that is not recorded yet, compares them and registers the champion."""
     name = plan.config.study.name
-    with sweep.only_one(plan.config.tracking.folder, name), tracking.store_errors(plan.config.tracking):
+    with locks.only_one(plan.config.tracking.folder, name), tracking.store_errors(plan.config.tracking):
         store = tracking.open_store(plan.config.tracking)
         recorded = _Confirmation(plan, shown, store).work(trainer or RecordedTraining())
         table, rows = _tables(plan, store, recorded)
@@ -151,16 +151,18 @@ class _Confirmation:
             threads = len(core_shares(workers)[-1])
             pool = Pool(trainer, workers, threads)
             try:
-                with ThreadPoolExecutor(workers) as executor:
+                with pool.stopped_by_signals(self.shown.note) as received, ThreadPoolExecutor(workers) as executor:
                     futures = [executor.submit(self._confirm, pool, threads, *job) for job in missing]
                     try:
                         for future in futures:
                             future.result()
                     except BaseException:
-                        # Ctrl-C, or the machine: what has not begun does not begin, what runs ends at its next epoch.
+                        # The machine failed: what has not begun does not begin, what runs ends at its next epoch.
                         pool.stop.set()
                         executor.shutdown(wait=True, cancel_futures=True)
                         raise
+                if received:
+                    signals.end(received[0])
             finally:
                 pool.close()
         if self.failed:

@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import Field
 
-from digitcnn import environment, records, runs, study, tracking
+from digitcnn import environment, records, runs, storage, study, tracking
 from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.data import Splits
 from digitcnn.errors import ConfigError
@@ -96,7 +96,7 @@ def find(config: ReproduceConfig) -> Frozen:
 
 
 def _best(config: ReproduceConfig) -> str:
-    url = config.study.storage or study.sqlite_url(config.tracking.folder / "optuna.db")
+    url = config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")
     existing = study.existing_study(url, config.study.name)
     best = None if existing is None else study.best(existing)
     if best is None:

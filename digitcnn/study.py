@@ -7,24 +7,21 @@ import json
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
 from optuna.study import Study as Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial as FrozenTrial
 from optuna.trial import Trial as Trial
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
+from digitcnn import storage
 from digitcnn.config import RunConfig, StudyConfig
-from digitcnn.environment import without_credentials
-from digitcnn.errors import ConfigError, MachineError
+from digitcnn.errors import ConfigError
 from digitcnn.samplers import PRUNABLE, pruner_of, sampler_of
 from digitcnn.space import Choices, Range, Scalar, Space, describe, grid
 
@@ -42,9 +39,6 @@ DIRECTIONS = {
     "parameters": "minimize",
 }
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-# How long a write waits for another process that holds the SQLite file.
-_LOCK_SECONDS = 60
-
 
 _drawing = threading.Lock()
 _requeueing = threading.Lock()
@@ -88,30 +82,12 @@ def identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str
     return {"space": describe(space), "objective": list(config.objective), "baseline": fixed}
 
 
-def sqlite_url(path: Path) -> str:
-    """The address of the embedded store in a file."""
-    return f"sqlite:///{path}"
-
-
-@contextlib.contextmanager
-def storage_errors(url: str) -> Iterator[None]:
-    """Turns a failure of the study's store inside the body into a MachineError of one line."""
-    try:
-        yield
-    except (StorageInternalError, SQLAlchemyError) as error:
-        cause = without_credentials(str(error.__cause__ or error)).splitlines()[0]
-        place = without_credentials(url)
-        raise MachineError(f"the study's store {place} failed: {cause}; what had been recorded is safe") from None
-    except ImportError as error:
-        raise ConfigError(f"study.storage: needs a database driver: {str(error).splitlines()[0]}") from None
-
-
 def existing_study(url: str, name: str) -> SharedStudy | None:
     """The study of that name in a store, or None; does not create an embedded store that is not there."""
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    if storage.is_missing(url):
         return None
-    with storage_errors(url), contextlib.suppress(KeyError):
-        return SharedStudy(name, _storage(url))
+    with storage.errors(url), contextlib.suppress(KeyError):
+        return SharedStudy(name, storage.connect(url))
     return None
 
 
@@ -140,12 +116,12 @@ def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig)
     study = existing_study(url, config.name)
     if study is not None:
         refuse_another(study, wanted)
-    with storage_errors(url):
+    with storage.errors(url):
         if study is None:
-            storage = _storage(url)
+            connected = storage.connect(url)
             directions = [StudyDirection[DIRECTIONS[objective].upper()] for objective in config.objective]
-            optuna.create_study(study_name=config.name, storage=storage, directions=directions)
-            study = SharedStudy(config.name, storage)
+            optuna.create_study(study_name=config.name, storage=connected, directions=directions)
+            study = SharedStudy(config.name, connected)
             study.set_user_attr("identity", wanted)
             study.set_metric_names(list(config.objective))
         study.sampler = sampler_of(config, len(study.get_trials(deepcopy=False)))
@@ -177,11 +153,6 @@ def total_trials(config: StudyConfig, space: Space, baseline: RunConfig) -> int:
     points = {parameters_key(point) for point in grid(space)}
     points.add(parameters_key({name: baseline.parameters()[name] for name in space}))
     return min(config.trials, len(points))
-
-
-def _storage(url: str) -> optuna.storages.RDBStorage:
-    arguments = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Scalar]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import pandas as pd
 
-from digitcnn import architecture, leaderboard, runs, samplers, study, tracking
+from digitcnn import architecture, leaderboard, locks, runs, samplers, storage, study, tracking
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.space import Space, corners, parse_space
@@ -97,7 +92,7 @@ def plan(config: SweepConfig) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"study.space: at {point}: {error}") from None
     samplers.check(config.study, space)
-    url = config.study.storage or study.sqlite_url(config.tracking.folder / "optuna.db")
+    url = config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")
     existing = study.existing_study(url, config.study.name)
     if existing is not None:
         study.refuse_another(existing, study.identity(config.study, space, baseline))
@@ -120,40 +115,16 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
     Raises ConfigError if another sweep is at work on the study, MachineError if the machine fails.
     """
     config = plan.config
-    with only_one(config.tracking.folder, config.study.name):
+    with locks.only_one(config.tracking.folder, config.study.name):
         pool = Pool(trainer or RecordedTraining(), plan.workers, plan.threads)
         try:
-            store = tracking.open_store(config.tracking)
-            opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
-            with study.storage_errors(plan.url), tracking.store_errors(config.tracking):
-                return _Sweep(plan, shown, pool, store, opened).work()
+            with pool.stopped_by_signals(shown.note) as received:
+                store = tracking.open_store(config.tracking)
+                opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
+                with storage.errors(plan.url), tracking.store_errors(config.tracking):
+                    return _Sweep(plan, shown, pool, store, opened, received).work()
         finally:
             pool.close()
-
-
-@contextlib.contextmanager
-def only_one(folder: Path, name: str) -> Iterator[None]:
-    """Holds the study's lock: SQLite is for one writing process."""
-    try:
-        locks = folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        file = (locks / f"{name}.lock").open("a+")
-    except OSError as error:
-        raise MachineError(f"the records folder {folder} cannot be used: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise ConfigError(
-                f"study.name={name}: {holder} is at work on this study; wait for it, or give it more study.workers"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
-        file.flush()
-        yield
-        file.truncate(0)
 
 
 @dataclass
@@ -165,8 +136,8 @@ class _Sweep:
     pool: Pool
     store: tracking.Store
     opened: study.SharedStudy
+    signals: list[signal.Signals]
     parent: str = ""
-    interrupted: signal.Signals | None = None
     abort: MachineError | None = None
     same_parameters: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     ended: dict[str, study.Ended] = field(default_factory=dict)
@@ -188,11 +159,10 @@ class _Sweep:
         limits = study.Limits(self.plan.total, lambda: None if deadline is None else deadline - time.monotonic())
         status: tracking.Status = "FAILED"
         try:
-            with self._signals():
-                study.optimize(
-                    self.opened, self._objective, limits, self.plan.workers, config.study.retries, self.pool.stop
-                )
-            status = "KILLED" if self.interrupted else "FINISHED"
+            study.optimize(
+                self.opened, self._objective, limits, self.plan.workers, config.study.retries, self.pool.stop
+            )
+            status = "KILLED" if self.signals else "FINISHED"
         finally:
             try:
                 path, table = self._write_leaderboard()
@@ -201,7 +171,8 @@ class _Sweep:
         if self.abort is not None:
             raise self.abort
         finished = study.finished(self.opened)
-        return SweepResult(table, path, finished, self.plan.total, self.parent, self.interrupted)
+        interrupted = self.signals[0] if self.signals else None
+        return SweepResult(table, path, finished, self.plan.total, self.parent, interrupted)
 
     def _recover(self) -> None:
         """Ends trials and runs that an earlier sweep left running, so that both stores say the same."""
@@ -226,26 +197,6 @@ class _Sweep:
         else:
             tracking.reopen_study_run(self.store, str(parent), config)
         return str(parent)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the sweep in order; a second one ends it at once."""
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self.interrupted is None:
-                self.interrupted = signal.Signals(number)
-                self.shown.note("stopping: what has run is being recorded")
-                self.pool.stop.set()
-            else:
-                for worker in self.pool.workers:
-                    worker.process.kill()
-
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _objective(self, trial: study.Trial) -> list[float]:
         parameters = study.suggest(trial, self.plan.space)

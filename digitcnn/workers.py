@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any, Literal, Protocol
 
-from digitcnn import environment, runs
+from digitcnn import environment, runs, signals
 from digitcnn.config import RunConfig
 from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
 from digitcnn.training import Decision, EpochMetrics
@@ -98,10 +98,12 @@ class Worker:
         self.process = context.Process(
             target=_serve, args=(theirs, self.trainer, self.cores, self.threads), name="digitcnn-worker", daemon=True
         )
-        # Ctrl-C is blocked in the child from its first instant on.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        self.process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # What ends the owner is blocked in the child from its first instant on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.memory_mb = []
 
@@ -198,6 +200,21 @@ class Pool:
         finally:
             self._idle.put(index)
 
+    @contextlib.contextmanager
+    def stopped_by_signals(self, note: Callable[[str], None]) -> Iterator[list[signal.Signals]]:
+        """Inside the body a signal lets the workers end in order; a second one kills them. Gives those that came."""
+
+        def stop() -> None:
+            self.stop.set()
+            note("stopping: what has run is being recorded")
+
+        def kill() -> None:
+            for worker in self.workers:
+                worker.process.kill()
+
+        with signals.taken(stop, kill) as received:
+            yield received
+
     def close(self) -> None:
         """Ends all worker processes."""
         for worker in self.workers:
@@ -214,8 +231,9 @@ def core_shares(workers: int) -> list[tuple[int, ...]]:
 
 def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...], threads: int) -> None:
     """A worker process's whole life."""
-    # Ctrl-C reaches every process of a terminal; the owner decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of a terminal, SIGTERM often all of a job; the owner decides what they mean.
+    for number in signals.ENDING:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_owner, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)

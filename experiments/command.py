@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import hydra
@@ -18,11 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from digitcnn import signals
 from digitcnn.config import Config, known_keys, load, nearest
 from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
 
 REPOSITORY = Path(__file__).parent.parent
-INTERRUPTED, TERMINATED = 130, 143
 # Hydra stays where it was started, and writes nothing.
 _HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 
@@ -41,7 +40,8 @@ def main(
 
     The values of the keys in `texts` are taken as they are typed. With `study_by_name`, study=NAME means study.name.
 
-    A person's mistake exits with 2 and a failing machine with 1, each with one line; Ctrl-C with 130, SIGTERM with 143.
+    A person's mistake exits with 2 and a failing machine with 1, each with one line; a signal with 128 and its
+    number: Ctrl-C 130, SIGTERM 143, a closed terminal 129.
     """
     everything = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra would print its own many lines and exit with 1; this makes it raise instead.
@@ -52,7 +52,7 @@ def main(
         nonlocal status
         status = max(status, task(load(kind, _plain(composed, kind))))
 
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.end_in_order()
     arguments = sys.argv[:]
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +114,7 @@ def _with_arguments(
             job(composed)
         except KeyboardInterrupt:
             print("interrupted: what had run is recorded", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            sys.exit(128 + signal.SIGINT)
         except (ConfigError, MachineError, TrainingDiverged, OSError, OmegaConfBaseException) as error:
             if everything:
                 raise
@@ -170,28 +170,15 @@ def _plain(composed: DictConfig, kind: type[Config]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[Callable[[], None]]:
-    """Holds back Ctrl-C and SIGTERM until the function it gives is called, at a point that is safe to end at.
+    """Holds back the signals that end a process until the function it gives is called, where it is safe to end.
 
     An exception in the middle of a database's transaction could leave the records locked. A second signal ends at once.
     """
-    pending: list[int] = []
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        if pending:
-            end()
-        pending.append(number)
 
     def end() -> None:
-        if pending:
-            raise KeyboardInterrupt if pending[0] == signal.SIGINT else SystemExit(TERMINATED)
+        if received:
+            signals.end(received[0])
 
-    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals.taken(lambda: None, end) as received:
         yield end
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(TERMINATED)
+    end()

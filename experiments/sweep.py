@@ -3,7 +3,7 @@
 import shlex
 import sys
 
-from command import INTERRUPTED, TERMINATED, main
+from command import main
 
 from digitcnn import display, leaderboard, preview, sweep
 from digitcnn.config import SweepConfig
@@ -25,7 +25,7 @@ def search(config: SweepConfig) -> int:
     print(f"leaderboard: {result.leaderboard_path}")
     if result.interrupted is not None:
         print(f"stopped at {result.finished} of {result.total} trials; resume with: {_this_command()}")
-        return INTERRUPTED if result.interrupted.name == "SIGINT" else TERMINATED
+        return 128 + result.interrupted
     if result.finished < result.total:
         print(f"time is up at {result.finished} of {result.total} trials; go on with: {_this_command()}")
     else:

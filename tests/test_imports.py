@@ -13,15 +13,16 @@ from tests.conftest import REPOSITORY, command_line
 
 # Each module may import those before it. A new module needs a place here.
 ORDER = [
-    *("errors", "config", "architecture", "space", "data", "environment", "model", "convolution", "plan", "compiled"),
-    *("engines", "training", "plots", "tracking", "records", "runs", "workers", "samplers", "study", "leaderboard"),
-    *("statistics", "sweep", "reproduction", "confirmation", "display"),
+    *("errors", "signals", "locks"),
+    *("config", "architecture", "space", "data", "environment", "model", "convolution", "plan", "compiled"),
+    *("engines", "training", "plots", "tracking", "records", "runs", "workers", "storage", "samplers", "study"),
+    *("leaderboard", "statistics", "sweep", "reproduction", "confirmation", "display"),
     *("preview", "timing", "benchmark"),
 ]
 # Which of our own modules may import these packages.
 ONLY: dict[str, set[str]] = {
     "mlflow": {"tracking"},
-    "optuna": {"samplers", "study", "leaderboard"},
+    "optuna": {"storage", "samplers", "study", "leaderboard"},
     "matplotlib": {"plots"},
     "hydra": set(),
     "tensorflow": {"engines", "compiled", "convolution", "timing"},

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from digitcnn import samplers, study
+from digitcnn import samplers, storage, study
 from digitcnn.config import SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.space import Space, parse_space
@@ -22,7 +22,7 @@ def _space(config: SweepConfig) -> Space:
 
 
 def _open(config: SweepConfig, folder: Path) -> optuna.Study:
-    url = study.sqlite_url(folder / "optuna.db")
+    url = storage.sqlite_url(folder / "optuna.db")
     return study.open_study(url, config.study, _space(config), config.baseline)
 
 
@@ -140,7 +140,7 @@ def test_another_study_under_the_same_name_is_refused(
 
 
 def test_a_foreign_study_is_refused(sweep_config: SweepConfig, tmp_path: Path) -> None:
-    optuna.create_study(study_name="small", storage=study.sqlite_url(tmp_path / "optuna.db"))
+    optuna.create_study(study_name="small", storage=storage.sqlite_url(tmp_path / "optuna.db"))
     with pytest.raises(ConfigError, match="was not made by digitcnn"):
         _open(sweep_config, tmp_path)
 

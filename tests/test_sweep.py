@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from digitcnn import study, sweep
+from digitcnn import storage, study, sweep
 from digitcnn.config import SweepConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.training import EpochMetrics
@@ -55,7 +55,7 @@ def work(config: SweepConfig, trainer: Trainer, shown: Quiet | None = None) -> s
 
 
 def open_records(root: Path, name: str = "small") -> tuple[optuna.Study, MlflowClient, list[Any]]:
-    opened = study.existing_study(study.sqlite_url(root / "optuna.db"), name)
+    opened = study.existing_study(storage.sqlite_url(root / "optuna.db"), name)
     assert opened is not None
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     experiment = client.get_experiment_by_name("digitcnn")

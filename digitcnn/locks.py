@@ -1,0 +1,42 @@
+"""The lock of a study: one process at a time works on it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from digitcnn.errors import ConfigError, MachineError
+
+
+@contextlib.contextmanager
+def only_one(folder: Path, name: str) -> Iterator[None]:
+    """Holds the study's lock: SQLite is for one writing process.
+
+    The system releases it when the process ends, however that is; the file that is left is no obstacle. Raises
+    ConfigError, naming who holds it, if another process does.
+    """
+    try:
+        locks = folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        file = (locks / f"{name}.lock").open("a+")
+    except OSError as error:
+        raise MachineError(f"the records folder {folder} cannot be used: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ConfigError(
+                f"study.name={name}: {holder} is at work on this study; wait for it, or end it and give it more "
+                "study.workers; several processes share a study through study.storage=postgresql+psycopg://..."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
+        file.flush()
+        yield
+        file.truncate(0)
