@@ -7,9 +7,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pandas as pd
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
@@ -17,8 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from digitcnn.config import TrainingConfig
-from digitcnn.reproduction import Compared
 from digitcnn.training import Decision, EpochMetrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from digitcnn.reproduction import Compared
 
 
 def duration(seconds: float) -> str:
@@ -309,6 +312,8 @@ _HEADINGS = {"cpu_seconds": "CPU s", "run_id": "run", "validation_accuracy": "va
 
 
 def _cell(column: str, value: Any) -> str:
+    import pandas as pd
+
     if value is None or pd.isna(value):
         return ""
     if column.endswith("accuracy"):
