@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from digitcnn import architecture, confirmation, environment, runs, study
+from digitcnn import architecture, confirmation, environment, runs, study, trials
 from digitcnn.config import RunConfig
 from digitcnn.data import Examples
 from digitcnn.display import duration
@@ -95,7 +95,7 @@ def describe(plan: Plan, speed: Speed) -> list[str]:
         inside = "" if parameter.contains(baseline[name]) else ", off the grid"
         lines.append(f"  {name:<{width}}  {parameter}; baseline {baseline[name]}{inside}")
     existing = study.existing_study(plan.url, config.study.name)
-    finished = 0 if existing is None else study.finished(existing)
+    finished = 0 if existing is None else trials.finished(existing)
     left = max(plan.total - finished, 0)
     recorded = "none recorded yet" if existing is None else f"{finished} recorded"
     lines.append(f"trials to come: {left} of {plan.total} ({recorded})")

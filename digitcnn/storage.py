@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
+import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from digitcnn.environment import without_credentials
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.hosts import SharedStorage
 
-_SQLITE = "sqlite:///"
+_SQLITE, _POSTGRESQL = "sqlite:///", "postgresql+psycopg://"
 # How long a write waits for another process that holds the SQLite file.
 _LOCK_SECONDS = 60
+_threads = threading.Lock()
 
 
 def sqlite_url(path: Path) -> str:
@@ -23,20 +27,47 @@ def sqlite_url(path: Path) -> str:
     return f"{_SQLITE}{path}"
 
 
+def is_shared(url: str) -> bool:
+    """Whether several processes and hosts can work in a store at the same time."""
+    return not url.startswith(_SQLITE)
+
+
 def is_missing(url: str) -> bool:
-    """Whether this is an embedded store whose file is not there."""
-    return url.startswith(_SQLITE) and not Path(url.removeprefix(_SQLITE)).exists()
+    """Whether this is an embedded store whose file is not there, or a database without any study."""
+    if is_shared(url):
+        return not SharedStorage.has_studies(url)
+    return not Path(url.removeprefix(_SQLITE)).exists()
 
 
 def connect(url: str) -> optuna.storages.RDBStorage:
-    """Opens a store, and creates an embedded one that is missing."""
-    arguments = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+    """Opens a store, and creates what is missing of it."""
+    if is_shared(url):
+        return SharedStorage(url)
+    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
+
+
+@contextlib.contextmanager
+def exclusively(store: optuna.storages.RDBStorage, study: str) -> Iterator[None]:
+    """Holds the lock of a study: among the threads of this process, and on a shared store among all hosts.
+
+    Raises LockLost at its end if a shared store took the lock away.
+    """
+    with _threads, store.lock(study) if isinstance(store, SharedStorage) else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager
 def errors(url: str) -> Iterator[None]:
-    """Turns a failure of the study's store inside the body into a MachineError of one line."""
+    """Turns a failure of the study's store inside the body into a MachineError of one line.
+
+    Raises ConfigError if the address is not one of a store.
+    """
+    if not url.startswith((_SQLITE, _POSTGRESQL)):
+        raise ConfigError(f"study.storage: must begin with {_POSTGRESQL} or {_SQLITE}; null is mlruns/optuna.db")
+    try:
+        sqlalchemy.make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigError(f"study.storage: is not an address such as {_POSTGRESQL}USER@HOST:5432/DATABASE") from None
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:

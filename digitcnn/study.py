@@ -7,12 +7,11 @@ import json
 import random
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.study import Study as Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial as FrozenTrial
@@ -22,6 +21,7 @@ from optuna.trial import TrialState
 from digitcnn import storage
 from digitcnn.config import RunConfig, StudyConfig
 from digitcnn.errors import ConfigError
+from digitcnn.hosts import this_host
 from digitcnn.samplers import PRUNABLE, pruner_of, sampler_of
 from digitcnn.space import Choices, Range, Scalar, Space, describe, grid
 
@@ -38,40 +38,15 @@ DIRECTIONS = {
     "training_seconds": "minimize",
     "parameters": "minimize",
 }
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
 _drawing = threading.Lock()
-_requeueing = threading.Lock()
 
 
-class SharedStudy(Study):
-    """A study whose threads get their trials one after the other.
+class OpenStudy(Study):
+    """A study, and the store that it is in."""
 
-    SQLite has no row locks, so that two threads asking at once can be given the same queued trial (optuna issue 4002).
-    `failure` is the first error that Optuna would not pass on: it looks at no thread that ends after the last began.
-    """
-
-    failure: Exception | None = None
-
-    def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> Trial:
-        try:
-            with _drawing:
-                return super().ask(fixed_distributions)
-        except Exception as error:
-            self.failure = self.failure or error
-            raise
-
-
-class Pruned(optuna.TrialPruned):
-    """The pruner ended this trial."""
-
-
-class Lost(Exception):
-    """The trial did not get to its end for a reason outside it: it will be tried again."""
-
-
-class Failed(Exception):
-    """The trial failed in a way that would happen again."""
+    def __init__(self, name: str, store: optuna.storages.RDBStorage) -> None:
+        super().__init__(name, store)
+        self.store = store
 
 
 def identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str, Any]:
@@ -82,12 +57,11 @@ def identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str
     return {"space": describe(space), "objective": list(config.objective), "baseline": fixed}
 
 
-def existing_study(url: str, name: str) -> SharedStudy | None:
-    """The study of that name in a store, or None; does not create an embedded store that is not there."""
-    if storage.is_missing(url):
-        return None
+def existing_study(url: str, name: str) -> OpenStudy | None:
+    """The study of that name in a store, or None; creates nothing."""
     with storage.errors(url), contextlib.suppress(KeyError):
-        return SharedStudy(name, storage.connect(url))
+        if not storage.is_missing(url):
+            return OpenStudy(name, storage.connect(url))
     return None
 
 
@@ -110,26 +84,34 @@ def _named(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {"study.objective": identity["objective"], **space, **identity["baseline"]}
 
 
-def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig) -> SharedStudy:
+def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig) -> OpenStudy:
     """Creates the study, or resumes it, with trial 0 the baseline. Raises ConfigError if it is another study."""
     wanted = identity(config, space, baseline)
-    study = existing_study(url, config.name)
-    if study is not None:
-        refuse_another(study, wanted)
     with storage.errors(url):
-        if study is None:
-            connected = storage.connect(url)
-            directions = [StudyDirection[DIRECTIONS[objective].upper()] for objective in config.objective]
-            optuna.create_study(study_name=config.name, storage=connected, directions=directions)
-            study = SharedStudy(config.name, connected)
-            study.set_user_attr("identity", wanted)
-            study.set_metric_names(list(config.objective))
-        study.sampler = sampler_of(config, len(study.get_trials(deepcopy=False)))
-        study.pruner = pruner_of(config, space, baseline)
-        start = {name: baseline.parameters()[name] for name in space}
-        study.enqueue_trial(start, user_attrs={"baseline": True}, skip_if_exists=True)
-        if config.sampler == "grid":
-            _enqueue_grid(study, config, space)
+        store = storage.connect(url)
+        # Hosts that begin at once agree on one study, one baseline and one queue.
+        with storage.exclusively(store, config.name):
+            study = _created(store, config, wanted)
+            host = this_host() if storage.is_shared(url) else None
+            study.sampler = sampler_of(config, len(study.get_trials(deepcopy=False)), host)
+            study.pruner = pruner_of(config, space, baseline)
+            start = {name: baseline.parameters()[name] for name in space}
+            study.enqueue_trial(start, user_attrs={"baseline": True}, skip_if_exists=True)
+            if config.sampler == "grid":
+                _enqueue_grid(study, config, space)
+    return study
+
+
+def _created(store: optuna.storages.RDBStorage, config: StudyConfig, wanted: Mapping[str, Any]) -> OpenStudy:
+    try:
+        study = OpenStudy(config.name, store)
+    except KeyError:
+        directions = [StudyDirection[DIRECTIONS[objective].upper()] for objective in config.objective]
+        optuna.create_study(study_name=config.name, storage=store, directions=directions)
+        study = OpenStudy(config.name, store)
+        study.set_user_attr("identity", wanted)
+        study.set_metric_names(list(config.objective))
+    refuse_another(study, wanted)
     return study
 
 
@@ -218,114 +200,6 @@ def results(study: Study) -> dict[str, Ended]:
         )
         found.setdefault(parameters_key(trial.params), result)
     return found
-
-
-def recover(study: Study) -> list[FrozenTrial]:
-    """Ends the trials that were running when their sweep ended without a word, as lost; returns them.
-
-    Only for the one process that owns the study.
-    """
-    stale = study.get_trials(states=(TrialState.RUNNING,))
-    for trial in stale:
-        study._storage.set_trial_user_attr(trial._trial_id, "lost", "its sweep ended")
-        study.tell(trial.number, state=TrialState.FAIL)
-    return stale
-
-
-def requeue_lost(study: Study, retries: int) -> None:
-    """Queues every lost trial's parameters again, unless that was done or its worker has died too often on them."""
-    # Threads whose trials are lost at the same time must not queue each other's.
-    with _requeueing:
-        _requeue_lost(study, retries)
-
-
-def _requeue_lost(study: Study, retries: int) -> None:
-    trials = study.get_trials(deepcopy=False)
-    repeated = {trial.user_attrs.get("repeats") for trial in trials}
-    for trial in trials:
-        if trial.state != TrialState.FAIL or "lost" not in trial.user_attrs or trial.number in repeated:
-            continue
-        deaths = trial.user_attrs.get("deaths", 0)
-        if deaths > retries or not parameters_of(trial):
-            continue
-        attributes = {"repeats": trial.number, "deaths": deaths}
-        if trial.user_attrs.get("baseline"):
-            attributes["baseline"] = True
-        study.enqueue_trial(parameters_of(trial), user_attrs=attributes)
-
-
-def finished(study: Study) -> int:
-    """The trials that count: completed, pruned or failed for good. A lost one counts when it is not repeated."""
-    trials = study.get_trials(deepcopy=False, states=_FINISHED)
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
-    repeated = {trial.user_attrs.get("repeats") for trial in [*trials, *waiting]}
-    return sum(
-        trial.state != TrialState.FAIL or trial.number not in repeated
-        for trial in trials
-        # A trial that ended before it had parameters left nothing to count or to repeat.
-        if parameters_of(trial)
-    )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a study is over: at a total of finished trials, or after some seconds of this sweep."""
-
-    trials: int
-    seconds_left: Callable[[], float | None]
-
-
-def optimize(
-    study: SharedStudy,
-    objective: Callable[[Trial], list[float]],
-    limits: Limits,
-    workers: int,
-    retries: int,
-    stop: threading.Event,
-) -> None:
-    """Runs trials on `workers` threads until the total is finished, time is up or `stop` is set.
-
-    The objective raises Pruned, Lost (tried again) or Failed (not tried again) when it has no value. A round starts
-    only as many trials as are missing, so that the total is never exceeded; lost trials are made up for in the next.
-    """
-
-    def guarded(trial: Trial) -> list[float]:
-        if stop.is_set():
-            trial.set_user_attr("lost", "interrupted")
-            trial.study.stop()
-            raise Lost("interrupted")
-        try:
-            return objective(trial)
-        except (Pruned, Lost, Failed):
-            raise
-        except Exception as error:
-            study.failure = study.failure or error
-            stop.set()
-            trial.set_user_attr("lost", f"{type(error).__name__}")
-            raise Lost from error
-
-    def after(study: Study, trial: FrozenTrial) -> None:
-        if "lost" in trial.user_attrs:
-            requeue_lost(study, retries)
-        if stop.is_set():
-            study.stop()
-
-    requeue_lost(study, retries)
-    while not stop.is_set():
-        missing = limits.trials - finished(study)
-        seconds = limits.seconds_left()
-        if missing <= 0 or (seconds is not None and seconds <= 0):
-            return
-        study.optimize(
-            guarded,
-            n_trials=missing,
-            timeout=seconds,
-            n_jobs=min(workers, missing),
-            catch=(Lost, Failed),
-            callbacks=[after],
-        )
-        if study.failure is not None:
-            raise study.failure
 
 
 def best(study: Study) -> FrozenTrial | None:

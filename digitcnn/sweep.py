@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 import time
@@ -12,9 +14,10 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from digitcnn import architecture, leaderboard, locks, runs, samplers, storage, study, tracking
+from digitcnn import architecture, leaderboard, locks, runs, samplers, storage, study, tracking, trials
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.hosts import LockLost, this_host
 from digitcnn.space import Space, corners, parse_space
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import (
@@ -97,7 +100,7 @@ def plan(config: SweepConfig) -> Plan:
     if existing is not None:
         study.refuse_another(existing, study.identity(config.study, space, baseline))
     total = study.total_trials(config.study, space, baseline)
-    missing = total - (0 if existing is None else study.finished(existing))
+    missing = total - (0 if existing is None else trials.finished(existing))
     workers = min(config.study.workers or len(core_shares(1)[0]), max(missing, 1))
     return Plan(
         config=config,
@@ -112,10 +115,12 @@ def plan(config: SweepConfig) -> Plan:
 def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> SweepResult:
     """Creates or resumes the study and works on it until its total is finished, time is up or it is interrupted.
 
-    Raises ConfigError if another sweep is at work on the study, MachineError if the machine fails.
+    On a shared store other hosts may do the same at the same time. Raises ConfigError if another sweep is at work on
+    an embedded one, MachineError if the machine fails.
     """
     config = plan.config
-    with locks.only_one(config.tracking.folder, config.study.name):
+    shared = storage.is_shared(plan.url)
+    with contextlib.nullcontext() if shared else locks.only_one(config.tracking.folder, config.study.name):
         pool = Pool(trainer or RecordedTraining(), plan.workers, plan.threads)
         try:
             with pool.stopped_by_signals(shown.note) as received:
@@ -135,7 +140,7 @@ class _Sweep:
     shown: SweepDisplay
     pool: Pool
     store: tracking.Store
-    opened: study.SharedStudy
+    opened: study.OpenStudy
     signals: list[signal.Signals]
     parent: str = ""
     abort: MachineError | None = None
@@ -153,30 +158,39 @@ class _Sweep:
         best = study.best(self.opened)
         self.leader = None if best is None else (best.values[0], best.number)
         self.parent = self._open_parent()
-        finished = study.finished(self.opened)
+        finished = trials.finished(self.opened)
         self.shown.began(config.study.name, self.plan.total, finished, self.plan.workers, config.study.objective[0])
         deadline = None if config.study.timeout is None else time.monotonic() + seconds(config.study.timeout)
-        limits = study.Limits(self.plan.total, lambda: None if deadline is None else deadline - time.monotonic())
+        limits = trials.Limits(self.plan.total, lambda: None if deadline is None else deadline - time.monotonic())
         status: tracking.Status = "FAILED"
         try:
-            study.optimize(
-                self.opened, self._objective, limits, self.plan.workers, config.study.retries, self.pool.stop
+            trials.optimize(
+                self.opened,
+                self._objective,
+                limits,
+                self.plan.workers,
+                config.study.retries,
+                self.pool.stop,
+                self._taken,
             )
             status = "KILLED" if self.signals else "FINISHED"
         finally:
             try:
                 path, table = self._write_leaderboard()
             finally:
-                tracking.close_run(self.store, self.parent, "FAILED" if self.abort else status)
+                self._leave("FAILED" if self.abort else status)
         if self.abort is not None:
             raise self.abort
-        finished = study.finished(self.opened)
+        finished = trials.finished(self.opened)
         interrupted = self.signals[0] if self.signals else None
         return SweepResult(table, path, finished, self.plan.total, self.parent, interrupted)
 
     def _recover(self) -> None:
         """Ends trials and runs that an earlier sweep left running, so that both stores say the same."""
-        stale = study.recover(self.opened)
+        if storage.is_shared(self.plan.url):
+            # They may be another host's. Its heartbeats tell.
+            return
+        stale = trials.recover(self.opened)
         for trial in stale:
             run_id = trial.user_attrs.get("run_id")
             if run_id is not None:
@@ -190,13 +204,38 @@ class _Sweep:
 
     def _open_parent(self) -> str:
         config = self.plan.config
-        parent = self.opened.user_attrs.get("parent_run_id")
-        if parent is None:
-            parent = tracking.create_study_run(self.store, config)
-            self.opened.set_user_attr("parent_run_id", parent)
-        else:
-            tracking.reopen_study_run(self.store, str(parent), config)
+        with storage.exclusively(self.opened.store, config.study.name):
+            parent = self.opened.user_attrs.get("parent_run_id")
+            if parent is None:
+                parent = tracking.create_study_run(self.store, config)
+                self.opened.set_user_attr("parent_run_id", parent)
+            else:
+                tracking.reopen_study_run(self.store, str(parent), config)
         return str(parent)
+
+    def _leave(self, status: tracking.Status) -> None:
+        """Closes the study's run, if no other host is at work on it, and runs that were left without a process."""
+        name, host = self.plan.config.study.name, this_host()
+        try:
+            with storage.exclusively(self.opened.store, name):
+                last, over = trials.leave(self.opened, self.plan.total)
+                for run_id in tracking.running_trials(self.store, name, None if last else host):
+                    tracking.close_run(self.store, run_id, "KILLED", "its process ended")
+                if last:
+                    tracking.close_run(self.store, self.parent, "FINISHED" if over else status)
+        except (LockLost, MachineError):
+            # Nobody can say who else is at work. If others are, the last of them will correct this.
+            for run_id in (*tracking.running_trials(self.store, name, host), self.parent):
+                tracking.close_run(self.store, run_id, "FAILED", "the study's store went away")
+            raise
+
+    def _taken(self, trial: study.FrozenTrial) -> None:
+        """Closes the run of a trial whose host fell silent: another host's, or our own after a stall."""
+        cause = trial.user_attrs.get("lost", "its host fell silent")
+        run_id = trial.user_attrs.get("run_id")
+        if run_id is not None:
+            tracking.close_run(self.store, run_id, "KILLED", cause)
+        self.shown.note(f"trial {trial.number} was lost: {cause}; its parameters are queued again")
 
     def _objective(self, trial: study.Trial) -> list[float]:
         parameters = study.suggest(trial, self.plan.space)
@@ -204,13 +243,13 @@ class _Sweep:
         with self.same_parameters[key]:
             if self.pool.stop.is_set():
                 trial.set_user_attr("lost", "interrupted")
-                raise study.Lost("interrupted")
+                raise trials.Lost("interrupted")
             config = self.plan.baseline.replace(parameters)
             name = f"{self.plan.config.study.name}-{trial.number}"
-            tags = {"study": self.plan.config.study.name, "trial": str(trial.number)}
+            tags = {"study": self.plan.config.study.name, "trial": str(trial.number), "host": this_host()}
             run_id = tracking.create_run(self.store, config, name, tags, self.parent)
             trial.set_user_attr("run_id", run_id)
-            twin = self.ended.get(key)
+            twin = self._twin(key)
             if twin is not None:
                 return self._reuse(trial, twin)
             with self.pool.worker() as (index, worker):
@@ -219,6 +258,8 @@ class _Sweep:
 
                 def on_epoch(metrics: EpochMetrics) -> Decision:
                     self.shown.epoch(index, trial.number, metrics)
+                    # Also the point at which a host that stalled learns that its trial was given to another.
+                    trial.set_user_attr("epochs_run", metrics.epoch)
                     return "prune" if study.report(trial, objective, metrics.metrics(), metrics.epoch) else "continue"
 
                 try:
@@ -226,6 +267,12 @@ class _Sweep:
                 except (WorkerDied, RunFailed, MachineError) as error:
                     raise self._failed(trial, index, run_id, error) from None
                 return self._ended(trial, index, outcome, key)
+
+    def _twin(self, key: str) -> study.Ended | None:
+        """A trial with the same parameters that has a result. On a shared store it may be another host's."""
+        if key not in self.ended and storage.is_shared(self.plan.url):
+            return study.results(self.opened).get(key)
+        return self.ended.get(key)
 
     def _ended(self, trial: study.Trial, index: int, outcome: Outcome, key: str) -> list[float]:
         values = study.values(self.plan.config.study, outcome.summary)
@@ -241,10 +288,10 @@ class _Sweep:
         if outcome.ending == "pruned":
             self.ended[key] = study.ended(trial, None)
             self._show_end(trial, index, "pruned", values[0])
-            raise study.Pruned
+            raise trials.Pruned
         trial.set_user_attr("lost", "interrupted")
         self._show_end(trial, index, "interrupted", None)
-        raise study.Lost("interrupted")
+        raise trials.Lost("interrupted")
 
     def _failed(self, trial: study.Trial, index: int, run_id: str, error: Exception) -> Exception:
         """Records a trial without a result in both stores and returns what its objective raises."""
@@ -253,7 +300,7 @@ class _Sweep:
             tracking.close_run(self.store, run_id, "KILLED", "interrupted")
             trial.set_user_attr("lost", "interrupted")
             self._show_end(trial, index, "interrupted", None)
-            return study.Lost("interrupted")
+            return trials.Lost("interrupted")
         tracking.close_run(self.store, run_id, "FAILED", cause)
         self._show_end(trial, index, f"{'failed' if isinstance(error, RunFailed) else 'lost'}: {cause}", None)
         if not isinstance(error, RunDiverged) and not (isinstance(error, WorkerDied) and error.killed):
@@ -266,11 +313,11 @@ class _Sweep:
             )
         if isinstance(error, RunFailed):
             trial.set_user_attr("failure", cause)
-            return study.Failed(cause)
+            return trials.Failed(cause)
         if isinstance(error, WorkerDied):
             trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) + 1)
         trial.set_user_attr("lost", cause)
-        return study.Lost(cause)
+        return trials.Lost(cause)
 
     def _abort(self, error: MachineError) -> None:
         self.abort = error
@@ -288,7 +335,7 @@ class _Sweep:
             trial.report(value, epoch)
         self._show_end(trial, None, f"same as trial {twin.number}", None if twin.values is None else twin.values[0])
         if twin.values is None:
-            raise study.Pruned
+            raise trials.Pruned
         return twin.values
 
     def _show_end(self, trial: study.Trial, index: int | None, ending: str, value: float | None) -> None:
@@ -308,7 +355,10 @@ class _Sweep:
         path = folder / "leaderboard.csv"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            table.to_csv(path, index=False)
+            # Several sweeps may share the folder.
+            whole = folder / f".{path.name}.{os.getpid()}"
+            table.to_csv(whole, index=False)
+            whole.replace(path)
         except OSError as error:
             raise MachineError(f"{path} cannot be written: {error.strerror}; the trials are recorded") from None
         tracking.log_study(self.store, self.parent, table.to_csv(index=False), _best_metrics(self.opened))

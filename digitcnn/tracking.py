@@ -123,9 +123,10 @@ def create_study_run(store: Store, config: SweepConfig) -> str:
     return run_id
 
 
-def running_trials(store: Store, study: str) -> list[str]:
-    """The ids of a study's child runs that are RUNNING."""
+def running_trials(store: Store, study: str, host: str | None = None) -> list[str]:
+    """The ids of a study's child runs that are RUNNING; of one host's alone, if it is given."""
     filters = f"attributes.status = 'RUNNING' and tags.study = '{study}'"
+    filters += f" and tags.host = '{host}'" if host else ""
     found = store.client.search_runs([store.experiment_id], filters, max_results=1000)
     return [run.info.run_id for run in found if "trial" in run.data.tags]
 

@@ -15,14 +15,14 @@ from tests.conftest import REPOSITORY, command_line
 ORDER = [
     *("errors", "signals", "locks"),
     *("config", "architecture", "space", "data", "environment", "model", "convolution", "plan", "compiled"),
-    *("engines", "training", "plots", "tracking", "records", "runs", "workers", "storage", "samplers", "study"),
-    *("leaderboard", "statistics", "sweep", "reproduction", "confirmation", "display"),
+    *("engines", "training", "plots", "tracking", "records", "runs", "workers", "hosts", "storage", "samplers"),
+    *("study", "trials", "leaderboard", "statistics", "sweep", "reproduction", "confirmation", "display"),
     *("preview", "timing", "benchmark"),
 ]
 # Which of our own modules may import these packages.
 ONLY: dict[str, set[str]] = {
     "mlflow": {"tracking"},
-    "optuna": {"storage", "samplers", "study", "leaderboard"},
+    "optuna": {"hosts", "storage", "samplers", "study", "trials", "leaderboard"},
     "matplotlib": {"plots"},
     "hydra": set(),
     "tensorflow": {"engines", "compiled", "convolution", "timing"},

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from digitcnn import samplers, storage, study
+from digitcnn import samplers, storage, study, trials
 from digitcnn.config import SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.space import Space, parse_space
@@ -26,6 +26,10 @@ def _open(config: SweepConfig, folder: Path) -> optuna.Study:
     return study.open_study(url, config.study, _space(config), config.baseline)
 
 
+def _none_taken(trial: optuna.trial.FrozenTrial) -> None:
+    pytest.fail("an embedded study has one host")
+
+
 def _work(opened: optuna.Study, config: SweepConfig, total: int | None = None) -> None:
     def objective(trial: optuna.Trial) -> list[float]:
         parameters = study.suggest(trial, _space(config))
@@ -33,8 +37,8 @@ def _work(opened: optuna.Study, config: SweepConfig, total: int | None = None) -
         return [float(parameters["training.batch_size"])] * len(config.study.objective)
 
     total = total or study.total_trials(config.study, _space(config), config.baseline)
-    limits = study.Limits(total, lambda: None)
-    study.optimize(opened, objective, limits, 2, config.study.retries, threading.Event())
+    limits = trials.Limits(total, lambda: None)
+    trials.optimize(opened, objective, limits, 2, config.study.retries, threading.Event(), _none_taken)
 
 
 SAMPLERS = ["tpe", "random", "grid", "qmc", "cmaes", "nsgaii"]
@@ -101,7 +105,7 @@ def test_a_study_is_resumed_to_its_total_with_new_parameters(sweep_config: Sweep
     for total in (5, 5, 9):
         opened = _open(with_study(config, trials=total), tmp_path)
         _work(opened, config, total)
-        assert study.finished(opened) == len(opened.trials) == total
+        assert trials.finished(opened) == len(opened.trials) == total
     # The same seed goes on where it left off: nothing is drawn twice.
     assert len({trial.params["training.batch_size"] for trial in opened.trials}) == 9
 
@@ -155,13 +159,13 @@ def test_lost_trials_are_queued_again_but_not_for_ever(sweep_config: SweepConfig
             deaths.append(trial.number)
             trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) + 1)
             trial.set_user_attr("lost", "its worker process ended (SIGKILL)")
-            raise study.Lost
+            raise trials.Lost
         return [float(parameters["training.epochs"])]
 
-    study.optimize(opened, objective, study.Limits(6, lambda: None), 2, 2, threading.Event())
+    trials.optimize(opened, objective, trials.Limits(6, lambda: None), 2, 2, threading.Event(), _none_taken)
     # The baseline was tried three times (two retries) and then counts as one failed trial of six.
     assert len(deaths) == 3
-    assert study.finished(opened) == 6
+    assert trials.finished(opened) == 6
     states = [trial.state for trial in opened.trials]
     assert (states.count(TrialState.FAIL), states.count(TrialState.COMPLETE)) == (3, 5)
 
@@ -175,10 +179,10 @@ def test_trials_that_a_dead_sweep_left_running_are_ended_and_repeated(
     study.suggest(sampled, _space(sweep_config))
     opened.ask()  # killed before it had parameters: nothing is lost
     opened = _open(sweep_config, tmp_path)
-    assert [trial.number for trial in study.recover(opened)] == [0, 1, 2]
-    assert study.recover(opened) == []
+    assert [trial.number for trial in trials.recover(opened)] == [0, 1, 2]
+    assert trials.recover(opened) == []
     _work(opened, sweep_config)
-    assert study.finished(opened) == 6
+    assert trials.finished(opened) == 6
     repeats = [trial for trial in opened.trials if "repeats" in trial.user_attrs]
     assert [trial.params for trial in repeats] == [opened.trials[0].params, sampled.params]
     assert repeats[0].user_attrs["baseline"]
@@ -186,5 +190,5 @@ def test_trials_that_a_dead_sweep_left_running_are_ended_and_repeated(
 
 def test_time_that_is_up_starts_no_trial(sweep_config: SweepConfig, tmp_path: Path) -> None:
     opened = _open(sweep_config, tmp_path)
-    study.optimize(opened, lambda _: [0.0], study.Limits(6, lambda: -1.0), 2, 2, threading.Event())
-    assert study.finished(opened) == 0
+    trials.optimize(opened, lambda _: [0.0], trials.Limits(6, lambda: -1.0), 2, 2, threading.Event(), _none_taken)
+    assert trials.finished(opened) == 0

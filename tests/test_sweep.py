@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from digitcnn import storage, study, sweep
+from digitcnn import storage, study, sweep, trials
 from digitcnn.config import SweepConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.training import EpochMetrics
@@ -119,7 +119,7 @@ def test_a_sweep_records_the_same_in_both_stores(sweep_config: SweepConfig) -> N
     assert parent.data.tags["version.optuna"] == optuna.__version__
     assert parent.data.metrics["best_trial.validation_accuracy"] == opened.best_value
     assert {"leaderboard.csv", "config.yaml"} <= {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert study.finished(opened) == 12
+    assert trials.finished(opened) == 12
 
 
 def test_identical_parameters_are_not_trained_twice(sweep_config: SweepConfig) -> None:
@@ -159,7 +159,7 @@ def test_workers_killed_at_random_lose_no_trial(sweep_config: SweepConfig) -> No
         killer.join()
     opened, _, runs = open_records(config.tracking.folder)
     assert kills >= 3
-    assert study.finished(opened) == 12
+    assert trials.finished(opened) == 12
     assert Counter(trial.state for trial in opened.trials)[TrialState.COMPLETE] == 12
     assert not [run for run in runs if run.info.status == "RUNNING"]
     assert_stores_agree(config.tracking.folder, models=False)
@@ -178,7 +178,7 @@ def test_a_worker_killed_on_a_trial_is_replaced_and_the_trial_repeated(
         assert (repeated.params, repeated.state) == (trial.params, TrialState.COMPLETE)
         tags = client.get_run(trial.user_attrs["run_id"]).data.tags
         assert tags["failure"] == "its worker process ended (SIGKILL)"
-    assert study.finished(opened) == 6
+    assert trials.finished(opened) == 6
     assert_stores_agree(sweep_config.tracking.folder, models=False)
 
 
@@ -258,7 +258,7 @@ def test_a_real_sweep_survives_the_death_of_a_worker(tmp_path: Path, command: Co
             killed = True
     assert process.wait(timeout=300) == 0, lines
     opened, _, _ = open_records(tmp_path / "records", "real")
-    assert study.finished(opened) == 4
+    assert trials.finished(opened) == 4
     assert_stores_agree(tmp_path / "records", "real")
     text = "".join(lines)
     assert "difference" in text
