@@ -6,13 +6,16 @@ The names here are the names everywhere: YAML, command line, Optuna parameter, M
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
+from digitcnn import addresses
 from digitcnn.errors import ConfigError
 
 Filters = Annotated[int, Field(ge=1, le=4096)]
@@ -33,6 +36,10 @@ Objective = Literal[
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# What file systems allow, in bytes.
+_LONGEST_PATH, _LONGEST_NAME = 4000, 255
+# An error names the value, but not all of a long one.
+_MOST_SHOWN = 200
 
 
 def seconds(duration: str) -> float:
@@ -54,6 +61,15 @@ def _name(value: str) -> str:
     return value
 
 
+def _path(value: str) -> str:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValueError("must hold no control characters and be UTF-8")
+    encoded = os.fsencode(value)
+    if len(encoded) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in encoded.split(b"/")):
+        raise ValueError(f"must be at most {_LONGEST_PATH} bytes long, and each name in it {_LONGEST_NAME}")
+    return value
+
+
 def _objective(value: list[Objective]) -> list[Objective]:
     if len(set(value)) != len(value):
         raise ValueError("must name each objective once")
@@ -62,6 +78,9 @@ def _objective(value: list[Objective]) -> list[Objective]:
 
 Name = Annotated[str, AfterValidator(_name)]
 Duration = Annotated[str, AfterValidator(_duration)]
+FilePath = Annotated[str, AfterValidator(_path)]
+Storage = Annotated[str, AfterValidator(addresses.storage)]
+Server = Annotated[str, AfterValidator(addresses.server)]
 
 
 class Config(BaseModel):
@@ -77,7 +96,7 @@ class DataConfig(Config):
     article did; test_once trains on all training images and reads the test set after the last epoch only.
     """
 
-    path: str = "mnist"
+    path: FilePath = "mnist"
     train_size: Count | None = None
     validation: Literal["holdout", "test", "test_once"] = "holdout"
     validation_size: Count = 10_000
@@ -134,8 +153,8 @@ class TrainingConfig(Config):
 class TrackingConfig(Config):
     """Where records are kept: `root` holds the embedded stores, `uri` names an MLflow server instead."""
 
-    root: str = "mlruns"
-    uri: str | None = None
+    root: FilePath = "mlruns"
+    uri: Server | None = None
     experiment: Name = "digitcnn"
 
     @property
@@ -182,7 +201,7 @@ class StudyConfig(Config):
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     seed: Seed = 0
     retries: Annotated[int, Field(ge=0, le=100)] = 2
-    storage: str | None = None
+    storage: Storage | None = None
     space: dict[str, Any]
 
 
@@ -190,7 +209,7 @@ class StudyReference(Config):
     """A study that was recorded: its name, and its store if that is not the embedded one."""
 
     name: Name
-    storage: str | None = None
+    storage: Storage | None = None
 
 
 class SweepConfig(RunConfig):
@@ -258,7 +277,8 @@ def _members(annotation: Any) -> list[Any]:
 
 def _one_line(kind: type[Config], error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    value = problem.get("input")
+    value = addresses.without_credentials(str(problem.get("input")))
+    value = value if len(value) <= _MOST_SHOWN else f"{value[:_MOST_SHOWN]}..."
     location = [str(part) for part in problem["loc"]]
     network = next((part for part in location[1:2] if part in _NETWORKS), None)
     # A location walks through the members of unions, which have no name in the config: keep what a person typed.
@@ -266,12 +286,14 @@ def _one_line(kind: type[Config], error: ValidationError) -> str:
     if typed[:2] == ["training", "steps_per_epoch"]:
         return f"training.steps_per_epoch={value}: must be null, a whole number from 1 to 10000000, or batch_size"
     key = ".".join(typed)
+    if key in ("study.storage", "tracking.uri") and "://" not in value:
+        value = "***"
     if problem["type"] == "extra_forbidden":
         keys = known_keys(_NETWORKS[network], "model.") if network else known_keys(kind)
         return f"{key}: unknown key; {nearest(key, keys)}"
     if problem["type"] == "missing":
         return f"{key}: missing"
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{key}.name={_model_name(value)}: must be one of {', '.join(_NETWORKS)}"
+        return f"{key}.name={_model_name(problem['input'])}: must be one of {', '.join(_NETWORKS)}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must", 1)
     return f"{key}={value}: {message}"

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from digitcnn.addresses import without_credentials
 from digitcnn.errors import ConfigError
 
 _PACKAGES = ("digitcnn", "tensorflow", "keras", "numpy", "mlflow", "optuna", "hydra-core")
@@ -91,18 +91,13 @@ def describe(threads: int) -> dict[str, Any]:
         "threads": threads,
         "backend": "tensorflow",
         "flags": {
-            name: value
+            name: without_credentials(value)
             for name, value in sorted(os.environ.items())
             if name.startswith(FLAG_PREFIXES) and name not in (*_THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
         },
         "git": git_state(),
-        "command": without_credentials(shlex.join(["python", *sys.argv])),
+        "command": shlex.join(["python", *map(without_credentials, sys.argv)]),
     }
-
-
-def without_credentials(text: str) -> str:
-    """The text with the user and password of any address in it replaced by asterisks."""
-    return re.sub(r"://[^/\s@]+@", "://***@", text)
 
 
 def package_versions() -> dict[str, str]:

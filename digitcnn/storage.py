@@ -12,7 +12,7 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from digitcnn.environment import without_credentials
+from digitcnn.addresses import without_credentials
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.hosts import SharedStorage
 

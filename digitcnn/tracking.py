@@ -19,6 +19,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from digitcnn import environment, plots
+from digitcnn.addresses import without_credentials
 from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, flatten
 from digitcnn.data import Splits
 from digitcnn.errors import MachineError
@@ -86,8 +87,8 @@ def store_errors(config: TrackingConfig) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        place = environment.without_credentials(config.store_uri)
-        cause = environment.without_credentials(str(error)).splitlines()[0]
+        place = without_credentials(config.store_uri)
+        cause = without_credentials(str(error)).splitlines()[0]
         raise MachineError(f"the MLflow store {place} failed: {cause}; what had been recorded is safe") from None
 
 

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import hydra
+from arguments import CONF, CommandLine, parse
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from digitcnn import signals
+from digitcnn.addresses import without_credentials
 from digitcnn.config import Config, known_keys, load, nearest
 from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = CONF.parent
 # Hydra stays where it was started, and writes nothing.
 _HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 
@@ -47,25 +49,24 @@ def main(
     # Hydra would print its own many lines and exit with 1; this makes it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     status = 0
-
-    def job(composed: DictConfig) -> None:
-        nonlocal status
-        status = max(status, task(load(kind, _plain(composed, kind))))
-
     signals.end_in_order()
-    arguments = sys.argv[:]
+    # From here on nobody sees a credential that was typed, but the config it is for.
+    arguments = [without_credentials(argument) for argument in sys.argv]
     try:
+        overrides = sys.argv[1:]
+        if study_by_name:
+            # conf/study/ is a group of sweeps; here a study is one that was recorded, whatever its name.
+            overrides = [re.sub(r"^study=", "study.name=", argument) for argument in overrides]
+        line = parse(overrides, texts)
+
+        def job(composed: DictConfig) -> None:
+            nonlocal status
+            status = max(status, task(load(kind, _plain(composed, kind, line))))
+
         with tempfile.TemporaryDirectory() as folder:
             sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
-            # Hydra wants its flags before the overrides; a person writes them anywhere.
-            flags = [argument for argument in arguments[1:] if argument in ("-m", "--multirun", "--help", "-h")]
-            overrides = [argument for argument in arguments[1:] if argument not in flags]
-            if study_by_name:
-                # conf/study/ is a group of sweeps; here a study is one that was recorded, whatever its name.
-                overrides = [re.sub(r"^study=", "study.name=", argument) for argument in overrides]
-            overrides = _as_typed(_whole_space_entries(overrides), texts)
-            sys.argv = [arguments[0], *flags, *overrides, *_HYDRA, *sweep]
-            hydra.main(version_base=None, config_path=str(REPOSITORY / "conf"), config_name=name)(
+            sys.argv = [arguments[0], *line.flags, *line.overrides, *_HYDRA, *sweep]
+            hydra.main(version_base=None, config_path=str(CONF), config_name=name)(
                 _with_arguments(job, arguments, everything)
             )()
     except Exception as error:
@@ -73,34 +74,6 @@ def main(
             raise
         _exit(error, kind)
     sys.exit(status)
-
-
-def _whole_space_entries(arguments: list[str]) -> list[str]:
-    """Lets `study.space.training.epochs=[1,2]` replace an entry of the space as a whole, or add one.
-
-    Hydra would merge the new value into the old one: a list of choices into a range is an error there.
-    """
-    rewritten = []
-    for argument in arguments:
-        entry = re.fullmatch(r"\+{0,2}(study\.space\.\w+\.\w+)=.+", argument)
-        if entry:
-            rewritten += [f"++{entry[1]}=null", "++" + argument.lstrip("+")]
-        else:
-            rewritten.append(argument)
-    return rewritten
-
-
-def _as_typed(arguments: list[str], texts: tuple[str, ...]) -> list[str]:
-    """Quotes the values of some keys for Hydra, to which 1234e567 is a number and a comma or an equals sign grammar."""
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in texts and value not in ("", "null"):
-            escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
-            quoted.append(f"{key}='{escaped}'")
-        else:
-            quoted.append(argument)
-    return quoted
 
 
 def _with_arguments(
@@ -134,7 +107,10 @@ def _exit(error: Exception, kind: type[Config]) -> NoReturn:
         line, status = str(error), 1
     else:
         raise error
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    # Whatever an error says, it is one line, and none that a terminal obeys.
+    line = without_credentials(" ".join(line.split()))
+    shown = "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in line)
+    print(f"error: {shown}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -151,21 +127,27 @@ def _hydra_line(error: Exception, kind: type[Config]) -> str:
     return text + cause
 
 
-def _plain(composed: DictConfig, kind: type[Config]) -> dict[str, Any]:
+def _plain(composed: DictConfig, kind: type[Config], line: CommandLine) -> dict[str, Any]:
     """The composed config as plain values, with `tracking.root` below the repository and `data.path` absolute."""
-    tree: Any = OmegaConf.to_container(composed, resolve=True)
+    tree: Any = OmegaConf.to_container(composed, resolve=False)
     tree.pop("experiment", None)
+    line.restore(tree)
     groups = [group for group in ("data", "model", "training", "tracking") if group in kind.model_fields]
     missing = [group for group in groups if not isinstance(tree.get(group), dict)]
     if missing:
         raise ConfigError(f"{missing[0]}: missing; every command needs this group of conf/")
     root, path = tree["tracking"].get("root"), tree.get("data", {}).get("path")
     if isinstance(root, str):
-        tree["tracking"]["root"] = str(REPOSITORY / Path(root).expanduser())
+        tree["tracking"]["root"] = str(REPOSITORY / _expanded(root))
     if isinstance(path, str) and path != "mnist":
-        tree["data"]["path"] = str(Path(path).expanduser().absolute())
+        tree["data"]["path"] = str(_expanded(path).absolute())
     plain: dict[str, Any] = tree
     return plain
+
+
+def _expanded(path: str) -> Path:
+    """The path with ~ and ~USER replaced, of a user that there is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for a user that there is not
 
 
 @contextlib.contextmanager

@@ -134,8 +134,3 @@ def test_a_store_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="file is not a database") as caught:
         tracking.open_store(TrackingConfig(root=str(tmp_path / "torn")))
     assert "\n" not in str(caught.value)
-
-
-def test_credentials_are_not_part_of_any_message() -> None:
-    text = environment.without_credentials("postgresql+psycopg://ann:secret@db/x and http://u:p@h:5000")
-    assert text == "postgresql+psycopg://***@db/x and http://***@h:5000"

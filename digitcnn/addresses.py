@@ -1,0 +1,55 @@
+"""The addresses of stores and servers: which are taken, and how they are shown without the credentials in them."""
+
+from __future__ import annotations
+
+import re
+
+# It ends where a message goes on after it: an address that is taken holds no spaces or quotes.
+_ADDRESS = re.compile(r"([A-Za-z][\w+.-]*)://[^\s'\"]*")
+# User and password, host and port, path, query: told apart only where none of them can hold a piece of another.
+_PARTS = re.compile(r"([\w+.-]+://)([^@/?#]*@)?([^@/?#]*)(/[^@?#]*)?(\?[^@#]*)?")
+_NO_CREDENTIALS = ("sqlite", "file")
+
+_PLAIN = r"[^@/?#\s'\"\x00-\x1f]"
+_STORAGE = re.compile(
+    rf"sqlite:///[^?\x00-\x1f]+|postgresql\+psycopg://({_PLAIN}*@)?{_PLAIN}*(/{_PLAIN}*)?(\?[^@#\s'\"\x00-\x1f]*)?"
+)
+_SERVER = re.compile(rf"https?://{_PLAIN}+(/({_PLAIN}|/)*)?")
+
+
+def without_credentials(text: str) -> str:
+    """The text with user, password and parameters of every address in it replaced by asterisks.
+
+    Of an address whose parts cannot be told apart, such as one with an @ in its password, only the scheme is left.
+    """
+    return _ADDRESS.sub(_hidden, text)
+
+
+def _hidden(address: re.Match[str]) -> str:
+    if address[1] in _NO_CREDENTIALS:
+        return address[0]
+    parts = _PARTS.fullmatch(address[0])
+    if parts is None:
+        return f"{address[1]}://***"
+    scheme, user, host, path, query = parts.groups(default="")
+    return f"{scheme}{'***@' if user else ''}{host}{path}{'?***' if query else ''}"
+
+
+def storage(value: str) -> str:
+    """The address of a study's store. Raises ValueError for what is none."""
+    if _STORAGE.fullmatch(value) is None:
+        raise ValueError(
+            "must be sqlite:///FILE or postgresql+psycopg://HOST/DATABASE, where @ / ? # in a user or password are "
+            "written as %40 %2F %3F %23; or PGUSER and PGPASSWORD hold those"
+        )
+    return value
+
+
+def server(value: str) -> str:
+    """The address of an MLflow server, which MLflow itself prints and records. Raises ValueError for what is none."""
+    if _SERVER.fullmatch(value) is None:
+        raise ValueError(
+            "must be http://HOST:PORT or https://HOST, without user, password or parameters: "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold those"
+        )
+    return value
