@@ -19,7 +19,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from digitcnn.environment import without_credentials
+from digitcnn.addresses import without_credentials
 from digitcnn.errors import MachineError
 
 # A process says this often that it is at work on its trials; after the grace without a word the others take them over.
