@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from digitcnn import addresses
+from digitcnn.embedded import sqlite_url
 from digitcnn.errors import ConfigError
 
 Filters = Annotated[int, Field(ge=1, le=4096)]
@@ -70,6 +71,12 @@ def _path(value: str) -> str:
     return value
 
 
+def _root(value: str) -> str:
+    if re.search("%[0-9A-Fa-f]{2}", str(Path(_path(value)).absolute())):
+        raise ValueError("must have no % with two hexadecimal digits in its path: MLflow takes that for a character")
+    return value
+
+
 def _objective(value: list[Objective]) -> list[Objective]:
     if len(set(value)) != len(value):
         raise ValueError("must name each objective once")
@@ -77,6 +84,7 @@ def _objective(value: list[Objective]) -> list[Objective]:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+Root = Annotated[str, AfterValidator(_root)]
 Duration = Annotated[str, AfterValidator(_duration)]
 FilePath = Annotated[str, AfterValidator(_path)]
 Storage = Annotated[str, AfterValidator(addresses.storage)]
@@ -153,14 +161,14 @@ class TrainingConfig(Config):
 class TrackingConfig(Config):
     """Where records are kept: `root` holds the embedded stores, `uri` names an MLflow server instead."""
 
-    root: FilePath = "mlruns"
+    root: Root = "mlruns"
     uri: Server | None = None
     experiment: Name = "digitcnn"
 
     @property
     def store_uri(self) -> str:
         """The MLflow tracking URI: the server, or the SQLite file below the root."""
-        return self.uri or f"sqlite:///{self.folder / 'mlflow.db'}"
+        return self.uri or sqlite_url(self.folder / "mlflow.db")
 
     @property
     def folder(self) -> Path:

@@ -123,8 +123,10 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
     """Trains every config with every seed that is not recorded yet, compares them and registers the champion."""
     name = plan.config.study.name
     with locks.only_one(plan.config.tracking.folder, name), tracking.store_errors(plan.config.tracking):
-        store = tracking.open_store(plan.config.tracking)
+        store = tracking.open_store(plan.config.tracking, shown.note)
+        tracking.deliver(store)
         recorded = _Confirmation(plan, shown, store).work(trainer or RecordedTraining())
+        tracking.deliver(store)
         table, rows = _tables(plan, store, recorded)
         return _conclude(plan, store, table, rows)
 

@@ -39,6 +39,8 @@ class TrainingDisplay(Protocol):
 
     def on_progress(self, epoch: int, fraction: float) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
 
 @contextlib.contextmanager
 def training(config: TrainingConfig) -> Iterator[TrainingDisplay]:
@@ -47,7 +49,7 @@ def training(config: TrainingConfig) -> Iterator[TrainingDisplay]:
     if not console.is_terminal:
         yield _TrainingLines(config.epochs)
         return
-    shown = _TrainingTable(config.epochs)
+    shown = _TrainingTable(config.epochs, console)
     with Live(shown, console=console, refresh_per_second=5):
         yield shown
 
@@ -74,12 +76,15 @@ class _TrainingLines:
     def on_progress(self, epoch: int, fraction: float) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
 
 class _TrainingTable:
     """The last epochs as a table, and a bar of all epochs with the time that is left."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int, console: Console) -> None:
+        self.epochs, self.console = epochs, console
         self.seen: list[EpochMetrics] = []
         self.began: float | None = None
         self.bar = Progress(
@@ -105,6 +110,9 @@ class _TrainingTable:
         self.bar.update(
             self.task, completed=done, description=f"epoch {min(epoch, self.epochs)}/{self.epochs}", left=text
         )
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
 
     def __rich__(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -78,14 +78,15 @@ class Reproduction:
     weights_sha256: str
 
 
-def find(config: ReproduceConfig) -> Frozen:
+def find(config: ReproduceConfig, say: Callable[[str], None] = lambda _: None) -> Frozen:
     """The run that a config names, as it was recorded or frozen. Raises ConfigError if there is none."""
     if config.run.endswith((".yaml", ".yml")):
         return read(Path(config.run).expanduser())
     if config.tracking.uri is None and not (config.tracking.folder / "mlflow.db").exists():
         raise ConfigError(f"run={config.run}: nothing is recorded in {config.tracking.folder}")
     with tracking.store_errors(config.tracking):
-        store = tracking.open_store(config.tracking)
+        store = tracking.open_store(config.tracking, say)
+        tracking.deliver(store)
         if config.run == "champion":
             run_id = records.champion(store)
         elif config.run == "best":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import optuna
 import sqlalchemy
@@ -13,18 +12,13 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from digitcnn.addresses import without_credentials
+from digitcnn.embedded import LOCK_SECONDS, check, sqlite_path
+from digitcnn.embedded import sqlite_url as sqlite_url
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.hosts import SharedStorage
 
 _SQLITE, _POSTGRESQL = "sqlite:///", "postgresql+psycopg://"
-# How long a write waits for another process that holds the SQLite file.
-_LOCK_SECONDS = 60
 _threads = threading.Lock()
-
-
-def sqlite_url(path: Path) -> str:
-    """The address of the embedded store in a file."""
-    return f"{_SQLITE}{path}"
 
 
 def is_shared(url: str) -> bool:
@@ -36,14 +30,23 @@ def is_missing(url: str) -> bool:
     """Whether this is an embedded store whose file is not there, or a database without any study."""
     if is_shared(url):
         return not SharedStorage.has_studies(url)
-    return not Path(url.removeprefix(_SQLITE)).exists()
+    return not sqlite_path(url).exists()
 
 
 def connect(url: str) -> optuna.storages.RDBStorage:
-    """Opens a store, and creates what is missing of it."""
+    """Opens a store, and creates what is missing of it.
+
+    Raises MachineError if an embedded one's file is another program's, another version's or torn: it is not changed.
+    """
     if is_shared(url):
         return SharedStorage(url)
-    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
+    path = sqlite_path(url)
+    check(path, "Optuna", frozenset({"studies", "version_info"}))
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
+    except RuntimeError as error:
+        # This is how Optuna says that the tables are those of another version.
+        raise MachineError(f"{path} cannot be used, and has been left as it is: {error}") from None
 
 
 @contextlib.contextmanager

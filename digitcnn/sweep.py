@@ -124,9 +124,10 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
         pool = Pool(trainer or RecordedTraining(), plan.workers, plan.threads)
         try:
             with pool.stopped_by_signals(shown.note) as received:
-                store = tracking.open_store(config.tracking)
+                store = tracking.open_store(config.tracking, shown.note, pool.stop.is_set)
                 opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
                 with storage.errors(plan.url), tracking.store_errors(config.tracking):
+                    tracking.deliver(store)
                     return _Sweep(plan, shown, pool, store, opened, received).work()
         finally:
             pool.close()
@@ -179,6 +180,7 @@ class _Sweep:
                 path, table = self._write_leaderboard()
             finally:
                 self._leave("FAILED" if self.abort else status)
+                tracking.deliver_if_there(self.store)
         if self.abort is not None:
             raise self.abort
         finished = trials.finished(self.opened)

@@ -20,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from digitcnn import signals
 from digitcnn.addresses import without_credentials
-from digitcnn.config import Config, known_keys, load, nearest
+from digitcnn.config import Config, TrackingConfig, known_keys, load, nearest
 from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
+from digitcnn.store import kept
 
 REPOSITORY = CONF.parent
 # Hydra stays where it was started, and writes nothing.
@@ -148,6 +149,14 @@ def _plain(composed: DictConfig, kind: type[Config], line: CommandLine) -> dict[
 def _expanded(path: str) -> Path:
     """The path with ~ and ~USER replaced, of a user that there is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for a user that there is not
+
+
+def settled(config: TrackingConfig) -> int:
+    """The exit status of a command that has done its work: 1, with one line, if its store did not take all records."""
+    line = kept(config)
+    if line:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if line else 0
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Tests a study's best trials on the test set: `python experiments/confirm.py study=NAME [KEY=VALUE ...]`."""
 
-from command import main
+from command import main, settled
 
 from digitcnn import confirmation, display, preview
 from digitcnn.confirmation import ConfirmConfig
@@ -19,7 +19,7 @@ def confirm(config: ConfirmConfig) -> int:
         screen.close()
     print("\n".join(confirmation.sentences(result)))
     print(f"written to {plan.folder}; next: python experiments/reproduce.py run={result.champion_path}")
-    return 0
+    return settled(config.tracking)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains a recorded run again and compares: `python experiments/reproduce.py run=RUN [KEY=VALUE ...]`."""
 
-from command import deferred_signals, main
+from command import deferred_signals, main, settled
 
 from digitcnn import display, reproduction
 from digitcnn.reproduction import ReproduceConfig
@@ -9,7 +9,7 @@ from digitcnn.training import Decision, EpochMetrics
 
 def reproduce(config: ReproduceConfig) -> int:
     """Finds the run, trains it, and prints every metric side by side and the verdict."""
-    frozen = reproduction.find(config)
+    frozen = reproduction.find(config, print)
     training = frozen.config.training
     with display.training(training) as shown, deferred_signals() as end_if_asked:
 
@@ -24,7 +24,7 @@ def reproduce(config: ReproduceConfig) -> int:
     for line in (*found.reasons, *([found.code] if found.code else [])):
         print(line)
     print(f"{found.verdict}: run {frozen.run_id} reproduced as run {found.run_id}")
-    return 1 if found.verdict == "DIFFERENT" else 0
+    return 1 if found.verdict == "DIFFERENT" else settled(config.tracking)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import shlex
 import sys
 
-from command import main
+from command import main, settled
 
 from digitcnn import display, leaderboard, preview, sweep
 from digitcnn.config import SweepConfig
@@ -30,7 +30,7 @@ def search(config: SweepConfig) -> int:
         print(f"time is up at {result.finished} of {result.total} trials; go on with: {_this_command()}")
     else:
         print(f"recorded as run {result.parent_run_id}; next: make ui, and compare the trials")
-    return 0
+    return settled(config.tracking)
 
 
 def _this_command() -> str:

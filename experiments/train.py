@@ -1,6 +1,6 @@
 """Trains one network and records it: `python experiments/train.py [KEY=VALUE ...]`."""
 
-from command import deferred_signals, main
+from command import deferred_signals, main, settled
 
 from digitcnn import display, runs
 from digitcnn.config import RunConfig
@@ -22,14 +22,14 @@ def train(config: RunConfig) -> int:
             shown.on_progress(epoch, fraction)
             end_if_asked()
 
-        finished = runs.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress)
+        finished = runs.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress, say=shown.note)
     accuracy = 100 * finished.result.final.accuracy
     judged = "validation" if config.data.validation == "holdout" else "test"
     print(f"{judged} accuracy {accuracy:.2f} % after {len(finished.result.epochs)} epochs, ", end="")
     seconds, parameters = finished.result.training_seconds, finished.result.parameters
     print(f"{seconds:.0f} s, {parameters:,} parameters, engine {finished.result.engine}")
     print(f"recorded as run {finished.run_id}; next: make ui, and compare it with other runs")
-    return 0
+    return settled(config.tracking)
 
 
 if __name__ == "__main__":

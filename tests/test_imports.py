@@ -13,15 +13,15 @@ from tests.conftest import REPOSITORY, command_line
 
 # Each module may import those before it. A new module needs a place here.
 ORDER = [
-    *("errors", "addresses", "signals", "locks"),
+    *("errors", "addresses", "signals", "locks", "embedded"),
     *("config", "architecture", "space", "data", "environment", "model", "convolution", "plan", "compiled"),
-    *("engines", "training", "plots", "tracking", "records", "runs", "workers", "hosts", "storage", "samplers"),
-    *("study", "trials", "leaderboard", "statistics", "sweep", "reproduction", "confirmation", "display"),
-    *("preview", "timing", "benchmark"),
+    *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),
+    *("hosts", "storage", "samplers", "study", "trials", "leaderboard", "statistics", "sweep", "reproduction"),
+    *("confirmation", "display", "preview", "timing", "benchmark"),
 ]
 # Which of our own modules may import these packages.
 ONLY: dict[str, set[str]] = {
-    "mlflow": {"tracking"},
+    "mlflow": {"writes", "store", "tracking"},
     "optuna": {"hosts", "storage", "samplers", "study", "trials", "leaderboard"},
     "matplotlib": {"plots"},
     "hydra": set(),

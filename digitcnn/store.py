@@ -1,0 +1,291 @@
+"""The MLflow store: opened, written to, and waited for; what it does not take is kept in the outbox and delivered."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from digitcnn import embedded, outbox, writes
+from digitcnn.addresses import without_credentials
+from digitcnn.config import TrackingConfig
+from digitcnn.errors import MachineError
+from digitcnn.outbox import Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# How long a run that is to begin waits for a store that was there and is gone: time enough to start a server again.
+PATIENCE_SECONDS = 600.0
+# What a server that cannot be reached may cost each epoch, at most, while its records are kept.
+_RETRY_SECONDS = 5.0
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+# MLflow's client would try for four minutes, and wait two for each answer: what fails is kept and delivered later.
+_HTTP = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+_PROBE_SECONDS = 10
+# These log each failure that they raise, with its traceback.
+_LOUD = ("mlflow.store.db.utils", "urllib3.connectionpool", "urllib3.util.retry")
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Store:
+    """An MLflow store that is open, and the experiment in it that records go to.
+
+    `say` is told of what a person should know, `stopped` whether to wait no longer for a store that is gone.
+    """
+
+    client: MlflowClient
+    uri: str
+    experiment_id: str
+    outbox: Path
+    say: Callable[[str], None]
+    stopped: Callable[[], bool]
+    away: bool = False
+    retry_at: float = 0.0
+
+    @property
+    def place(self) -> str:
+        """The store's address as it may be shown."""
+        return without_credentials(self.uri)
+
+
+def open_store(
+    config: TrackingConfig,
+    say: Callable[[str], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
+    patient: bool = False,
+) -> Store:
+    """Opens the store, and creates it and its experiment if they are missing.
+
+    Raises MachineError if it cannot; a store that is away is waited for only if `patient`.
+    """
+    with store_errors(config):
+        return _until(lambda: _open(config, say, stopped), stopped, PATIENCE_SECONDS if patient else 0.0)
+
+
+def _open(config: TrackingConfig, say: Callable[[str], None], stopped: Callable[[], bool]) -> Store:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in _HTTP.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if config.uri is None:
+        _prepare(config.folder, say)
+    else:
+        _probe(config.uri)
+    mlflow.set_tracking_uri(config.store_uri)
+    client = MlflowClient(config.store_uri)
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is None:
+        # A server decides itself where artifacts go; the embedded store would put them below the current folder.
+        location = None if config.uri else (config.folder / "artifacts" / config.experiment).as_uri()
+        # Without its kind the UI shows the experiment as one of language models.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        experiment_id = client.create_experiment(config.experiment, location, tags)
+    else:
+        experiment_id = experiment.experiment_id
+    return Store(client, config.store_uri, experiment_id, config.folder / "outbox", say, stopped)
+
+
+def _prepare(folder: Path, say: Callable[[str], None]) -> None:
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"the records folder {folder} cannot be used: {error.strerror or error}") from None
+    version = ("SELECT version_num FROM alembic_version", str(_get_latest_schema_revision()))  # type: ignore[no-untyped-call]
+    embedded.check(folder / "mlflow.db", "MLflow", frozenset({"experiments", "alembic_version"}), version)
+    before = embedded.bring_up_to_date(folder)
+    if before is not None:
+        say(f"the records were in {before}: the store now names their places in {folder}")
+
+
+def _probe(uri: str) -> None:
+    """Raises at once if no server is there; any answer will do."""
+    import requests
+
+    if uri.startswith(("http://", "https://")):
+        requests.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
+
+
+@contextlib.contextmanager
+def store_errors(config: TrackingConfig) -> Iterator[None]:
+    """Turns a failure of the MLflow store inside the body into a MachineError of one line."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, RequestException) as error:
+        place = without_credentials(config.store_uri)
+        raise MachineError(
+            f"the MLflow store {place} failed: {_cause(error)}; what had been recorded is safe"
+        ) from None
+
+
+def _cause(error: Exception) -> str:
+    """One line without credentials; of a server that was not reached, what the system said."""
+    text = without_credentials(str(error))
+    system = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)", text)
+    return (system[1] or system[2]) if system else text.splitlines()[0]
+
+
+def is_away(error: Exception) -> bool:
+    """Whether a store failed only for now: locked by another process, a server that is gone or out of order."""
+    from mlflow.exceptions import MlflowException, RestException
+    from requests.exceptions import RequestException
+
+    text = str(error)
+    of_server = isinstance(error, RestException | RequestException) or (
+        isinstance(error, MlflowException) and text.startswith("API request to")
+    )
+    return (of_server and not _is_refusal(error)) or "database is locked" in text
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a store would say the same again: the run is gone, or the record makes no sense to it."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.error_code in _REFUSALS
+
+
+def patiently(store: Store, action: Callable[[], Result]) -> Result:
+    """What `action` returns, as soon as the store answers. Raises as it does, at last after PATIENCE_SECONDS."""
+    result = _until(action, store.stopped, PATIENCE_SECONDS, lambda error: _away(store, error))
+    _back(store)
+    return result
+
+
+def _until(
+    action: Callable[[], Result],
+    stopped: Callable[[], bool],
+    seconds: float,
+    on_away: Callable[[Exception], None] = lambda _: None,
+) -> Result:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not is_away(error) or stopped() or time.monotonic() > deadline:
+                raise
+            on_away(error)
+            time.sleep(1)
+
+
+def put(store: Store, run_id: str, record: Record) -> None:
+    """Writes a record to a run; keeps it in the outbox if the store is away, or if earlier ones are kept there."""
+    if not outbox.waiting(store.outbox, run_id):
+        try:
+            writes.write(store.client, store.experiment_id, run_id, record)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            _away(store, error)
+        else:
+            _back(store)
+            return
+    outbox.keep(store.outbox, store.place, run_id, record)
+    if time.monotonic() >= store.retry_at:
+        began = time.monotonic()
+        try:
+            deliver_run(store, run_id)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            _away(store, error, time.monotonic() - began)
+
+
+def _away(store: Store, error: Exception, seconds: float = 0.0) -> None:
+    """Notes that the store failed for now, after some seconds, and says so the first time."""
+    store.retry_at = time.monotonic() + max(_RETRY_SECONDS, 2 * seconds)
+    if not store.away:
+        store.away = True
+        store.say(
+            f"the MLflow store {store.place} does not answer ({_cause(error)}): what runs goes on and is kept in "
+            f"{store.outbox}; what is to begin waits for up to {PATIENCE_SECONDS / 60:.0f} min"
+        )
+
+
+def _back(store: Store) -> None:
+    if store.away:
+        store.away = False
+        store.say(f"the MLflow store {store.place} answers again")
+
+
+def deliver_run(store: Store, run_id: str) -> int:
+    """Delivers what is kept for a run and returns how many records that was. Raises as the store does."""
+    if not outbox.waiting(store.outbox, run_id):
+        return 0
+    try:
+        delivered = outbox.deliver(
+            store.outbox,
+            run_id,
+            lambda record: writes.write(store.client, store.experiment_id, run_id, record),
+        )
+    except Exception as error:
+        if not _is_refusal(error):
+            raise
+        folder = outbox.set_aside(store.outbox, run_id)
+        store.say(f"the MLflow store refuses what was kept for run {run_id} ({_cause(error)}): it stays in {folder}")
+        return 0
+    _back(store)
+    return delivered
+
+
+def deliver(store: Store) -> None:
+    """Delivers what is kept of all runs, and says how much that was. Raises as the store does."""
+    runs = records = 0
+    try:
+        for run_id in outbox.runs(store.outbox, store.place):
+            delivered = deliver_run(store, run_id)
+            runs, records = runs + (delivered > 0), records + delivered
+    finally:
+        if records:
+            store.say(f"delivered {records} records of {_runs(runs)} that had been kept")
+
+
+def deliver_if_there(store: Store) -> None:
+    """Delivers what is kept of all runs, if the store takes it: at the end of a command, which cannot wait."""
+    try:
+        deliver(store)
+    except Exception as error:
+        if not is_away(error):
+            raise
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
+
+
+def kept(config: TrackingConfig) -> str:
+    """One line on what is still kept for the store, or an empty one."""
+    folder = config.folder / "outbox"
+    runs = outbox.runs(folder, without_credentials(config.store_uri))
+    if not runs:
+        return ""
+    return (
+        f"the MLflow store did not take all records of {_runs(len(runs))}; they are kept "
+        f"in {folder}, and the next command that reaches it delivers them"
+    )
