@@ -7,9 +7,8 @@ import threading
 from collections.abc import Iterator
 
 import optuna
-import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from digitcnn.addresses import without_credentials
 from digitcnn.embedded import LOCK_SECONDS, check, sqlite_path
@@ -17,7 +16,6 @@ from digitcnn.embedded import sqlite_url as sqlite_url
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.hosts import SharedStorage
 
-_SQLITE, _POSTGRESQL = "sqlite:///", "postgresql+psycopg://"
 _threads = threading.Lock()
 
 
@@ -61,16 +59,7 @@ def exclusively(store: optuna.storages.RDBStorage, study: str) -> Iterator[None]
 
 @contextlib.contextmanager
 def errors(url: str) -> Iterator[None]:
-    """Turns a failure of the study's store inside the body into a MachineError of one line.
-
-    Raises ConfigError if the address is not one of a store.
-    """
-    if not url.startswith((_SQLITE, _POSTGRESQL)):
-        raise ConfigError(f"study.storage: must begin with {_POSTGRESQL} or {_SQLITE}; null is mlruns/optuna.db")
-    try:
-        sqlalchemy.make_url(url)
-    except (ArgumentError, ValueError):
-        raise ConfigError(f"study.storage: is not an address such as {_POSTGRESQL}USER@HOST:5432/DATABASE") from None
+    """Turns a failure of the study's store inside the body into a MachineError of one line."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from digitcnn import architecture, leaderboard, locks, runs, samplers, storage, study, tracking, trials
+from digitcnn import architecture, leaderboard, locks, runs, samplers, storage, study, study_run, tracking, trials
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.hosts import LockLost, this_host
+from digitcnn.hosts import this_host
 from digitcnn.space import Space, corners, parse_space
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import (
@@ -158,7 +158,7 @@ class _Sweep:
         self.ended = study.results(self.opened)
         best = study.best(self.opened)
         self.leader = None if best is None else (best.values[0], best.number)
-        self.parent = self._open_parent()
+        self.parent = study_run.begin(self.opened, self.store, config)
         finished = trials.finished(self.opened)
         self.shown.began(config.study.name, self.plan.total, finished, self.plan.workers, config.study.objective[0])
         deadline = None if config.study.timeout is None else time.monotonic() + seconds(config.study.timeout)
@@ -172,14 +172,15 @@ class _Sweep:
                 self.plan.workers,
                 config.study.retries,
                 self.pool.stop,
-                self._taken,
+                lambda trial: self.shown.note(study_run.end_taken(self.store, trial)),
             )
             status = "KILLED" if self.signals else "FINISHED"
         finally:
             try:
                 path, table = self._write_leaderboard()
             finally:
-                self._leave("FAILED" if self.abort else status)
+                status = "FAILED" if self.abort else status
+                study_run.end(self.opened, self.store, self.parent, self.plan.total, status)
                 tracking.deliver_if_there(self.store)
         if self.abort is not None:
             raise self.abort
@@ -203,41 +204,6 @@ class _Sweep:
         if stale:
             numbers = ", ".join(str(trial.number) for trial in stale)
             self.shown.note(f"trials {numbers} had been cut off; their parameters are queued again")
-
-    def _open_parent(self) -> str:
-        config = self.plan.config
-        with storage.exclusively(self.opened.store, config.study.name):
-            parent = self.opened.user_attrs.get("parent_run_id")
-            if parent is None:
-                parent = tracking.create_study_run(self.store, config)
-                self.opened.set_user_attr("parent_run_id", parent)
-            else:
-                tracking.reopen_study_run(self.store, str(parent), config)
-        return str(parent)
-
-    def _leave(self, status: tracking.Status) -> None:
-        """Closes the study's run, if no other host is at work on it, and runs that were left without a process."""
-        name, host = self.plan.config.study.name, this_host()
-        try:
-            with storage.exclusively(self.opened.store, name):
-                last, over = trials.leave(self.opened, self.plan.total)
-                for run_id in tracking.running_trials(self.store, name, None if last else host):
-                    tracking.close_run(self.store, run_id, "KILLED", "its process ended")
-                if last:
-                    tracking.close_run(self.store, self.parent, "FINISHED" if over else status)
-        except (LockLost, MachineError):
-            # Nobody can say who else is at work. If others are, the last of them will correct this.
-            for run_id in (*tracking.running_trials(self.store, name, host), self.parent):
-                tracking.close_run(self.store, run_id, "FAILED", "the study's store went away")
-            raise
-
-    def _taken(self, trial: study.FrozenTrial) -> None:
-        """Closes the run of a trial whose host fell silent: another host's, or our own after a stall."""
-        cause = trial.user_attrs.get("lost", "its host fell silent")
-        run_id = trial.user_attrs.get("run_id")
-        if run_id is not None:
-            tracking.close_run(self.store, run_id, "KILLED", cause)
-        self.shown.note(f"trial {trial.number} was lost: {cause}; its parameters are queued again")
 
     def _objective(self, trial: study.Trial) -> list[float]:
         parameters = study.suggest(trial, self.plan.space)

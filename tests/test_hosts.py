@@ -119,7 +119,9 @@ class Site:
         client = MlflowClient(self.config.tracking.uri)
         experiment = client.get_experiment_by_name("digitcnn")
         assert experiment is not None
-        found = client.search_runs([experiment.experiment_id], f"tags.study = '{self.config.study.name}'", max_results=999)
+        found = client.search_runs(
+            [experiment.experiment_id], f"tags.study = '{self.config.study.name}'", max_results=999
+        )
         return client, list(found)
 
 

@@ -16,8 +16,8 @@ ORDER = [
     *("errors", "addresses", "signals", "locks", "embedded"),
     *("config", "architecture", "space", "data", "environment", "model", "convolution", "plan", "compiled"),
     *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),
-    *("hosts", "storage", "samplers", "study", "trials", "leaderboard", "statistics", "sweep", "reproduction"),
-    *("confirmation", "display", "preview", "timing", "benchmark"),
+    *("hosts", "storage", "samplers", "study", "trials", "study_run", "leaderboard", "statistics", "sweep"),
+    *("reproduction", "confirmation", "display", "preview", "timing", "benchmark"),
 ]
 # Which of our own modules may import these packages.
 ONLY: dict[str, set[str]] = {
