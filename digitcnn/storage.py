@@ -21,7 +21,7 @@ _threads = threading.Lock()
 
 def is_shared(url: str) -> bool:
     """Whether several processes and hosts can work in a store at the same time."""
-    return not url.startswith(_SQLITE)
+    return not url.startswith("sqlite:")
 
 
 def is_missing(url: str) -> bool:

@@ -94,16 +94,27 @@ def _open(config: TrackingConfig, say: Callable[[str], None], stopped: Callable[
         _probe(config.uri)
     mlflow.set_tracking_uri(config.store_uri)
     client = MlflowClient(config.store_uri)
+    experiment_id = _experiment(client, config)
+    return Store(client, config.store_uri, experiment_id, config.folder / "outbox", say, stopped)
+
+
+def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
+    from mlflow.exceptions import MlflowException
+
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment is None:
         # A server decides itself where artifacts go; the embedded store would put them below the current folder.
         location = None if config.uri else (config.folder / "artifacts" / config.experiment).as_uri()
         # Without its kind the UI shows the experiment as one of language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        experiment_id = client.create_experiment(config.experiment, location, tags)
-    else:
-        experiment_id = experiment.experiment_id
-    return Store(client, config.store_uri, experiment_id, config.folder / "outbox", say, stopped)
+        try:
+            return str(client.create_experiment(config.experiment, location, tags))
+        except MlflowException:
+            # Another host may have been faster.
+            experiment = client.get_experiment_by_name(config.experiment)
+            if experiment is None:
+                raise
+    return str(experiment.experiment_id)
 
 
 def _prepare(folder: Path, say: Callable[[str], None]) -> None:

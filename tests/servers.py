@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -67,14 +68,16 @@ class PostgreSQL:
 
 
 @contextlib.contextmanager
-def postgresql(folder: Path) -> Iterator[PostgreSQL]:
+def postgresql() -> Iterator[PostgreSQL]:
     """A server that runs while the body does."""
-    server = PostgreSQL(folder)
-    try:
-        yield server
-    finally:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            server.control("stop", "-m", "immediate")
+    # Not below pytest's folders, which every new session closes to others: as root's the server has its own user.
+    with tempfile.TemporaryDirectory() as folder:
+        server = PostgreSQL(Path(folder) / "data")
+        try:
+            yield server
+        finally:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                server.control("stop", "-m", "immediate")
 
 
 @contextlib.contextmanager

@@ -38,8 +38,8 @@ PATIENCE = 180
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
-    with postgresql(tmp_path_factory.mktemp("postgresql") / "data") as server:
+def database() -> Iterator[PostgreSQL]:
+    with postgresql() as server:
         yield server
 
 
