@@ -40,19 +40,19 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def import_keras(threads: int) -> None:
+def import_keras(threads: int | None = None) -> None:
     """Imports Keras on TensorFlow with this many threads, without the notices that TensorFlow prints.
 
-    Threads, backend and compiler flags are settled before the import, as they cannot be changed after it. Raises
-    ConfigError if TensorFlow has been imported with another number of threads.
+    Threads, backend and compiler flags are settled before the import, as they cannot be changed after it. Without a
+    number: one a core, or as this process has begun. Raises ConfigError if it has begun with another number.
     """
     if "tensorflow" in sys.modules:
         before = os.environ.get("TF_NUM_INTRAOP_THREADS")
-        if before != str(threads):
+        if threads is not None and before != str(threads):
             raise ConfigError(f"training.threads={threads}: this process has begun with {before or 'other'} threads")
         return
     for variable in _THREAD_VARIABLES:
-        os.environ[variable] = str(threads)
+        os.environ[variable] = str(threads or available_cores())
     os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*os.environ.get("XLA_FLAGS", "").split(), *_XLA_FLAGS]))
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from digitcnn.config import RunConfig
+from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.tracking import PREDICTIONS, Store
+from digitcnn.tracking import PREDICTIONS, Store, deliver, open_store
 
 CHAMPION_MODEL = "digitcnn"
 CHAMPION_ALIAS = "champion"
@@ -17,10 +17,25 @@ _SHORTEST_REFERENCE = 6
 _MOST_RUNS = 1000
 
 
+def open_recorded(config: TrackingConfig, reference: str, say: Callable[[str], None]) -> Store:
+    """Opens the store that a run is looked for in, and delivers what is kept for it.
+
+    Raises ConfigError, and creates nothing, if nothing is recorded yet.
+    """
+    if config.uri is None and not (config.folder / "mlflow.db").exists():
+        raise ConfigError(f"run={reference}: nothing is recorded in {config.folder}")
+    store = open_store(config, say)
+    deliver(store)
+    return store
+
+
 def find_run(store: Store, reference: str) -> str:
-    """The id of the run that has this id, or whose id alone begins with it (6 characters or more)."""
+    """The id of the champion's run, or of the run that has this id or alone begins with it (6 characters or more)."""
+    if reference == "champion":
+        return champion(store)
     if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_REFERENCE},32}}", reference):
-        raise ConfigError(f"run={reference}: must be a run id, or at least its first {_SHORTEST_REFERENCE} characters")
+        allowed = f"champion, a run id, or at least its first {_SHORTEST_REFERENCE} characters"
+        raise ConfigError(f"run={reference}: must be {allowed}")
     found = store.client.search_runs([store.experiment_id], f"attributes.run_id LIKE '{reference}%'", max_results=2)
     if not found:
         raise ConfigError(f"run={reference}: no such run is recorded")
@@ -61,6 +76,14 @@ def predictions(store: Store, run_id: str) -> str:
     return read_text(store, run_id, PREDICTIONS)
 
 
+def model_of(store: Store, run_id: str) -> Any:
+    """The logged model of a run. Raises ConfigError if it has none."""
+    models = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+    if not models:
+        raise ConfigError(f"run={run_id}: has no model; runs that were pruned or failed keep none")
+    return models[0]
+
+
 def champion(store: Store) -> str:
     """The id of the run whose model is the champion."""
     models = store.client.search_registered_models(f"name = '{CHAMPION_MODEL}'")
@@ -81,7 +104,7 @@ def register_champion(store: Store, run_id: str, tags: Mapping[str, str], card: 
         for key, value in tags.items():
             store.client.set_model_version_tag(CHAMPION_MODEL, version, key, value)
     else:
-        (model,) = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+        model = model_of(store, run_id)
         version = str(
             store.client.create_model_version(
                 CHAMPION_MODEL,

@@ -82,17 +82,9 @@ def find(config: ReproduceConfig, say: Callable[[str], None] = lambda _: None) -
     """The run that a config names, as it was recorded or frozen. Raises ConfigError if there is none."""
     if config.run.endswith((".yaml", ".yml")):
         return read(Path(config.run).expanduser())
-    if config.tracking.uri is None and not (config.tracking.folder / "mlflow.db").exists():
-        raise ConfigError(f"run={config.run}: nothing is recorded in {config.tracking.folder}")
     with tracking.store_errors(config.tracking):
-        store = tracking.open_store(config.tracking, say)
-        tracking.deliver(store)
-        if config.run == "champion":
-            run_id = records.champion(store)
-        elif config.run == "best":
-            run_id = _best(config)
-        else:
-            run_id = records.find_run(store, config.run)
+        store = records.open_recorded(config.tracking, config.run, say)
+        run_id = _best(config) if config.run == "best" else records.find_run(store, config.run)
         return frozen_of(store, run_id)
 
 

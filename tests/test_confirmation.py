@@ -156,7 +156,7 @@ def test_a_run_is_found_by_the_beginning_of_its_id(confirmed: Path) -> None:
     store = open_store(TrackingConfig(root=str(confirmed)))
     run_id = champion(store)
     assert find_run(store, run_id[:12]) == find_run(store, run_id) == run_id
-    for reference, line in (("12ab", "must be a run id, or at least"), ("f" * 31, "no such run is recorded")):
+    for reference, line in (("12ab", "must be champion, a run id, or at least"), ("f" * 31, "no such run is recorded")):
         with pytest.raises(ConfigError, match=f"run={reference}: {line}"):
             find_run(store, reference)
 
