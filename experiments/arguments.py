@@ -34,14 +34,19 @@ _MOST_RUNS = 1000
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What Hydra is given. `hidden` are texts that it is not shown: by key, what it sees instead and what was typed."""
+    """What Hydra is given. `hidden` are texts that it is not shown: by key, what it sees instead and what was typed.
+
+    `words` are lists that it is not shown at all, by key.
+    """
 
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     hidden: dict[str, dict[str, str]] = field(default_factory=dict)
+    words: dict[str, list[str]] = field(default_factory=dict)
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Puts the typed texts back into a composed config."""
+        tree |= self.words
         for key, texts in self.hidden.items():
             group, _, name = key.rpartition(".")
             holder = tree.get(group) if group else tree
@@ -49,13 +54,16 @@ class CommandLine:
                 holder[name] = texts.get(holder[name], holder[name])
 
 
-def parse(arguments: Sequence[str], texts: Sequence[str]) -> CommandLine:
+def parse(arguments: Sequence[str], texts: Sequence[str], words: str | None = None) -> CommandLine:
     """The command line of some arguments; the values of the keys in `texts` are taken as they are typed.
 
-    Flags may stand anywhere. Raises ConfigError, or HydraException for what is not Hydra's grammar.
+    So are arguments that are no KEY=VALUE, as values of the key `words`, and what that key is given: a value, or a list
+    in brackets. Flags may stand anywhere. Raises ConfigError, or HydraException for what is not Hydra's grammar.
     """
     flags, rest = _flags(arguments)
     line = CommandLine(flags)
+    if words is not None:
+        rest = _without_words(rest, words, line.words)
     runs = 1
     for argument in rest:
         for override in _whole_space_entry(argument):
@@ -86,6 +94,24 @@ def _flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if len(flags) > 1:
         raise ConfigError(f"{' '.join(flags)}: must be one of them")
     return flags, rest
+
+
+def _without_words(arguments: Sequence[str], key: str, words: dict[str, list[str]]) -> list[str]:
+    """The arguments that are overrides; the others become values of the key."""
+    overrides = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and name == key and value.startswith("[") and value.endswith("]"):
+            override = parsed(argument)
+            _judge(override)
+            words.setdefault(key, []).extend(text for _, text in _texts(override.value(), 0))
+        elif equals and name == key:
+            words.setdefault(key, []).append(value)
+        elif equals and "/" not in name and _KEY.fullmatch(name):
+            overrides.append(argument)
+        else:
+            words.setdefault(key, []).append(argument)
+    return overrides
 
 
 def _whole_space_entry(argument: str) -> list[str]:

@@ -37,11 +37,13 @@ def main(
     task: Callable[[AnyConfig], int],
     *,
     texts: tuple[str, ...] = (),
+    words: str | None = None,
     study_by_name: bool = False,
 ) -> NoReturn:
     """Composes conf/NAME.yaml with the command line's overrides, does the task with it and exits with its status.
 
-    The values of the keys in `texts` are taken as they are typed. With `study_by_name`, study=NAME means study.name.
+    The values of the keys in `texts` are taken as they are typed, and arguments that are no KEY=VALUE as values of the
+    key `words`, if there is one. With `study_by_name`, study=NAME means study.name.
 
     A person's mistake exits with 2 and a failing machine with 1, each with one line; a signal with 128 and its
     number: Ctrl-C 130, SIGTERM 143, a closed terminal 129.
@@ -58,7 +60,7 @@ def main(
         if study_by_name:
             # conf/study/ is a group of sweeps; here a study is one that was recorded, whatever its name.
             overrides = [re.sub(r"^study=", "study.name=", argument) for argument in overrides]
-        line = parse(overrides, texts)
+        line = parse(overrides, texts, words)
 
         def job(composed: DictConfig) -> None:
             nonlocal status
@@ -108,11 +110,13 @@ def _exit(error: Exception, kind: type[Config]) -> NoReturn:
         line, status = str(error), 1
     else:
         raise error
-    # Whatever an error says, it is one line, and none that a terminal obeys.
-    line = without_credentials(" ".join(line.split()))
-    shown = "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in line)
-    print(f"error: {shown}", file=sys.stderr)
+    print(f"error: {printable(without_credentials(' '.join(line.split())))}", file=sys.stderr)
     sys.exit(status)
+
+
+def printable(text: str) -> str:
+    """The text as one line, whatever it holds, and none that a terminal obeys."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
 def _hydra_line(error: Exception, kind: type[Config]) -> str:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from digitcnn.benchmark import BenchmarkConfig
 from digitcnn.config import RunConfig, SweepConfig, known_keys, load
 from digitcnn.confirmation import ConfirmConfig
+from digitcnn.prediction import PredictConfig
 from digitcnn.reproduction import ReproduceConfig
 from digitcnn.space import parse_space
 from tests.conftest import REPOSITORY, command_line
@@ -24,6 +25,7 @@ KINDS = {
     "sweep": SweepConfig,
     "confirm": ConfirmConfig,
     "reproduce": ReproduceConfig,
+    "predict": PredictConfig,
     "benchmark": BenchmarkConfig,
 }
 OURS = [command for command in COMMANDS if "experiments/" in command]

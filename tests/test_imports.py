@@ -18,6 +18,7 @@ ORDER = [
     *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),
     *("hosts", "storage", "samplers", "study", "trials", "study_run", "leaderboard", "statistics", "sweep"),
     *("reproduction", "confirmation", "display", "preview", "timing", "benchmark"),
+    *("loading", "preparation", "prediction"),
 ]
 # Which of our own modules may import these packages.
 ONLY: dict[str, set[str]] = {
@@ -88,7 +89,7 @@ def test_nothing_slow_is_imported_before_it_is_needed() -> None:
     assert ended.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["train", "sweep", "confirm", "reproduce"])
+@pytest.mark.parametrize("name", ["train", "sweep", "confirm", "reproduce", "predict"])
 def test_help_imports_nothing_slow(name: str) -> None:
     script = command_line(name)[1]
     program = f"""

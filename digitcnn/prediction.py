@@ -1,0 +1,120 @@
+"""Classifying pictures with a recorded model, and what came of it for people and machines."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from digitcnn import loading, records, tracking
+from digitcnn.config import Config, TrackingConfig
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.preparation import prepare, read_picture
+
+# Of a picture's name in the name of what the model saw of it: a file's name has at most 255 bytes.
+_LONGEST_NAME = 200
+
+
+class PredictConfig(Config):
+    """Which pictures are classified, with which run's model (champion, or a run id), and how that is printed."""
+
+    image: list[str] = Field(default_factory=list)
+    run: str = "champion"
+    format: Literal["text", "json", "csv"] = "text"
+    show: bool = False
+    tracking: TrackingConfig = TrackingConfig()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The two likeliest digits of a picture with their probabilities, and the file that shows what the model saw."""
+
+    image: str
+    digit: int
+    probability: float
+    runner_up: int
+    runner_up_probability: float
+    seen: str | None = None
+
+
+def predict(config: PredictConfig, on_refused: Callable[[str], None]) -> list[Prediction]:
+    """What the model takes the pictures for, in their order; without those that cannot be used, told to `on_refused`.
+
+    Raises ConfigError without a picture, or without such a run or model, MachineError if its model is refused.
+    """
+    if not config.image:
+        raise ConfigError("image: names no picture; python experiments/predict.py FILE...")
+    with tracking.store_errors(config.tracking):
+        store = records.open_recorded(config.tracking, config.run)
+        model = loading.load_recorded(store, records.find_run(store, config.run))
+    _, height, width = model.input_shape
+    seen: dict[int, NDArray[np.uint8]] = {}
+    for index, image in enumerate(config.image):
+        try:
+            seen[index] = prepare(read_picture(image), height, width)
+        except ValueError as error:
+            on_refused(f"{image}: {error}")
+    if not seen:
+        return []
+    places = _write([(config.image[index], picture) for index, picture in seen.items()], config) if config.show else []
+    probabilities = model.predict(np.stack(list(seen.values())), batch_size=1000, verbose=0)
+    found = []
+    for index, row, place in itertools.zip_longest(seen, probabilities, places):
+        second, first = (int(digit) for digit in np.argsort(row, kind="stable")[-2:])
+        found.append(Prediction(config.image[index], first, float(row[first]), second, float(row[second]), place))
+    return found
+
+
+def _write(pictures: list[tuple[str, NDArray[np.uint8]]], config: PredictConfig) -> list[str]:
+    """Writes what the model saw of each picture, never over a picture, and returns the files."""
+    folder = config.tracking.folder / "reports" / "predictions"
+    taken = {Path(image).resolve() for image in config.image}
+    places = []
+    for image, picture in pictures:
+        name = os.fsdecode(os.fsencode(Path(image).name)[:_LONGEST_NAME])
+        names = itertools.chain([f"{name}.seen.png"], (f"{name}.{number}.seen.png" for number in itertools.count(2)))
+        place = next(folder / each for each in names if (folder / each).resolve() not in taken)
+        taken.add(place.resolve())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Moved into place: what is there may be a link to something else.
+            written = folder / f".{os.getpid()}.png"
+            Image.fromarray(picture).save(written)
+            written.replace(place)
+        except OSError as error:
+            raise MachineError(f"{place} cannot be written: {error.strerror}") from None
+        places.append(str(place))
+    return places
+
+
+def in_words(each: Prediction) -> str:
+    """A prediction in a line."""
+    line = f"{each.image}: {each.digit} ({100 * each.probability:.1f} %), "
+    line += f"runner-up {each.runner_up} ({100 * each.runner_up_probability:.1f} %)"
+    return line if each.seen is None else f"{line}; the model saw {each.seen}"
+
+
+def as_json(found: list[Prediction]) -> str:
+    """Predictions as a JSON array of objects, an object a line."""
+    return "[" + ",\n ".join(json.dumps(dataclasses.asdict(each)) for each in found) + "]"
+
+
+def as_csv(found: list[Prediction]) -> str:
+    """Predictions as CSV with a heading, without a last line break."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([field.name for field in dataclasses.fields(Prediction)])
+    rows.writerows(dataclasses.astuple(each) for each in found)
+    return text.getvalue().rstrip("\n")
