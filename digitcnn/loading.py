@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from digitcnn import environment, records, tracking
 from digitcnn.architecture import MOST_PARAMETERS, check_fits, count_parameters
-from digitcnn.config import CnnConfig, MlpConfig, load
+from digitcnn.config import CnnConfig, MlpConfig, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.model import build_model, weights_sha256
 
@@ -40,8 +41,8 @@ _FLAVORS = {
 }
 
 
-def load_recorded(store: tracking.Store, run_id: str) -> keras.Model:
-    """The model that a run recorded. Its file is parsed only if its SHA-256 is the recorded one.
+def load_recorded(store: tracking.Store, config: TrackingConfig, run_id: str) -> keras.Model:
+    """The model that a run recorded in the store of a config. It is parsed only if its SHA-256 is the recorded one.
 
     Raises ConfigError for a run without a model or without its digest, MachineError with one line for a model that is
     not what was recorded, or is none of ours.
@@ -51,25 +52,30 @@ def load_recorded(store: tracking.Store, run_id: str) -> keras.Model:
     if "model_sha256" not in run.data.tags:
         again = f"python experiments/reproduce.py run={run_id}"
         raise ConfigError(f"run={run_id}: recorded no SHA-256 of its model, as runs do now; repeat it: {again}")
+    folder = config.folder if config.uri is None else None
     parameters = min(int(run.data.metrics.get("parameters", MOST_PARAMETERS)), MOST_PARAMETERS)
     try:
-        content = _read(tracking.model_file(store, model_id, tracking.MODEL_FILE), 4 * parameters + _MOST_BYTES_BESIDE)
+        content = _read(store, model_id, tracking.MODEL_FILE, folder, 4 * parameters + _MOST_BYTES_BESIDE)
         if hashlib.sha256(content).hexdigest() != run.data.tags["model_sha256"]:
             raise ValueError(f"{tracking.MODEL_FILE} has another SHA-256 than the run recorded")
-        _check_description(_read(tracking.model_file(store, model_id, "MLmodel"), _MOST_TEXT))
+        _check_description(_read(store, model_id, "MLmodel", folder, _MOST_TEXT))
         network = rebuild(content)
-        if weights_sha256(network) != run.data.tags["weights_sha256"]:
+        if weights_sha256(network) != run.data.tags.get("weights_sha256"):
             raise ValueError("its weights have another SHA-256 than the run recorded")
     except (ValueError, RecursionError) as error:
         raise MachineError(f"the model of run {run_id} is refused: {error}") from None
     return network
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(store: tracking.Store, model_id: str, name: str, folder: Path | None, most: int) -> bytes:
+    """A file of a recorded model, which lies below the folder of the records if it is not on a server."""
+    path = tracking.model_file(store, model_id, name)
+    if folder is not None and not Path(os.path.normpath(path)).is_relative_to(folder):
+        raise ValueError(f"{name} is not in the records, but {path}")
     if not path.is_file():
-        raise ValueError(f"{path.name} is no file")
+        raise ValueError(f"{name} is no file")
     if path.stat().st_size > most:
-        raise ValueError(f"{path.name} holds {path.stat().st_size:,} bytes; at most {most:,}")
+        raise ValueError(f"{name} holds {path.stat().st_size:,} bytes; at most {most:,}")
     return path.read_bytes()
 
 
@@ -143,7 +149,7 @@ def _network(layers: dict[str, dict[str, Any]]) -> tuple[CnnConfig | MlpConfig, 
     """Our config, the image size and the number of classes of a network whose layers have these configs, by name."""
     _, height, width = layers["image"]["batch_shape"]
     classes = layers["probabilities"]["units"]
-    if any(type(number) is not int or number < 1 for number in (height, width, classes)):
+    if any(type(number) is not int or number < 1 for number in (height, width, classes)) or classes < 2:
         raise TypeError
     if "conv1" not in layers:
         units = {f"{name}_units": layers[name]["units"] for name in ("dense1", "dense2")}
@@ -155,9 +161,10 @@ def _network(layers: dict[str, dict[str, Any]]) -> tuple[CnnConfig | MlpConfig, 
 
 
 def _without_defaults(value: Any) -> Any:
-    """Plain values without the entries that say nothing: other versions of Keras write more or fewer of them."""
+    """Plain values without the entries that say nothing: versions of Keras write more or fewer of them."""
     if isinstance(value, dict):
-        return {key: _without_defaults(each) for key, each in value.items() if each not in (None, False, {})}
+        kept = {key: each for key, each in value.items() if each not in (None, False, {}) and key != "shared_object_id"}
+        return {key: _without_defaults(each) for key, each in kept.items()}
     return [_without_defaults(each) for each in value] if isinstance(value, list) else value
 
 

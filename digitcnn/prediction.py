@@ -49,23 +49,23 @@ class Prediction:
     seen: str | None = None
 
 
-def predict(config: PredictConfig, on_refused: Callable[[str], None]) -> list[Prediction]:
-    """What the model takes the pictures for, in their order; without those that cannot be used, told to `on_refused`.
+def predict(config: PredictConfig, say: Callable[[str], None]) -> list[Prediction]:
+    """What the model takes the pictures for, in their order; `say` is told of each that cannot be used.
 
     Raises ConfigError without a picture, or without such a run or model, MachineError if its model is refused.
     """
     if not config.image:
         raise ConfigError("image: names no picture; python experiments/predict.py FILE...")
     with tracking.store_errors(config.tracking):
-        store = records.open_recorded(config.tracking, config.run)
-        model = loading.load_recorded(store, records.find_run(store, config.run))
+        store = records.open_recorded(config.tracking, config.run, say)
+        model = loading.load_recorded(store, config.tracking, records.find_run(store, config.run))
     _, height, width = model.input_shape
     seen: dict[int, NDArray[np.uint8]] = {}
     for index, image in enumerate(config.image):
         try:
             seen[index] = prepare(read_picture(image), height, width)
         except ValueError as error:
-            on_refused(f"{image}: {error}")
+            say(f"error: {image}: {error}")
     if not seen:
         return []
     places = _write([(config.image[index], picture) for index, picture in seen.items()], config) if config.show else []

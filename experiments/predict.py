@@ -12,7 +12,7 @@ def predict(config: PredictConfig) -> int:
     """A line for every picture; one on standard error for each that cannot be used, and exit status 1."""
     # A file's name need not be text: for machines it is written as it is.
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    found = prediction.predict(config, lambda line: print(f"error: {printable(line)}", file=sys.stderr))
+    found = prediction.predict(config, lambda line: print(printable(line), file=sys.stderr))
     if config.format == "json":
         print(prediction.as_json(found))
     elif config.format == "csv":

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from digitcnn.config import RunConfig, SweepConfig, load
+from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load
 
 REPOSITORY = Path(__file__).parent.parent
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -59,6 +59,25 @@ def small_config(small_npz: Path, tmp_path: Path) -> RunConfig:
             "tracking": {"root": str(tmp_path / "records")},
         },
     )
+
+
+@pytest.fixture(scope="session")
+def champion(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackingConfig, str]:
+    """Records whose champion is a small network that has seen 600 images ten times, and the id of its run."""
+    from digitcnn import records, runs, tracking
+
+    config = load(
+        RunConfig,
+        {
+            "data": {"path": str(small_npz), "validation": "test_once"},
+            "model": {"name": "cnn", "conv1_filters": 4, "conv2_filters": 6, "dense_units": 16},
+            "training": {"epochs": 10, "batch_size": 20, "threads": 1},
+            "tracking": {"root": str(tmp_path_factory.mktemp("champion"))},
+        },
+    )
+    run_id = runs.record_run(config, tags={}).run_id
+    records.register_champion(tracking.open_store(config.tracking), run_id, {}, "a small network")
+    return config.tracking, run_id
 
 
 @pytest.fixture
