@@ -28,10 +28,13 @@ PATIENCE_SECONDS = 600.0
 _RETRY_SECONDS = 5.0
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 # MLflow's client would try for four minutes, and wait two for each answer: what fails is kept and delivered later.
-_HTTP = {
+_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _PROBE_SECONDS = 10
 # These log each failure that they raise, with its traceback.
@@ -77,9 +80,7 @@ def open_store(
 
 
 def _open(config: TrackingConfig, say: Callable[[str], None], stopped: Callable[[], bool]) -> Store:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name, value in _HTTP.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
     from mlflow import MlflowClient
@@ -156,10 +157,10 @@ def store_errors(config: TrackingConfig) -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """One line without credentials; of a server that was not reached, what the system said."""
+    """One line without credentials: what the system or the database said, if that is to be found in the error."""
     text = without_credentials(str(error))
-    system = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)", text)
-    return (system[1] or system[2]) if system else text.splitlines()[0]
+    said = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)|\(\w+\.\w+Error\) ([^\n]+)", text)
+    return next(filter(None, said.groups())) if said else text.splitlines()[0]
 
 
 def is_away(error: Exception) -> bool:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import optuna
 import pytest
+import requests
 import sqlalchemy
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from digitcnn import embedded, outbox, records, storage, store, study, tracking, writes
-from digitcnn.config import RunConfig, TrackingConfig, load
+from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.outbox import Record
 from digitcnn.training import EpochMetrics
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, with_study
+from tests.test_sweep import Quiet, assert_stores_agree, open_records, work
+from tests.trainers import BrokenTrainer, InstantTrainer
 
 # A folder's name with all that an address of a file could stumble over.
 STRANGE = "räcords of 50% a?b#c"
@@ -63,9 +72,15 @@ def saved_model(folder: Path) -> Path:
     return folder
 
 
-def record_a_run(config: RunConfig, at_epoch: Callable[[int], None], folder: Path, epochs: int = 5) -> str:
+def record_a_run(
+    config: RunConfig,
+    at_epoch: Callable[[int], None],
+    folder: Path,
+    epochs: int = 5,
+    say: Callable[[str], None] = lambda _: None,
+) -> str:
     """A run with epochs, tags, a file, data and a model; `at_epoch` is called before each epoch is recorded."""
-    with tracking.run(config, {"study": "none"}) as run:
+    with tracking.run(config, {"study": "none"}, say=say) as run:
         for number in range(1, epochs + 1):
             at_epoch(number)
             run.log_epoch(epoch(number))
@@ -324,3 +339,374 @@ def test_the_ui_is_given_the_store_of_a_folder_that_was_moved(root: Path, tmp_pa
     ended = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert ended.stdout == embedded.sqlite_url(Path(moved) / "mlflow.db") + "\n"
     assert all(place.startswith(Path(moved).as_uri()) for place in places(Path(moved) / "mlflow.db"))
+
+
+# An MLflow server that goes away.
+
+
+class Line:
+    """A port that leads to another one while the line is up; while it is down, connections are refused."""
+
+    def __init__(self, to: int) -> None:
+        self.to = to
+        self.listener: socket.socket | None = None
+        self.port = 0
+        self.ends: list[socket.socket] = []
+        self.up()
+
+    def up(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def down(self) -> None:
+        if self.listener is not None:
+            # A thread that is accepting would keep the port open.
+            with contextlib.suppress(OSError):
+                self.listener.shutdown(socket.SHUT_RDWR)
+            self.listener.close()
+            self.listener = None
+        for end in self.ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self.ends.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.to))
+                self.ends += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """A real `mlflow server` on loopback that keeps its records in a folder."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        store_uri = embedded.sqlite_url(self.folder / "mlflow.db")
+        line = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri, "--serve-artifacts"]
+        line += ["--artifacts-destination", str(self.folder / "served"), "--host", "127.0.0.1"]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*line, "--port", str(self.port), "--workers", "1"],
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        while requests_status(f"{self.uri}/health") != 200:
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def requests_status(url: str) -> int:
+    with contextlib.suppress(requests.RequestException):
+        return requests.get(url, timeout=5).status_code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(template / "mlflow.db", folder)
+    started = Server(folder, free_port())
+    started.start()
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def line(server: Server) -> Iterator[Line]:
+    laid = Line(server.port)
+    yield laid
+    laid.down()
+
+
+def served(tmp_path: Path, line: Line) -> RunConfig:
+    return config_in(tmp_path / "records", uri=f"http://127.0.0.1:{line.port}", experiment="served")
+
+
+def test_a_server_that_is_down_is_refused_in_one_line(tmp_path: Path) -> None:
+    config = TrackingConfig(root=str(tmp_path / "records"), uri=f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(MachineError) as caught:
+        tracking.open_store(config)
+    assert str(caught.value) == (
+        f"the MLflow store {config.uri} failed: Connection refused; what had been recorded is safe"
+    )
+    assert not (tmp_path / "records").exists()
+
+
+def test_what_was_logged_while_the_server_was_gone_arrives_when_it_is_back(tmp_path: Path, line: Line) -> None:
+    config = served(tmp_path, line)
+
+    def gone_for_two_epochs(number: int) -> None:
+        if number == 2:
+            line.down()
+        if number == 4:
+            line.up()
+
+    run_id = record_a_run(config, gone_for_two_epochs, tmp_path)
+    assert_complete(config, run_id)
+    assert store.kept(config.tracking) == ""
+    assert list((tmp_path / "records" / "outbox").iterdir()) == []
+
+
+def test_what_a_server_gone_for_good_did_not_take_is_kept_and_synced_later(tmp_path: Path, line: Line) -> None:
+    config = served(tmp_path, line)
+    run_id = record_a_run(config, lambda number: line.down() if number == 2 else None, tmp_path)
+    folder = tmp_path / "records" / "outbox"
+    assert store.kept(config.tracking) == (
+        f"the MLflow store did not take all records of 1 run; they are kept in {folder}, "
+        "and the next command that reaches it delivers them"
+    )
+    # A command that does not reach it either changes nothing.
+    with pytest.raises(MachineError, match="Connection refused"):
+        tracking.open_store(config.tracking)
+    line.up()
+    said: list[str] = []
+    opened = tracking.open_store(config.tracking, said.append)
+    # Cut off after the model and before its run knows of it, delivery begins again: nothing is there twice.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "log_outputs", lambda *_: line.down())
+        with pytest.raises(MlflowException):
+            tracking.deliver(opened)
+    line.up()
+    tracking.deliver(opened)
+    assert said == ["delivered 9 records of 1 run that had been kept"]
+    assert store.kept(config.tracking) == ""
+    assert_complete(config, run_id)
+
+
+def test_what_a_server_refuses_is_set_aside_and_holds_nothing_up(tmp_path: Path, line: Line) -> None:
+    config = served(tmp_path, line)
+    run_id = record_a_run(config, lambda number: line.down() if number == 2 else None, tmp_path)
+    outbox.keep(tmp_path / "records" / "outbox", config.tracking.store_uri, "0" * 32, writes.tags({"a": "b"}))
+    line.up()
+    said: list[str] = []
+    tracking.deliver(tracking.open_store(config.tracking, said.append))
+    assert_complete(config, run_id)
+    refused = tmp_path / "records" / "outbox" / "refused" / ("0" * 32)
+    assert any(f"it stays in {refused}" in text for text in said)
+    assert "journal.jsonl" in {item.name for item in refused.iterdir()}
+
+
+def test_a_run_that_is_to_begin_waits_for_the_server(tmp_path: Path, line: Line) -> None:
+    config = served(tmp_path, line)
+    said: list[str] = []
+    opened = tracking.open_store(config.tracking, said.append)
+    line.down()
+    threading.Timer(2.0, line.up).start()
+    run_id = tracking.create_run(opened, config, "late", {})
+    assert opened.client.get_run(run_id).info.run_name == "late"
+    assert len(said) == 2
+    assert "does not answer (Connection refused)" in said[0]
+    assert said[1].endswith("answers again")
+
+
+# A database that another process holds.
+
+
+@contextlib.contextmanager
+def locked(path: Path, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the database for some seconds; the body begins when it does."""
+    program = f"""
+import sqlite3, time
+connection = sqlite3.connect({str(path)!r}, isolation_level=None)
+connection.execute("PRAGMA busy_timeout = 10000")
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+time.sleep({seconds})
+connection.execute("ROLLBACK")
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.wait()
+
+
+def test_a_run_goes_on_while_the_database_is_locked_for_longer_than_mlflow_waits(root: Path, tmp_path: Path) -> None:
+    config = config_in(root)
+    said: list[str] = []
+    with contextlib.ExitStack() as held:
+
+        def lock(number: int) -> None:
+            if number == 2:
+                # MLflow gives up after 20 seconds.
+                held.enter_context(locked(root / "mlflow.db", 21.5))
+
+        run_id = record_a_run(config, lock, tmp_path, say=said.append)
+    assert len(said) >= 1
+    assert "does not answer (database is locked): what runs goes on and is kept" in said[0]
+    tracking.deliver(tracking.open_store(config.tracking))
+    assert_complete(config, run_id)
+
+
+# A disk that is full, or can only be read.
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    if not mounted:
+        pytest.skip("a file system can be mounted only by root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Writes until the disk is full and returns the file to delete."""
+    filler = folder / "filler"
+    with filler.open("ab", buffering=0) as file:
+        for size in (2**16, 2**9, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+    return filler
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_all_before_is_intact(disk: Path, root: Path, tmp_path: Path) -> None:
+    config = config_in(shutil.copytree(root, disk / "records"))
+    before = record_a_run(config, lambda _: None, tmp_path)
+
+    def full(number: int) -> None:
+        if number == 3:
+            fill(disk)
+
+    with pytest.raises(MachineError, match="database or disk is full.*what had been recorded is safe") as caught:
+        record_a_run(config, full, tmp_path)
+    assert "\n" not in str(caught.value)
+    (disk / "filler").unlink()
+    with contextlib.closing(sqlite3.connect(disk / "records" / "mlflow.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert_complete(config, before)
+    assert_complete(config, record_a_run(config, lambda _: None, tmp_path))
+
+
+def test_a_disk_full_at_the_model_leaves_no_half_of_it(disk: Path, root: Path, tmp_path: Path) -> None:
+    """The artifacts are on another disk than the database."""
+    (root / "artifacts").rmdir() if (root / "artifacts").exists() else None
+    (root / "artifacts").symlink_to(disk)
+    config = config_in(root)
+    run_ids: list[str] = []
+
+    def full(number: int) -> None:
+        if number == 5:
+            run_ids.extend(run.info.run_id for run in MlflowClient(config.tracking.store_uri).search_runs(["1"]))
+            fill(disk)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        record_a_run(config, full, tmp_path)
+    client = MlflowClient(config.tracking.store_uri)
+    run = client.get_run(run_ids[0])
+    assert run.info.status == "FAILED"
+    assert "No space left on device" in run.data.tags["failure"]
+    assert [point.step for point in client.get_metric_history(run_ids[0], "train_loss")] == [1, 2, 3, 4, 5]
+    assert client.search_logged_models([run.info.experiment_id]) == []
+
+
+def test_a_sweep_on_a_full_disk_stops_in_one_line_and_resumes(
+    disk: Path, root: Path, sweep_config: SweepConfig
+) -> None:
+    shutil.copytree(root, disk / "records")
+    tree = sweep_config.model_dump()
+    config = load(SweepConfig, {**tree, "tracking": {"root": str(disk / "records")}})
+    config = with_study(config, workers=2)
+
+    class Filling(Quiet):
+        def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
+            super().trial_ended(worker, trial, ending, value, best)
+            if trial == 2:
+                fill(disk)
+
+    with pytest.raises(MachineError, match="full|No space left on device") as caught:
+        work(config, InstantTrainer(0.1), Filling())
+    assert "\n" not in str(caught.value)
+    (disk / "filler").unlink()
+    opened, _, _ = open_records(disk / "records")
+    finished = {trial.number: trial.values for trial in opened.trials if trial.values}
+    assert 0 in finished
+    result = work(config, InstantTrainer(0.1))
+    assert (result.finished, result.total) == (6, 6)
+    opened, _, runs = open_records(disk / "records")
+    assert {number: opened.trials[number].values for number in finished} == finished
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+    assert_stores_agree(disk / "records", models=False)
+
+
+def test_a_report_that_finds_no_space_says_so_and_the_trials_are_there(
+    disk: Path, root: Path, sweep_config: SweepConfig
+) -> None:
+    (root / "reports").symlink_to(disk)
+    fill(disk)
+    config = with_study(sweep_config, workers=1, trials=2)
+    with pytest.raises(MachineError, match=r"leaderboard.csv cannot be written: No space left on device"):
+        work(config, InstantTrainer())
+    (disk / "filler").unlink()
+    # Nothing is left to train.
+    assert work(config, BrokenTrainer()).finished == 2
+    assert (disk / "small" / "leaderboard.csv").read_text().count("\n") == 3
+
+
+@pytest.fixture
+def read_only(disk: Path, root: Path, tmp_path: Path) -> Iterator[RunConfig]:
+    """Records with one run, in a folder that can only be read: permissions do not bind root."""
+    record_a_run(config_in(shutil.copytree(root, disk / "records")), lambda _: None, tmp_path)
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    subprocess.run(["mount", "--bind", str(disk), str(folder)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+    yield config_in(folder / "records")
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_folder_that_can_only_be_read_is_named_and_can_be_read(
+    read_only: RunConfig, sweep_config: SweepConfig, tmp_path: Path
+) -> None:
+    folder = read_only.tracking.folder
+    with pytest.raises(MachineError, match="attempt to write a readonly database"):
+        record_a_run(read_only, lambda _: None, tmp_path)
+    for config in (config_in(folder / "new").tracking, config_in(folder.parent / "other").tracking):
+        with pytest.raises(MachineError, match="the records folder .* cannot be used: Read-only file system"):
+            tracking.open_store(config)
+    with pytest.raises(MachineError, match="the records folder .* cannot be used: Read-only file system"):
+        work(load(SweepConfig, {**sweep_config.model_dump(), "tracking": {"root": str(folder)}}), InstantTrainer())
+    opened = tracking.open_store(read_only.tracking)
+    (run,) = opened.client.search_runs([opened.experiment_id])
+    assert records.read_text(opened, run.info.run_id, "predictions.csv") == "1,2,3\n"
+    assert_complete(read_only, run.info.run_id)
