@@ -21,7 +21,9 @@ train: .venv/complete ## one run with the article's configuration
 	@.venv/bin/python experiments/train.py $(OVERRIDES)
 
 ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0.1:5000 (PORT=N for another)
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	@store=$$(.venv/bin/python -m digitcnn.embedded mlruns) && \
+	  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/python -m mlflow ui --backend-store-uri "$$store" \
+	  --host 127.0.0.1 --port $(PORT) --workers 1
 
 test: lint ## all tests, after lint
 	@.venv/bin/python -m pytest --numprocesses 2
@@ -40,6 +42,7 @@ lock: .venv/complete ## writes requirements.lock anew from pyproject.toml
 
 # The file says that everything is in the folder: an installation that was cut off is begun anew. Byte code is compiled
 # here, on all cores: without it `import tensorflow` takes 20 s instead of 8 s where Python is told not to write it.
+# digitcnn.pth names this folder from where it is itself, so that a repository that was moved or copied runs its own code.
 .venv/complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "error: $(PYTHON) is not Python 3.11 to 3.13; make PYTHON=python3.12 ..." >&2; exit 2; }
@@ -50,5 +53,6 @@ lock: .venv/complete ## writes requirements.lock anew from pyproject.toml
 	  --requirement requirements.lock
 	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile --no-deps \
 	  --no-build-isolation --editable .
+	@cd .venv/lib/python*/site-packages && echo ../../../.. > digitcnn.pth
 	@.venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true
 	@touch .venv/complete

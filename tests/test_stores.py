@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,13 +25,14 @@ import requests
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from optuna.trial import TrialState
 
-from digitcnn import embedded, outbox, records, storage, store, study, tracking, writes
+from digitcnn import embedded, outbox, records, storage, store, study, sweep, tracking, writes
 from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.outbox import Record
 from digitcnn.training import EpochMetrics
-from tests.conftest import REPOSITORY, with_study
+from tests.conftest import REPOSITORY, Command, command_line, with_study
 from tests.test_sweep import Quiet, assert_stores_agree, open_records, work
 from tests.trainers import BrokenTrainer, InstantTrainer
 
@@ -120,6 +122,23 @@ def assert_complete(config: RunConfig, run_id: str, epochs: int = 5) -> None:
     assert str(model.status) == "READY"
     assert [each.model_id for each in run.outputs.model_outputs] == [model.model_id]
     assert files_at(config, model.artifact_location) == {"MLmodel", "weights"}
+
+
+class During(Quiet):
+    """Injects a fault at the end of the trial with a number."""
+
+    def __init__(self, number: int, fault: Callable[[], object]) -> None:
+        super().__init__()
+        self.number, self.fault = number, fault
+
+    def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
+        super().trial_ended(worker, trial, ending, value, best)
+        if trial == self.number:
+            self.fault()
+
+
+def in_folder(config: SweepConfig, root: Path, **tracking: str) -> SweepConfig:
+    return load(SweepConfig, {**config.model_dump(), "tracking": {"root": str(root), **tracking}})
 
 
 # The outbox itself.
@@ -644,18 +663,9 @@ def test_a_sweep_on_a_full_disk_stops_in_one_line_and_resumes(
     disk: Path, root: Path, sweep_config: SweepConfig
 ) -> None:
     shutil.copytree(root, disk / "records")
-    tree = sweep_config.model_dump()
-    config = load(SweepConfig, {**tree, "tracking": {"root": str(disk / "records")}})
-    config = with_study(config, workers=2)
-
-    class Filling(Quiet):
-        def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
-            super().trial_ended(worker, trial, ending, value, best)
-            if trial == 2:
-                fill(disk)
-
+    config = with_study(in_folder(sweep_config, disk / "records"), workers=2)
     with pytest.raises(MachineError, match="full|No space left on device") as caught:
-        work(config, InstantTrainer(0.1), Filling())
+        work(config, InstantTrainer(0.1), During(2, lambda: fill(disk)))
     assert "\n" not in str(caught.value)
     (disk / "filler").unlink()
     opened, _, _ = open_records(disk / "records")
@@ -705,8 +715,242 @@ def test_a_folder_that_can_only_be_read_is_named_and_can_be_read(
         with pytest.raises(MachineError, match="the records folder .* cannot be used: Read-only file system"):
             tracking.open_store(config)
     with pytest.raises(MachineError, match="the records folder .* cannot be used: Read-only file system"):
-        work(load(SweepConfig, {**sweep_config.model_dump(), "tracking": {"root": str(folder)}}), InstantTrainer())
+        work(in_folder(sweep_config, folder), InstantTrainer())
     opened = tracking.open_store(read_only.tracking)
     (run,) = opened.client.search_runs([opened.experiment_id])
     assert records.read_text(opened, run.info.run_id, "predictions.csv") == "1,2,3\n"
     assert_complete(read_only, run.info.run_id)
+
+
+# The same with whole sweeps and commands.
+
+
+def assert_all_is_there_once(config: SweepConfig, result: sweep.SweepResult) -> None:
+    assert (result.finished, result.total) == (6, 6)
+    assert_stores_agree(config.tracking.folder, models=False)
+    assert store.kept(config.tracking) == ""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("seconds", "names"), [(15, ("mlflow.db", "optuna.db")), (120, ("mlflow.db",))])
+def test_a_sweep_goes_on_when_a_database_was_locked(
+    root: Path, sweep_config: SweepConfig, seconds: int, names: tuple[str, ...]
+) -> None:
+    config = with_study(in_folder(sweep_config, root), workers=2)
+    with contextlib.ExitStack() as held:
+
+        def lock() -> None:
+            for name in names:
+                held.enter_context(locked(root / name, seconds))
+
+        shown = During(1, lock)
+        result = work(config, InstantTrainer(0.5), shown)
+    assert_all_is_there_once(config, result)
+    # 20 seconds are MLflow's patience.
+    said = [note for note in shown.notes if "does not answer (database is locked)" in note]
+    assert len(said) == (1 if seconds > 20 else 0)
+
+
+@pytest.mark.soak
+def test_a_study_whose_database_is_locked_for_two_minutes_stops_in_one_line_and_loses_no_result(
+    root: Path, sweep_config: SweepConfig
+) -> None:
+    config = with_study(in_folder(sweep_config, root), workers=2)
+    with contextlib.ExitStack() as held:
+        shown = During(1, lambda: held.enter_context(locked(root / "optuna.db", 125)))
+        with pytest.raises(MachineError, match="optuna.db failed: .*database is locked") as caught:
+            work(config, InstantTrainer(0.5), shown)
+    assert "\n" not in str(caught.value)
+    _, _, runs = open_records(root)
+    finished = {run.info.run_id for run in runs if run.info.status == "FINISHED" and "trial" in run.data.tags}
+    assert_all_is_there_once(config, work(config, InstantTrainer(0.1)))
+    opened, _, runs = open_records(root)
+    complete = {trial.user_attrs["run_id"] for trial in opened.trials if trial.state == TrialState.COMPLETE}
+    assert finished <= complete
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+
+
+def assert_served_sweep_is_complete(config: SweepConfig) -> None:
+    """Each trial's run has its epochs once, and ended as its trial did."""
+    opened = study.existing_study(storage.sqlite_url(config.tracking.folder / "optuna.db"), "small")
+    assert opened is not None
+    client = MlflowClient(config.tracking.store_uri)
+    trials = opened.get_trials()
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 6
+    for trial in trials:
+        run = client.get_run(trial.user_attrs["run_id"])
+        if trial.state == TrialState.COMPLETE:
+            assert run.info.status == "FINISHED"
+            history = client.get_metric_history(run.info.run_id, "validation_accuracy")
+            epochs = trial.user_attrs["epochs_run"]
+            assert [point.step for point in history if point.step > 0] == list(range(1, epochs + 1))
+            assert history[epochs - 1].value == pytest.approx(trial.values[0])
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    assert not [run.info.run_id for run in found if run.info.status == "RUNNING"]
+    assert store.kept(config.tracking) == ""
+
+
+@pytest.fixture
+def own_server(template: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server that the test may kill."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(template / "mlflow.db", folder)
+    started = Server(folder, free_port())
+    started.start()
+    yield started
+    started.kill()
+
+
+@pytest.mark.soak
+def test_a_sweep_outlives_a_server_that_is_killed_and_started_again(
+    own_server: Server, tmp_path: Path, sweep_config: SweepConfig
+) -> None:
+    config = with_study(in_folder(sweep_config, tmp_path / "r", uri=own_server.uri, experiment="served"), workers=2)
+
+    def kill() -> None:
+        own_server.kill()
+        threading.Timer(10.0, own_server.start).start()
+
+    shown = During(1, kill)
+    result = work(config, InstantTrainer(0.5), shown)
+    assert (result.finished, result.total) == (6, 6)
+    assert len([note for note in shown.notes if "does not answer" in note]) == 1
+    assert_served_sweep_is_complete(config)
+
+
+@pytest.mark.soak
+def test_what_a_sweep_found_before_its_server_was_gone_for_good_is_recorded_by_the_next(
+    own_server: Server, tmp_path: Path, sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_study(in_folder(sweep_config, tmp_path / "r", uri=own_server.uri, experiment="served"), workers=2)
+    monkeypatch.setattr(store, "PATIENCE_SECONDS", 3.0)
+    with pytest.raises(MachineError, match="Connection refused; what had been recorded is safe"):
+        work(config, InstantTrainer(0.5), During(1, own_server.kill))
+    assert "they are kept in" in store.kept(config.tracking)
+    own_server.start()
+    shown = Quiet()
+    result = work(config, InstantTrainer(0.1), shown)
+    assert (result.finished, result.total) == (6, 6)
+    assert [note for note in shown.notes if note.startswith("delivered ")]
+    assert_served_sweep_is_complete(config)
+
+
+SMALL = [
+    *("data.path=mnist", "data.train_size=500", "data.validation_size=200", "model.conv1_filters=2"),
+    *("model.conv2_filters=4", "model.dense_units=16", "training.epochs=2"),
+]
+STUDY = [
+    *(
+        "study=quick",
+        *SMALL,
+        "study.name=moved",
+        "study.workers=1",
+        "study.space.model.conv1_filters=null",
+        "study.space.model.conv2_filters=null",
+    )
+]
+
+
+@pytest.mark.soak
+def test_a_study_with_its_champion_works_where_it_was_moved_and_where_it_was_copied(
+    tmp_path: Path, command: Command
+) -> None:
+    """In a folder whose name has spaces, % and other letters, with the commands and real Keras."""
+    first, moved, copied = tmp_path / "a" / "records", tmp_path / STRANGE / "b", tmp_path / "c" / "records"
+    space = ["study.space.training.epochs=null", "study.space.training.batch_size=[50,100]"]
+    made = command("sweep", *STUDY, *space, "study.trials=2", f"tracking.root={first}")
+    assert made.returncode == 0, made.stderr
+    confirm = ["study=moved", "confirm.top=1", "confirm.seeds=2", "confirm.workers=1"]
+    made = command("confirm", *confirm, f"tracking.root={first}")
+    assert made.returncode == 0, made.stderr
+
+    moved.parent.mkdir()
+    shutil.move(first, moved)
+    root = f"tracking.root={moved}"
+    again = command("reproduce", "run=champion", root)
+    assert again.returncode == 0, again.stderr
+    assert f"the records were in {first}: the store now names their places in {moved}" in again.stdout
+    assert "IDENTICAL: run" in again.stdout
+    program = f"""
+import mlflow, numpy
+mlflow.set_tracking_uri({embedded.sqlite_url(moved / "mlflow.db")!r})
+print(mlflow.keras.load_model("models:/digitcnn@champion").predict(numpy.zeros((1, 28, 28)), verbose=0).shape)
+"""
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert loaded.stdout.endswith("(1, 10)\n"), loaded.stderr
+    more = command("sweep", *STUDY, *space, "study.trials=3", root)
+    assert more.returncode == 0, more.stderr
+    assert "3 trials, 2 recorded before" in more.stdout
+    more = command("confirm", *confirm, root)
+    assert more.returncode == 0, more.stderr
+    assert "4 runs, 4 recorded before" in more.stdout
+
+    before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
+    shutil.copytree(moved, copied)
+    for name, overrides in (("confirm", confirm), ("reproduce", ["run=best", "study=moved"])):
+        there = command(name, *overrides, f"tracking.root={copied}")
+        assert there.returncode == 0, there.stderr
+    assert {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
+    shutil.rmtree(moved)
+    there = command("reproduce", "run=champion", f"tracking.root={copied}")
+    assert there.returncode == 0, there.stderr
+    assert "IDENTICAL: run" in there.stdout
+
+
+@pytest.mark.soak
+def test_a_training_whose_server_is_gone_for_good_says_where_its_records_are(
+    tmp_path: Path, line: Line, command: Command
+) -> None:
+    where = [f"tracking.root={tmp_path}/records", f"tracking.uri=http://127.0.0.1:{line.port}"]
+    where += ["tracking=server", "tracking.experiment=served"]
+    process = subprocess.Popen(
+        command_line("train", *SMALL, *where), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for text in process.stdout:
+        if "epoch 1/2" in text:
+            line.down()
+            break
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "validation accuracy" in output
+    assert error == (
+        "error: the MLflow store did not take all records of 1 run; they are kept in "
+        f"{tmp_path}/records/outbox, and the next command that reaches it delivers them\n"
+    )
+    line.up()
+    ended = command("train", *SMALL, *where)
+    assert ended.returncode == 0, ended.stderr
+    assert "records of 1 run that had been kept" in ended.stdout
+    client = MlflowClient(f"http://127.0.0.1:{line.port}")
+    experiment = client.get_experiment_by_name("served")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.model_sha256 LIKE '%'")
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    for run in runs:
+        (model,) = client.search_logged_models([experiment.experiment_id], f"source_run_id = '{run.info.run_id}'")
+        assert str(model.status) == "READY"
+
+
+@pytest.mark.soak
+def test_commands_name_what_is_full_torn_or_down_in_one_line(disk: Path, root: Path, command: Command) -> None:
+    shutil.copytree(root, disk / "records")
+    (disk / "records" / "mlflow.db").rename(disk / "records" / "kept.db")
+    (disk / "records" / "mlflow.db").write_text("not a database")
+    fill(disk)
+    down = f"tracking.uri=http://127.0.0.1:{free_port()}"
+    for name in ("train", "sweep", "confirm", "reproduce"):
+        for overrides, cause in (
+            ([f"tracking.root={disk}/records"], "is torn, or no database at all"),
+            ([f"tracking.root={disk}/new"], "No space left on device|disk is full|nothing is recorded|no such study"),
+            ([f"tracking.root={root}", down], "Connection refused|no such study"),
+        ):
+            more = SMALL if name == "train" else [*STUDY] if name == "sweep" else []
+            ended = command(name, *more, *overrides)
+            assert ended.returncode in (1, 2), (name, overrides, ended)
+            assert len(ended.stderr.splitlines()) == 1, ended.stderr
+            assert re.search(cause, ended.stderr), ended.stderr
