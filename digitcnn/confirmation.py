@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from digitcnn import leaderboard, locks, records, reproduction, runs, signals, statistics, storage, study, tracking
+from digitcnn import leaderboard, locks, records, reproduction, runs, signals, statistics, study, tracking
 from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.sweep import SweepDisplay
@@ -21,6 +21,8 @@ from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import Job, Pool, RecordedTraining, RunFailed, Trainer, WorkerDied, core_shares
 
 _MOST_DEATHS = 3
+# The columns of a confirmation's table that are counts, and empty for the baseline.
+COUNTS = ("only_candidate_right", "only_baseline_right")
 
 
 class Settings(Config):
@@ -78,10 +80,7 @@ class Result:
 
 def plan(config: ConfirmConfig) -> Plan:
     """Checks everything that a confirmation needs. Raises ConfigError; creates nothing."""
-    url = config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")
-    existing = study.existing_study(url, config.study.name)
-    if existing is None or "identity" not in existing.user_attrs:
-        raise ConfigError(f"study.name={config.study.name}: no such study is recorded in {config.tracking.folder}")
+    existing = study.recorded_study(config.study, config.tracking.folder)
     contenders = _contenders(existing, config)
     runs.check(contenders[0].config)
     # Not the seed that the search was judged with: its luck made the best trials the best.
@@ -273,8 +272,7 @@ def _tables(
         }
         table_rows.append(row)
     table = pd.DataFrame(table_rows)
-    for column in ("only_candidate_right", "only_baseline_right"):
-        table[column] = table[column].astype("Int64")
+    table = table.astype(dict.fromkeys(COUNTS, "Int64"))
     table["champion"] = table["config"] == _champion(table, values)
     return table, runs_table
 
@@ -348,10 +346,10 @@ def _interval(row: pd.Series[Any]) -> str:
     )
 
 
-def sentences(result: Result) -> list[str]:
-    """What was found, a line per config."""
+def sentences(table: pd.DataFrame) -> list[str]:
+    """What was found, a line per config and one on the champion."""
     lines = []
-    for _, row in result.table.iterrows():
+    for _, row in table.iterrows():
         line = f"{row['config']}: test accuracy {_interval(row)}"
         if row["config"] != "baseline":
             line += f"; {100 * row['difference']:+.2f} points ({100 * row['difference_low']:+.2f} to "
@@ -359,6 +357,7 @@ def sentences(result: Result) -> list[str]:
             line += f"{row['only_candidate_right']} images, wrong alone on {row['only_baseline_right']} "
             line += f"(McNemar p {row['mcnemar_p']:.3g}): {row['verdict']}"
         lines.append(line)
-    why = "nothing was better than the baseline" if result.champion == "baseline" else "better than the baseline"
-    lines.append(f"champion: {result.champion} ({why}), registered as models:/digitcnn@champion")
+    champion = str(table[table["champion"]]["config"].iloc[0])
+    why = "nothing was better than the baseline" if champion == "baseline" else "better than the baseline"
+    lines.append(f"champion: {champion} ({why}), registered as models:/digitcnn@champion")
     return lines

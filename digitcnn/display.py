@@ -21,6 +21,7 @@ from digitcnn.training import Decision, EpochMetrics
 if TYPE_CHECKING:
     import pandas as pd
 
+    from digitcnn.comparison import Comparison
     from digitcnn.reproduction import Compared
 
 
@@ -291,8 +292,27 @@ def side_by_side(metrics: Sequence[Compared]) -> None:
     Console().print(drawn)
 
 
+def differences(comparison: Comparison) -> None:
+    """Prints what differs between runs, a row per value and a column per run."""
+    from digitcnn.leaderboard import cell
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    drawn = Table(box=None, padding=(0, 2, 0, 0))
+    drawn.add_column("run")
+    for run_id in comparison.differing.columns:
+        drawn.add_column(str(run_id)[:8], overflow="fold")
+    for name, row in comparison.differing.iterrows():
+        drawn.add_row(Text(str(name)), *(Text(cell(str(name), value)) for value in row))
+    console.print(drawn)
+    print(f"the same in all: {comparison.alike} other values")
+
+
 def leaderboard(table: pd.DataFrame, parameters: Sequence[str], rows: int = 20) -> None:
     """Prints the first rows of a leaderboard, accuracies in percent, the parameters in one column."""
+    from digitcnn.leaderboard import cell, heading_of
+
     console = Console()
     if not console.is_terminal:
         console.width = 160
@@ -300,34 +320,17 @@ def leaderboard(table: pd.DataFrame, parameters: Sequence[str], rows: int = 20) 
     drawn = Table(box=None, padding=(0, 2, 0, 0))
     for column in plain:
         words = column in ("state", "run_id", "note")
-        drawn.add_column(_HEADINGS.get(column, column.replace("_", " ")), justify="left" if words else "right")
+        drawn.add_column(heading_of(column), justify="left" if words else "right")
         if column == "trial":
             drawn.add_column("parameters")
     for row in table.head(rows).to_dict("records"):
         cells = []
         for column in plain:
-            cells.append(_cell(column, row[column]))
+            cells.append(cell(column, row[column]))
             if column == "trial":
-                named = [f"{name.rpartition('.')[2]} {_cell(name, row[name])}" for name in parameters if name in row]
+                named = [f"{name.rpartition('.')[2]} {cell(name, row[name])}" for name in parameters if name in row]
                 cells.append(", ".join(named))
         drawn.add_row(*cells)
     console.print(drawn)
     if len(table) > rows:
         console.print(f"... and {len(table) - rows} more")
-
-
-_HEADINGS = {"cpu_seconds": "CPU s", "run_id": "run", "validation_accuracy": "val. accuracy"}
-
-
-def _cell(column: str, value: Any) -> str:
-    import pandas as pd
-
-    if value is None or pd.isna(value):
-        return ""
-    if column.endswith("accuracy"):
-        return f"{100 * float(value):.2f} %"
-    if column == "run_id":
-        return str(value)[:8]
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else f"{value:.4g}"
-    return str(value)

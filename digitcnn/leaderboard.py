@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from digitcnn.study import parameters_of
@@ -73,20 +75,31 @@ def _worth(row: dict[str, Any], names: Sequence[str], signs: Sequence[int]) -> l
 
 def _ranks(points: list[list[float]]) -> list[int]:
     """Ranks from 1 of points of which larger is better: equal values share one, fronts are peeled off one by one."""
-    if points and len(points[0]) == 1:
-        return [1 + sum(other[0] > point[0] for other in points) for point in points]
-    ranks = [0] * len(points)
-    left, front = set(range(len(points))), 1
-    while left:
-        best = {i for i in left if not any(_dominates(points[j], points[i]) for j in left)}
-        for index in best:
-            ranks[index] = front
-        left, front = left - best, front + 1
-    return ranks
+    if not points:
+        return []
+    values = np.array(points)
+    dominated = dominates(values)
+    dominators = dominated.sum(axis=0)
+    if values.shape[1] == 1:
+        return [int(number) for number in 1 + dominators]
+    ranks = np.zeros(len(values), dtype=int)
+    front = 1
+    while (ranks == 0).any():
+        best = (ranks == 0) & (dominators == 0)
+        ranks[best] = front
+        dominators = dominators - dominated[best].sum(axis=0)
+        front += 1
+    return [int(rank) for rank in ranks]
 
 
-def _dominates(one: list[float], other: list[float]) -> bool:
-    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+def dominates(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Of points (n, objectives), larger being better: whether i is nowhere worse than j and somewhere better, n x n."""
+    nowhere_worse = np.ones((len(values), len(values)), dtype=bool)
+    somewhere_better = np.zeros_like(nowhere_worse)
+    for column in values.T:
+        nowhere_worse &= column[:, None] >= column
+        somewhere_better |= column[:, None] > column
+    return nowhere_worse & somewhere_better
 
 
 def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str:
@@ -96,10 +109,49 @@ def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str
         return "no trial has completed"
     name = objectives[0]
     best = completed.iloc[0]
-    text = f"best: trial {best['trial']}, {name} {best[name]:.4f}"
+    text = f"best: trial {best['trial']}, {name} {cell(name, best[name])}"
     baseline = completed[completed["note"].str.startswith("baseline")]
     if baseline.empty:
         return f"{text}; the baseline has not completed"
     of_baseline = float(baseline.iloc[0][name])
-    difference = f"difference {best[name] - of_baseline:+.4f}, one run each"
-    return f"{text}; baseline: trial {baseline.iloc[0]['trial']}, {of_baseline:.4f} ({difference})"
+    difference = best[name] - of_baseline
+    in_words = f"{100 * difference:+.2f} points" if name.endswith("accuracy") else f"{difference:+.4g}"
+    number = baseline.iloc[0]["trial"]
+    return f"{text}; baseline: trial {number}, {cell(name, of_baseline)} (difference {in_words}, one run each)"
+
+
+def best_trial(table: pd.DataFrame) -> int | None:
+    """The number of the first-ranked completed trial; None before there is one."""
+    return _first(table[table["state"] == "complete"]) if len(table) else None
+
+
+def baseline_trial(table: pd.DataFrame) -> int | None:
+    """The number of the baseline's trial, the last one if it was repeated; None before there is one."""
+    return (
+        _first(table[table["note"].str.startswith("baseline")].sort_values("trial").iloc[::-1]) if len(table) else None
+    )
+
+
+def _first(rows: pd.DataFrame) -> int | None:
+    return None if rows.empty else int(rows["trial"].iloc[0])
+
+
+def cell(column: str, value: Any) -> str:
+    """A value of the table as a person reads it: accuracies in percent, a run by the beginning of its id."""
+    if value is None or pd.isna(value):
+        return ""
+    if column.endswith("accuracy"):
+        return f"{100 * float(value):.2f} %"
+    if column == "run_id":
+        return str(value)[:8]
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else f"{value:.4g}"
+    return str(value)
+
+
+def heading_of(column: str) -> str:
+    """The name of a column as a person reads it; a parameter's keeps its config key."""
+    return _HEADINGS.get(column, column if "." in column else column.replace("_", " "))
+
+
+_HEADINGS = {"cpu_seconds": "CPU s", "run_id": "run", "validation_accuracy": "val. accuracy"}

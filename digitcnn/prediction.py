@@ -57,7 +57,7 @@ def predict(config: PredictConfig, say: Callable[[str], None]) -> list[Predictio
     if not config.image:
         raise ConfigError("image: names no picture; python experiments/predict.py FILE...")
     with tracking.store_errors(config.tracking):
-        store = records.open_recorded(config.tracking, config.run, say)
+        store = records.open_recorded(config.tracking, f"run={config.run}", say)
         model = loading.load_recorded(store, config.tracking, records.find_run(store, config.run))
     _, height, width = model.input_shape
     seen: dict[int, NDArray[np.uint8]] = {}

@@ -17,30 +17,33 @@ _SHORTEST_REFERENCE = 6
 _MOST_RUNS = 1000
 
 
-def open_recorded(config: TrackingConfig, reference: str, say: Callable[[str], None]) -> Store:
-    """Opens the store that a run is looked for in, and delivers what is kept for it.
+def open_recorded(config: TrackingConfig, wanted: str, say: Callable[[str], None]) -> Store:
+    """Opens the store that `wanted` (KEY=VALUE) is looked for in, and delivers what is kept for it.
 
     Raises ConfigError, and creates nothing, if nothing is recorded yet.
     """
     if config.uri is None and not (config.folder / "mlflow.db").exists():
-        raise ConfigError(f"run={reference}: nothing is recorded in {config.folder}")
+        raise ConfigError(f"{wanted}: nothing is recorded in {config.folder}")
     store = open_store(config, say)
     deliver(store)
     return store
 
 
-def find_run(store: Store, reference: str) -> str:
-    """The id of the champion's run, or of the run that has this id or alone begins with it (6 characters or more)."""
+def find_run(store: Store, reference: str, key: str = "run") -> str:
+    """The id of the champion's run, or of the run that has this id or alone begins with it (6 characters or more).
+
+    Raises ConfigError, which names the config's `key`, if there is no such run or more than one.
+    """
     if reference == "champion":
         return champion(store)
     if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_REFERENCE},32}}", reference):
         allowed = f"champion, a run id, or at least its first {_SHORTEST_REFERENCE} characters"
-        raise ConfigError(f"run={reference}: must be {allowed}")
+        raise ConfigError(f"{key}={reference}: must be {allowed}")
     found = store.client.search_runs([store.experiment_id], f"attributes.run_id LIKE '{reference}%'", max_results=2)
     if not found:
-        raise ConfigError(f"run={reference}: no such run is recorded")
+        raise ConfigError(f"{key}={reference}: no such run is recorded")
     if len(found) > 1:
-        raise ConfigError(f"run={reference}: several runs begin with that; give more of the id")
+        raise ConfigError(f"{key}={reference}: several runs begin with that; give more of the id")
     return str(found[0].info.run_id)
 
 
@@ -52,9 +55,17 @@ def read_text(store: Store, run_id: str, name: str) -> str:
         raise MachineError(f"run {run_id}: its {name} cannot be read ({error}); the records are incomplete") from None
 
 
+def study_runs(store: Store, study: str) -> list[Any]:
+    """Every run of a study, of whatever status: its own, its trials and those that confirm it."""
+    return _search(store, f"tags.study = '{study}'")
+
+
 def confirmations(store: Store, study: str) -> list[Any]:
     """The runs that confirm a study, of whatever status."""
-    filters = f"tags.study = '{study}' AND tags.confirms LIKE '%'"
+    return _search(store, f"tags.study = '{study}' AND tags.confirms LIKE '%'")
+
+
+def _search(store: Store, filters: str) -> list[Any]:
     found: list[Any] = []
     token = None
     while True:

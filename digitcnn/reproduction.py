@@ -83,7 +83,7 @@ def find(config: ReproduceConfig, say: Callable[[str], None] = lambda _: None) -
     if config.run.endswith((".yaml", ".yml")):
         return read(Path(config.run).expanduser())
     with tracking.store_errors(config.tracking):
-        store = records.open_recorded(config.tracking, config.run, say)
+        store = records.open_recorded(config.tracking, f"run={config.run}", say)
         run_id = _best(config) if config.run == "best" else records.find_run(store, config.run)
         return frozen_of(store, run_id)
 

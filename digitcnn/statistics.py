@@ -74,6 +74,11 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(n, mean, sd, mean - half, mean + half)
 
 
+def standard_error(accuracy: float, images: int) -> float:
+    """The binomial standard error of an accuracy (a fraction) that was measured once on this many images."""
+    return float((accuracy * (1 - accuracy) / images) ** 0.5)
+
+
 def compare(
     baseline: Sequence[float], candidates: Sequence[Sequence[float]], resolution: float = 0.0
 ) -> list[Comparison]:

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -19,7 +20,7 @@ from optuna.trial import Trial as Trial
 from optuna.trial import TrialState
 
 from digitcnn import storage
-from digitcnn.config import RunConfig, StudyConfig
+from digitcnn.config import RunConfig, StudyConfig, StudyReference
 from digitcnn.errors import ConfigError
 from digitcnn.hosts import this_host
 from digitcnn.samplers import PRUNABLE, pruner_of, sampler_of
@@ -63,6 +64,23 @@ def existing_study(url: str, name: str) -> OpenStudy | None:
         if not storage.is_missing(url):
             return OpenStudy(name, storage.connect(url))
     return None
+
+
+def recorded_study(reference: StudyReference, folder: Path) -> SharedStudy:
+    """The study that a reference names, in its own store or the embedded one. Raises ConfigError if there is none."""
+    found = existing_study(reference.storage or storage.sqlite_url(folder / "optuna.db"), reference.name)
+    if found is None or "identity" not in found.user_attrs:
+        raise ConfigError(f"study.name={reference.name}: no such study is recorded in {folder}")
+    return found
+
+
+def snapshot(study: Study) -> Study:
+    """A copy in memory of a study as it is now, under the same numbers: it can be read again and again."""
+    copy = optuna.create_study(study_name=study.study_name, directions=study.directions)
+    copy.add_trials(study.get_trials(deepcopy=False))
+    if study.metric_names is not None:
+        copy.set_metric_names(study.metric_names)
+    return copy
 
 
 def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +38,9 @@ _MOST_TAG_LENGTH = 5000
 # MLflow's limits: of metrics in one call, and of a data set's digest.
 _MOST_METRICS = 1000
 _DIGEST_LENGTH = 36
+# Of runs and of values in one answer of an MLflow server about metric histories.
+_MOST_HISTORIES = 100
+_MOST_VALUES = 25_000
 # The artifact with the predicted class of every test image, of runs that are judged once.
 PREDICTIONS = "test_predictions.csv"
 # The file of a recorded model that holds its network and weights. Its digest is the run's tag `model_sha256`.
@@ -124,6 +127,35 @@ def log_study(store: Store, run_id: str, leaderboard: str, metrics: Mapping[str,
     """Records a study's leaderboard (CSV) and the values of its best trial on its parent run."""
     put(store, run_id, writes.metrics(metrics, step=0))
     put_text(store, run_id, "leaderboard.csv", leaderboard)
+
+
+def metric_histories(store: Store, run_ids: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
+    """A metric's value at each step, by run: many runs in one query, where MLflow's client asks once for each."""
+    found: dict[str, dict[int, float]] = {run_id: {} for run_id in run_ids}
+    for first in range(0, len(run_ids), _MOST_HISTORIES):
+        some = run_ids[first : first + _MOST_HISTORIES]
+        points = _histories(store, some, metric)
+        if len(points) >= _MOST_VALUES:
+            # The answer was cut off.
+            points = [(each, p.step, p.value) for each in some for p in store.client.get_metric_history(each, metric)]
+        for run_id, step, value in points:
+            found[run_id][step] = value
+    return found
+
+
+def _histories(store: Store, run_ids: Sequence[str], metric: str) -> list[tuple[str, int, float]]:
+    """The run, step and value of up to `_MOST_VALUES` points, from the store behind the client."""
+    from mlflow.utils.rest_utils import http_request_safe
+
+    behind = store.client._tracking_client.store
+    if hasattr(behind, "get_metric_history_bulk"):
+        points = [point.to_dict() for point in behind.get_metric_history_bulk(run_ids, metric, _MOST_VALUES)]
+    else:
+        wanted = {"run_id": list(run_ids), "metric_key": metric, "max_results": _MOST_VALUES}
+        path = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+        answer = http_request_safe(behind.get_host_creds(), path, "GET", params=wanted)  # type: ignore[no-untyped-call]
+        points = answer.json()["metrics"]
+    return [(point["run_id"], int(point["step"]), float(point["value"])) for point in points]
 
 
 def copy_run(store: Store, source: str, target: str, status: Status) -> None:

@@ -17,7 +17,7 @@ def confirm(config: ConfirmConfig) -> int:
         result = confirmation.run(plan, screen)
     finally:
         screen.close()
-    print("\n".join(confirmation.sentences(result)))
+    print("\n".join(confirmation.sentences(result.table)))
     print(f"written to {plan.folder}; next: python experiments/reproduce.py run={result.champion_path}")
     return settled(config.tracking)
 

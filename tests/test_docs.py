@@ -13,6 +13,7 @@ from digitcnn.benchmark import BenchmarkConfig
 from digitcnn.config import RunConfig, SweepConfig, known_keys, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.prediction import PredictConfig
+from digitcnn.report import ReportConfig
 from digitcnn.reproduction import ReproduceConfig
 from digitcnn.space import parse_space
 from tests.conftest import REPOSITORY, command_line
@@ -24,6 +25,7 @@ KINDS = {
     "train": RunConfig,
     "sweep": SweepConfig,
     "confirm": ConfirmConfig,
+    "report": ReportConfig,
     "reproduce": ReproduceConfig,
     "predict": PredictConfig,
     "benchmark": BenchmarkConfig,

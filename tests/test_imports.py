@@ -17,13 +17,16 @@ ORDER = [
     *("config", "architecture", "space", "data", "environment", "model", "convolution", "plan", "compiled"),
     *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),
     *("hosts", "storage", "samplers", "study", "trials", "study_run", "leaderboard", "statistics", "sweep"),
-    *("reproduction", "confirmation", "display", "preview", "timing", "benchmark"),
+    *("reproduction", "confirmation", "findings", "charts", "prose", "report", "comparison", "display", "preview"),
+    *("timing", "benchmark"),
     *("loading", "preparation", "prediction"),
 ]
 # Which of our own modules may import these packages.
 ONLY: dict[str, set[str]] = {
     "mlflow": {"writes", "store", "tracking"},
-    "optuna": {"hosts", "storage", "samplers", "study", "trials", "leaderboard"},
+    "optuna": {"hosts", "storage", "samplers", "study", "trials", "leaderboard", "charts"},
+    "plotly": {"charts"},
+    "jinja2": {"report"},
     "matplotlib": {"plots"},
     "hydra": set(),
     "tensorflow": {"engines", "compiled", "convolution", "timing"},
@@ -32,7 +35,7 @@ ONLY: dict[str, set[str]] = {
     "multiprocessing": {"workers"},
 }
 # What costs seconds to import is imported inside functions.
-SLOW = {"tensorflow", "keras", "mlflow", "matplotlib"}
+SLOW = {"tensorflow", "keras", "mlflow", "matplotlib", "plotly"}
 
 
 def _imports(path: Path) -> list[tuple[str, bool]]:
@@ -89,7 +92,7 @@ def test_nothing_slow_is_imported_before_it_is_needed() -> None:
     assert ended.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["train", "sweep", "confirm", "reproduce", "predict"])
+@pytest.mark.parametrize("name", ["train", "sweep", "confirm", "report", "reproduce", "predict"])
 def test_help_imports_nothing_slow(name: str) -> None:
     script = command_line(name)[1]
     program = f"""

@@ -49,7 +49,7 @@ def test_completed_trials_are_ranked_and_equal_ones_share_a_rank() -> None:
     assert table["note"].tolist()[5] == "the loss became nan in epoch 1"
     line = best_against_baseline(table, ["validation_accuracy"])
     assert line == (
-        "best: trial 1, validation_accuracy 0.9900; baseline: trial 0, 0.9700 (difference +0.0200, one run each)"
+        "best: trial 1, validation_accuracy 99.00 %; baseline: trial 0, 97.00 % (difference +2.00 points, one run each)"
     )
 
 

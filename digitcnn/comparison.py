@@ -1,0 +1,44 @@
+"""Recorded runs side by side: what differs of their parameters, metrics and environments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from digitcnn import records, tracking
+from digitcnn.config import TrackingConfig
+from digitcnn.errors import ConfigError
+
+_TAGS = ("engine", "cpu", "flags", "git.commit", "git.dirty", "data_sha256", "weights_sha256")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between runs: a row per name, a column per run. `alike` values are the same in all of them."""
+
+    differing: pd.DataFrame
+    alike: int
+
+
+def compare(references: str, config: TrackingConfig) -> Comparison:
+    """The differing values of two or more runs, `[RUN,RUN,...]`. Raises ConfigError if one cannot be found."""
+    wanted = [part.strip() for part in references.strip().removeprefix("[").removesuffix("]").split(",")]
+    if len(wanted) < 2 or not all(wanted):
+        raise ConfigError(f"compare={references}: must name at least two runs, such as [1a2b3c,4d5e6f]")
+    with tracking.store_errors(config):
+        store = records.open_recorded(config, f"compare={references}")
+        ids = [records.find_run(store, reference, "compare") for reference in wanted]
+        if len(set(ids)) < len(ids):
+            raise ConfigError(f"compare={references}: names one run twice")
+        found = [store.client.get_run(run_id) for run_id in ids]
+    columns = []
+    for run in found:
+        tags = {k: v for k, v in run.data.tags.items() if k in _TAGS or k.startswith("version.")}
+        status = {"name": run.info.run_name, "status": run.info.status}
+        columns.append(status | dict(sorted(run.data.params.items())) | dict(sorted(run.data.metrics.items())) | tags)
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    values = {name: [column.get(name) for column in columns] for name in names}
+    differing = {name: row for name, row in values.items() if any(each != row[0] for each in row)}
+    table = pd.DataFrame.from_dict(differing, orient="index", columns=ids, dtype=object)
+    return Comparison(table, len(values) - len(differing))
