@@ -32,6 +32,9 @@ _TITLES = {
 }
 # A chart of lines is drawn by the browser a line at a time.
 MOST_LINES = 300
+_MOST_PATHS = 40
+# Fewer points of learning curves than this are marked, and drawn as a whole.
+_MOST_UNCUT = 40
 _FEWEST_TRIALS = 4
 # Optuna advises at least five trials above PED-ANOVA's quantile, and takes a tenth of them by default.
 _BEST_TRIALS = 5
@@ -65,7 +68,8 @@ def history(shown: optuna.Study, objective: int) -> Figure:
     # With a target Optuna cannot tell which values are better, and draws no line.
     target = None if len(shown.directions) == 1 else _signed(objective, 1.0)
     figure = optuna.visualization.plot_optimization_history(shown, target=target, target_name=name)
-    figure.update_traces(marker={"color": _BLUE, "size": 7}, selector={"mode": "markers"})
+    size = 7 if len(shown.get_trials(deepcopy=False)) < 200 else 4
+    figure.update_traces(marker={"color": _BLUE, "size": size}, selector={"mode": "markers"})
     figure.update_traces(name="trial", selector={"name": name})
     figure.update_traces(name="best so far", line={"color": _ORANGE, "shape": "hv"}, selector={"mode": "lines"})
     return _finish(figure, "trial", name)
@@ -75,36 +79,49 @@ def learning_curves(curves: pd.DataFrame, metric: str, best: int | None, baselin
     """A metric over epochs, a line per trial: completed ones, the others faded, best and baseline on top."""
     import plotly.graph_objects as go
 
-    figure = go.Figure()
     known = curves[curves[metric].notna()]
-    special = [number for number in (best, baseline) if number is not None]
-    plain = known[~known["trial"].isin(special)]
+    plain = known[~known["trial"].isin([best, baseline])]
     complete = plain["state"] == "complete"
-    for name, part, color in (("ended early", plain[~complete], _GREY), ("completed", plain[complete], _BLUE)):
-        if len(part):
-            opacity = float(np.clip(12 / part["trial"].nunique(), 0.08, 0.6)) * (0.6 if color == _GREY else 1)
-            line = {"color": color, "width": 1.2}
-            figure.add_trace(_curve(go.Scatter, part, metric, name, opacity=opacity, line=line))
-    looks = {baseline: ("baseline", _INK, "dash"), best: ("best trial", _ORANGE, "solid")}
+    figure = go.Figure(_bundle(plain[~complete], metric, "ended early", _GREY, 0.6))
+    figure.add_traces(_bundle(plain[complete], metric, "completed", _BLUE, 1.0))
+    looks = {baseline: ("baseline", _INK, "dash"), best: (f"trial {best}, ranked first", _ORANGE, "solid")}
     for number, (name, color, dash) in looks.items():
         part = known[known["trial"] == number]
-        if number is not None and len(part):
-            label = "best trial and baseline" if best == baseline else name
-            line = {"color": color, "width": 2.6, "dash": dash}
-            figure.add_trace(_curve(go.Scatter, part, metric, label, line=line))
+        if len(part):
+            label = "baseline, ranked first" if best == baseline else name
+            figure.add_trace(_curve(part, metric, name=label, line={"color": color, "width": 2.6, "dash": dash}))
     values = _shown(metric, known[metric].astype(float))
-    if len(values):
+    if len(values) > _MOST_UNCUT:
         # The first epochs of the worst trials would leave a hair's breadth for what matters.
-        low, high = values.quantile(0.1), values.quantile(0.9)
-        ends = (low, values.max()) if metric.endswith("accuracy") else (values.min(), high)
-        margin = 0.05 * (ends[1] - ends[0]) or 1.0
-        figure.update_yaxes(range=[ends[0] - margin, ends[1] + margin])
+        cut = (0.1, 1.0) if metric.endswith("accuracy") else (0.0, 0.9)
+        low, high = values.quantile(cut[0]), values.quantile(cut[1])
+        margin = 0.05 * (high - low)
+        figure.update_yaxes(range=[low - margin, high + margin])
     figure.update_xaxes(tickformat="d", **({"dtick": 1} if curves["epoch"].max() <= 15 else {}))
     return _finish(figure, "epoch", title_of(metric))
 
 
-def _curve(scatter: Any, part: pd.DataFrame, metric: str, name: str, **look: Any) -> Any:
-    """One trace for many trials: a gap between two of them."""
+def _bundle(part: pd.DataFrame, metric: str, name: str, color: str, strength: float) -> list[Any]:
+    """The curves of many trials in few traces, the fainter the more they are, and one that stands in the legend."""
+    import plotly.graph_objects as go
+
+    if part.empty:
+        return []
+    trials = part["trial"].unique()
+    look: dict[str, Any] = {"line": {"color": color, "width": 1.2}, "name": name, "legendgroup": name}
+    opacity = strength * float(np.clip(12 / len(trials), 0.15, 0.6))
+    # A trace is one path, which does not darken where it crosses itself: several of them do.
+    traces = [
+        _curve(part[part["trial"].isin(some)], metric, opacity=opacity, showlegend=False, **look)
+        for some in np.array_split(trials, min(len(trials), _MOST_PATHS))
+    ]
+    return [*traces, go.Scatter(x=[None], y=[None], mode="lines", **look)]
+
+
+def _curve(part: pd.DataFrame, metric: str, **look: Any) -> Any:
+    """One trace for the curves of some trials, with a gap between two of them."""
+    import plotly.graph_objects as go
+
     x: list[Any] = []
     y: list[Any] = []
     trials: list[Any] = []
@@ -112,9 +129,9 @@ def _curve(scatter: Any, part: pd.DataFrame, metric: str, name: str, **look: Any
         x += [*rows["epoch"].tolist(), None]
         y += [*_shown(metric, rows[metric].astype(float)).tolist(), None]
         trials += [trial] * (len(rows) + 1)
-    hover = f"trial %{{customdata}}, epoch %{{x}}: %{{y:.4g}}<extra>{name}</extra>"
-    mode = "lines+markers" if len(part) < 40 else "lines"
-    return scatter(x=x, y=y, customdata=trials, name=name, hovertemplate=hover, mode=mode, marker={"size": 4}, **look)
+    hover = "trial %{customdata}, epoch %{x}: %{y:.4g}"
+    mode = "lines+markers" if len(part) <= _MOST_UNCUT else "lines"
+    return go.Scatter(x=x, y=y, customdata=trials, hovertemplate=hover, mode=mode, marker_size=4, **look)
 
 
 def parallel_coordinates(shown: optuna.Study, table: pd.DataFrame) -> Figure:
@@ -131,10 +148,10 @@ def parallel_coordinates(shown: optuna.Study, table: pd.DataFrame) -> Figure:
     figure.update_xaxes(ticktext=labels, tickangle=0)
     figure = _finish(figure, None, None)
     figure.update_layout(margin={"l": 70, "r": 10, "t": 20, "b": 50}, hovermode="closest")
-    figure.update_traces(
-        marker={"colorbar": {"title": {"side": "right"}, "thickness": 10, "outlinewidth": 0}},
-        selector={"mode": "markers"},
-    )
+    (key,) = figure.select_traces({"mode": "markers"})
+    # A new one: Optuna's has a tick for every single rank.
+    title = {"text": key.marker.colorbar.title.text, "side": "right", "font": {"size": 13}}
+    key.marker.colorbar = {"title": title, "thickness": 10, "outlinewidth": 0}
     figure.update_yaxes(visible=False)
     return figure
 

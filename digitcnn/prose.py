@@ -33,9 +33,9 @@ class Grid:
 def state(found: Findings) -> str:
     """How far the study is."""
     counts = found.table["state"].value_counts() if len(found.table) else pd.Series(dtype=int)
-    text = f"{found.finished} of {found.total} trials finished"
+    text = f"{found.finished:,} of {found.total:,} trials finished"
     if len(counts):
-        text += f" ({', '.join(f'{number} {name}' for name, number in counts.items())})"
+        text += f" ({', '.join(f'{number:,} {name}' for name, number in counts.items())})"
     ending = _STATUS.get(found.status)
     return f"{text}; {ending}." if ending else f"{text}."
 
@@ -80,7 +80,7 @@ def protocol(found: Findings) -> list[str]:
         f"Data: {values['data.path']}. {values['data.validation_size']:,} of its training images, drawn once with "
         f"split seed {values['data.split_seed']}, judge every trial after every epoch; trials are trained on "
         f"{_training_images(found, 'all others')}. No trial reads the test set.",
-        f"Search: sampler {sampler} (seed {seed}), pruner {pruner}, {found.total} trials in all; "
+        f"Search: sampler {sampler} (seed {seed}), pruner {pruner}, {found.total:,} trials in all; "
         "trial 0 is the baseline.",
     ]
     if "training.seed" not in found.identity["space"]:
@@ -108,7 +108,8 @@ def fixed(found: Findings) -> list[str]:
 def abstract(found: Findings) -> list[str]:
     """The finding in a few sentences: the confirmation's, or what the search alone lets one say."""
     if found.confirmation is None:
-        return of_search(found)
+        alone = "This is the search alone, which decides nothing: it has not been confirmed yet."
+        return [of_search(found)[0], *([] if found.completed.empty else [alone])]
     table = found.confirmation.table
     *configs, decided = confirmation.sentences(table)
     candidates = table.iloc[1:]
@@ -126,9 +127,10 @@ def of_search(found: Findings) -> list[str]:
     lines = [f"In the search, {leaderboard.best_against_baseline(found.table, found.objectives)}."]
     if len(found.objectives) > 1:
         front = int((completed["rank"] == 1).sum())
-        lines.append(f"{front} of {len(completed)} completed trials make up the front of {_listed(found.objectives)}.")
+        of = f"{len(completed):,} completed trials make up the Pareto front of {_listed(found.objectives)}"
+        lines.append(f"{front:,} of {of}.")
     if found.confirmation is None:
-        return [*lines, _chance(found), f"python experiments/confirm.py study={name} decides it, with several seeds."]
+        return [*lines, f"{_chance(found)} What decides it: python experiments/confirm.py study={name}"]
     best = leaderboard.best_trial(found.table)
     if len(found.objectives) == 1 and best not in found.confirmation.table["trial"].tolist():
         lines.append(f"Trial {best}, now the first of the leaderboard, is not among the confirmed ones: confirm again.")
@@ -141,7 +143,7 @@ def _chance(found: Findings) -> str:
     error = 100 * statistics.standard_error(accuracy, images)
     return (
         f"One run each decides nothing: the standard error of an accuracy of {100 * accuracy:.2f} % is {error:.2f} "
-        f"points (binomial, n = {images:,} images), and the first of {len(found.completed)} is the luckiest as well."
+        f"points (binomial, n = {images:,} images), and the first of {len(found.completed):,} is the luckiest as well."
     )
 
 
@@ -184,8 +186,8 @@ def ranking(table: pd.DataFrame) -> Grid:
 def of_parallel_coordinates(found: Findings) -> str:
     """What the lines and colours of the chart are."""
     number, colour = len(found.completed), "Pareto rank" if len(found.objectives) > 1 else "objective"
-    which = f"each of the {charts.MOST_LINES} best completed" if number > charts.MOST_LINES else "each completed"
-    return f"A line for {which} trial through its values; the colour is its {colour}, the darker the better."
+    which = f"the {charts.MOST_LINES} best" if number > charts.MOST_LINES else "each"
+    return f"A line for {which} of the completed trials; the colour is its {colour}, the darker the better."
 
 
 def of_importance(found: Findings) -> str:
