@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from digitcnn import confirmation, leaderboard, records, reproduction, study, tracking
+from digitcnn import confirmation, leaderboard, records, reproduction, study, tracking, trials
 from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.data import Splits, load_splits
 from digitcnn.errors import ConfigError, MachineError
@@ -86,7 +86,7 @@ def read(store: tracking.Store, reference: StudyReference, config: TrackingConfi
         table=table,
         curves=_curves(store, table),
         total=int(total),
-        finished=study.finished(snapshot),
+        finished=trials.finished(snapshot),
         parent_run_id=parent_run_id,
         status="RUNNING" if parent is None else str(parent.info.status),
         settings=settings,

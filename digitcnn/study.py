@@ -66,7 +66,7 @@ def existing_study(url: str, name: str) -> OpenStudy | None:
     return None
 
 
-def recorded_study(reference: StudyReference, folder: Path) -> SharedStudy:
+def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
     """The study that a reference names, in its own store or the embedded one. Raises ConfigError if there is none."""
     found = existing_study(reference.storage or storage.sqlite_url(folder / "optuna.db"), reference.name)
     if found is None or "identity" not in found.user_attrs:
