@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -21,13 +22,13 @@ class Comparison:
     alike: int
 
 
-def compare(references: str, config: TrackingConfig) -> Comparison:
+def compare(references: str, config: TrackingConfig, say: Callable[[str], None] = lambda _: None) -> Comparison:
     """The differing values of two or more runs, `[RUN,RUN,...]`. Raises ConfigError if one cannot be found."""
     wanted = [part.strip() for part in references.strip().removeprefix("[").removesuffix("]").split(",")]
     if len(wanted) < 2 or not all(wanted):
         raise ConfigError(f"compare={references}: must name at least two runs, such as [1a2b3c,4d5e6f]")
     with tracking.store_errors(config):
-        store = records.open_recorded(config, f"compare={references}")
+        store = records.open_recorded(config, f"compare={references}", say)
         ids = [records.find_run(store, reference, "compare") for reference in wanted]
         if len(set(ids)) < len(ids):
             raise ConfigError(f"compare={references}: names one run twice")
