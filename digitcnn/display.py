@@ -294,8 +294,6 @@ def side_by_side(metrics: Sequence[Compared]) -> None:
 
 def differences(comparison: Comparison) -> None:
     """Prints what differs between runs, a row per value and a column per run."""
-    from digitcnn.leaderboard import cell
-
     console = Console()
     if not console.is_terminal:
         console.width = 160
@@ -304,7 +302,8 @@ def differences(comparison: Comparison) -> None:
     for run_id in comparison.differing.columns:
         drawn.add_column(str(run_id)[:8], overflow="fold")
     for name, row in comparison.differing.iterrows():
-        drawn.add_row(Text(str(name)), *(Text(cell(str(name), value)) for value in row))
+        cells = ["" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for value in row]
+        drawn.add_row(Text(str(name)), *(Text(cell) for cell in cells))
     console.print(drawn)
     print(f"the same in all: {comparison.alike} other values")
 

@@ -78,10 +78,10 @@ def _ranks(points: list[list[float]]) -> list[int]:
     if not points:
         return []
     values = np.array(points)
+    if values.shape[1] == 1:
+        return [int(rank) for rank in 1 + np.searchsorted(np.sort(-values[:, 0]), -values[:, 0])]
     dominated = dominates(values)
     dominators = dominated.sum(axis=0)
-    if values.shape[1] == 1:
-        return [int(number) for number in 1 + dominators]
     ranks = np.zeros(len(values), dtype=int)
     front = 1
     while (ranks == 0).any():
@@ -127,9 +127,9 @@ def best_trial(table: pd.DataFrame) -> int | None:
 
 def baseline_trial(table: pd.DataFrame) -> int | None:
     """The number of the baseline's trial, the last one if it was repeated; None before there is one."""
-    return (
-        _first(table[table["note"].str.startswith("baseline")].sort_values("trial").iloc[::-1]) if len(table) else None
-    )
+    if table.empty:
+        return None
+    return _first(table[table["note"].str.startswith("baseline")].sort_values("trial", ascending=False))
 
 
 def _first(rows: pd.DataFrame) -> int | None:

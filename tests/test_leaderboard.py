@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import IntDistribution
@@ -76,3 +77,22 @@ def test_a_study_without_trials_has_an_empty_leaderboard(objectives: tuple[str, 
     table = ranked(_study(*objectives))
     assert len(table) == 0
     assert best_against_baseline(table, objectives) == "no trial has completed"
+
+
+def test_the_fronts_of_many_points_are_those_that_comparing_all_pairs_gives() -> None:
+    study = _study("validation_accuracy", "cpu_seconds")
+    points = np.random.default_rng(0).integers(0, 12, size=(60, 2)).astype(float)
+    for index, point in enumerate(points):
+        _add(study, index + 1, point.tolist())
+    left, expected, front = set(range(60)), {}, 1
+    while left:
+        beaten = {
+            i
+            for i in left
+            for j in left
+            if points[j, 0] >= points[i, 0] and points[j, 1] <= points[i, 1] and tuple(points[i]) != tuple(points[j])
+        }
+        expected |= dict.fromkeys(left - beaten, front)
+        left, front = beaten, front + 1
+    ranks = ranked(study).set_index("trial")["rank"]
+    assert ranks.to_dict() == expected

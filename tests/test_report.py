@@ -27,6 +27,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.report import ReportConfig
 from digitcnn.space import parse_space
 from tests.conftest import Command
+from tests.servers import mlflow_server
 from tests.test_sweep import Quiet, work
 from tests.trainers import InstantTrainer
 
@@ -253,6 +254,22 @@ def test_many_histories_are_read_at_once(confirmed: Path, monkeypatch: pytest.Mo
     # Given an answer that was cut off, each run is asked for.
     monkeypatch.setattr(tracking, "_MOST_VALUES", 3)
     assert tracking.metric_histories(store, ids, "validation_loss") == expected
+
+
+@pytest.mark.soak
+def test_a_study_on_a_server_has_the_same_report(small_npz: Path, tmp_path: Path) -> None:
+    with mlflow_server(tmp_path) as uri:
+        config = _config(tmp_path / "here", small_npz, trials=3)
+        config = load(SweepConfig, config.model_dump() | {"tracking": {"root": str(tmp_path / "here"), "uri": uri}})
+        work(config, InstantTrainer())
+        path = report.write(ReportConfig(study=StudyReference(name="small"), tracking=config.tracking))
+        curves = pd.read_csv(path.parent / "learning_curves.csv")
+        assert sorted(curves["trial"].unique()) == [0, 1, 2]
+        assert curves["validation_accuracy"].notna().all()
+        assert "curves_validation_accuracy" in _Page(path).figures
+        parent = _opened(tmp_path / "here").user_attrs["parent_run_id"]
+        kept = Path(MlflowClient(uri).download_artifacts(parent, "report.html", str(tmp_path)))
+        assert kept.read_bytes() == path.read_bytes()
 
 
 def test_a_study_has_a_report_at_every_stage(small_npz: Path, tmp_path: Path) -> None:
