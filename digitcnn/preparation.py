@@ -47,7 +47,7 @@ def read_picture(name: str) -> Image.Image:
         with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
+                raise ValueError("is not a regular file")
             if status.st_size > _MOST_FILE_BYTES:
                 raise ValueError(f"holds {status.st_size:,} bytes; at most {_MOST_FILE_BYTES:,}")
             content = file.read()
@@ -64,8 +64,12 @@ def read_picture(name: str) -> Image.Image:
             raise ValueError(f"has more than {_MOST_PIXELS:,} pixels") from None
         if picture.width * picture.height > _MOST_PIXELS:
             raise ValueError(f"has {picture.width:,} x {picture.height:,} pixels; at most {_MOST_PIXELS:,}")
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        try:
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+        except Exception as error:
+            # Whatever a decoder meets in a file that was cut off or made up.
+            raise ValueError(f"is torn ({' '.join(str(error).split())})") from None
 
 
 def prepare(picture: Image.Image, height: int = _FRAME, width: int = _FRAME) -> NDArray[np.uint8]:
