@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +31,10 @@ PACKAGED_NAME = "mnist"
 _PACKAGED = files("digitcnn") / "datasets" / "mnist.npz"
 # An array that a file may make us allocate: 40 times MNIST.
 _MOST_BYTES = 2 * 1024**3
+# Deflate can expand a thousandfold; real images from some size on do not. MNIST expands fivefold.
+_MOST_EXPANSION, _FREE_BYTES = 100, 2**26
+# numpy writes headers of 128 bytes, and four members have a directory of 250; both are read whole.
+_MOST_HEADER, _MOST_DIRECTORY = 2**14, 2**16
 _MOST_CLASSES = 1000
 
 
@@ -112,15 +120,19 @@ def _take(examples: Examples, order: NDArray[np.int64]) -> Examples:
 def _read(config: DataConfig, part: str, digests: dict[str, str]) -> tuple[Examples, int]:
     """One part (`train` or `test`) of the data set and its number of classes; adds the arrays' SHA-256 to digests."""
     packaged = config.path == PACKAGED_NAME
+    if not packaged and any(is_it(Path(config.path)) for is_it in (Path.is_fifo, Path.is_socket, Path.is_char_device)):
+        raise ConfigError(f"data.path={config.path}: is not a regular file")
     try:
-        with (_PACKAGED if packaged else Path(config.path)).open("rb") as file, zipfile.ZipFile(file) as archive:
-            images = _array(archive, f"x_{part}", config.path)
-            labels = _array(archive, f"y_{part}", config.path)
+        with (_PACKAGED if packaged else Path(config.path)).open("rb") as file:
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                images = _array(archive, f"x_{part}", config.path)
+                labels = _array(archive, f"y_{part}", config.path)
     except FileNotFoundError:
         raise ConfigError(f"data.path={config.path}: no such file; must be mnist or an npz file") from None
     except IsADirectoryError:
         raise ConfigError(f"data.path={config.path}: is a folder; must be mnist or an npz file") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OverflowError, ValueError) as error:
         raise ConfigError(f"data.path={config.path}: is not an npz file, or is torn ({error})") from None
     except OSError as error:
         raise MachineError(f"data.path={config.path}: cannot be read: {error.strerror}") from None
@@ -132,30 +144,54 @@ def _read(config: DataConfig, part: str, digests: dict[str, str]) -> tuple[Examp
     return Examples(images, labels.astype(np.int64)), int(labels.max()) + 1
 
 
+def _check_directory(file: IO[bytes]) -> None:
+    """Raises ValueError if a zip file's directory, which zipfile reads whole, is that of no npz file."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(size - 2**16 - 22, 0))
+    tail = file.read()
+    end = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0" else tail.rfind(b"PK\5\6")
+    directory = int.from_bytes(tail[end + 12 : end + 16], "little") if end >= 0 else 0
+    # The directory of files over 4 GiB has a second record that overrules the first.
+    overruled = end >= 20 and tail[end - 20 : end - 16] == b"PK\6\7" and size < 2**32
+    if overruled or directory > _MOST_DIRECTORY:
+        raise ValueError("its list of members is that of no npz file")
+
+
 def _array(archive: zipfile.ZipFile, name: str, path: str) -> NDArray[Any]:
     """One array of an npz file. Its header is judged before anything is allocated; pickles are never opened."""
     if f"{name}.npy" not in archive.namelist():
         raise ConfigError(f"data.path={path}: has no array {name}; needs x_train, y_train, x_test, y_test")
-    with archive.open(f"{name}.npy") as member:
-        try:
-            version = np.lib.format.read_magic(member)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read_header(member)
-        except ValueError as error:
-            raise ConfigError(f"data.path={path}: {name} is not a numpy array ({error})") from None
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ConfigError(f"data.path={path}: {name} is compressed in a way that numpy does not write")
+    with archive.open(member) as opened:
+        start = io.BytesIO(opened.read(_MOST_HEADER))
+    try:
+        version = np.lib.format.read_magic(start)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(start)
+    except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"data.path={path}: {name} is not a numpy array ({' '.join(str(error).split())})") from None
     if dtype.hasobject:
         raise ConfigError(f"data.path={path}: {name} holds pickled objects, which are never opened")
     wanted = "(n, height, width) uint8" if name.startswith("x") else "(n,) of whole numbers"
     fits = (len(shape) == 3 and dtype == np.uint8) if name.startswith("x") else (len(shape) == 1 and dtype.kind in "iu")
-    if not fits:
+    if not fits or min(shape) < 0:
         raise ConfigError(f"data.path={path}: {name} is {shape} {dtype}; must be {wanted}")
-    if int(np.prod([int(length) for length in shape], dtype=object)) * dtype.itemsize > _MOST_BYTES:
+    if 0 in shape:
+        raise ConfigError(f"data.path={path}: {name} is empty")
+    size = math.prod(shape) * dtype.itemsize
+    if size > _MOST_BYTES:
         raise ConfigError(f"data.path={path}: {name} is {shape} {dtype}, over the limit of 2 GiB")
-    with archive.open(f"{name}.npy") as member:
+    if size != member.file_size - start.tell():
+        raise ConfigError(f"data.path={path}: {name} is torn: {shape} {dtype} in {member.file_size:,} bytes")
+    if size > _FREE_BYTES and size > _MOST_EXPANSION * member.compress_size:
+        raise ConfigError(
+            f"data.path={path}: {name} expands from {member.compress_size:,} to {size:,} bytes: no images do"
+        )
+    with archive.open(member) as opened:
         try:
-            return np.lib.format.read_array(member, allow_pickle=False)
+            return np.lib.format.read_array(opened, allow_pickle=False)
         except ValueError as error:
             raise ConfigError(f"data.path={path}: {name} is torn ({error})") from None
 
@@ -163,8 +199,6 @@ def _array(archive: zipfile.ZipFile, name: str, path: str) -> NDArray[Any]:
 def _check(images: NDArray[Any], labels: NDArray[Any], part: str, path: str) -> None:
     if len(images) != len(labels):
         raise ConfigError(f"data.path={path}: {len(images)} images but {len(labels)} labels in {part}")
-    if len(images) == 0 or 0 in images.shape:
-        raise ConfigError(f"data.path={path}: x_{part} is empty")
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= _MOST_CLASSES:
         raise ConfigError(

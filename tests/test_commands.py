@@ -8,11 +8,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import REPOSITORY, Command, command_line
+from tests.conftest import Command, command_line
 
 # Command, override, and what the one line must say.
 REFUSED = [
@@ -226,49 +225,3 @@ def test_the_other_ui_reads_the_same_study(command: Command, small_overrides: li
         finally:
             os.killpg(server.pid, 15)
             server.wait(timeout=20)
-
-
-def test_the_model_answers_over_http(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
-    """`mlflow models serve` of a recorded run classifies images as they are, 0 to 255."""
-    import json
-    import socket
-    import time
-    import urllib.request
-
-    ended = command("train", *small_overrides, "training.epochs=5")
-    run_id = ended.stdout.splitlines()[-1].split()[3].rstrip(";")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [
-            *(str(Path(sys.executable).parent / "mlflow"), "models", "serve", "-m", f"runs:/{run_id}/model"),
-            *("--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)),
-        ],
-        env=os.environ
-        | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/records/mlflow.db", "CUDA_VISIBLE_DEVICES": "-1"}
-        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        with np.load(REPOSITORY / "digitcnn" / "datasets" / "mnist.npz") as mnist:
-            images = mnist["x_test"][:2].tolist()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations",
-            json.dumps({"instances": images}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        for _ in range(240):
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    predictions = json.load(answer)["predictions"]
-                break
-            except OSError:
-                time.sleep(0.5)
-        assert np.array(predictions).shape == (2, 10)
-        assert np.array(predictions).sum(axis=1) == pytest.approx([1, 1], abs=1e-4)
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(timeout=20)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -101,9 +103,91 @@ def _absurd_shape(path: Path) -> None:
         member.write(b"1234")
 
 
+def _with_header(header: bytes, content: bytes = b"", version: bytes = b"\1\0") -> Callable[[Path], None]:
+    """An archive whose x_train has this header."""
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            length = len(header).to_bytes(2 if version == b"\1\0" else 4, "little")
+            archive.writestr("x_train.npy", b"\x93NUMPY" + version + length + header + content)
+
+    return write
+
+
+def _shape(shape: str) -> Callable[[Path], None]:
+    return _with_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode(), bytes(120))
+
+
+def _long_header(path: Path) -> None:
+    """A header of 150 MB that is 150 kB in the archive: numpy would read it before it looks at its length."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("x_train.npy", "w") as member,
+    ):
+        member.write(b"\x93NUMPY\2\0" + (150 * 2**20).to_bytes(4, "little"))
+        for _ in range(150):
+            member.write(b" " * 2**20)
+
+
+def _zip_bomb(path: Path) -> None:
+    """150 MB of black images that are 150 kB in the archive."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("x_train.npy", "w") as member,
+    ):
+        np.lib.format.write_array_header_1_0(
+            member, {"descr": "|u1", "fortran_order": False, "shape": (150, 1024, 1024)}
+        )
+        for _ in range(150):
+            member.write(bytes(2**20))
+
+
+def _many_members(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(2000):
+            archive.writestr(f"{number}.npy", b"")
+
+
+def _other_compression(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x_train.npy", b"x")
+
+
+def _encrypted(path: Path) -> None:
+    np.savez(path, x_train=IMAGES, y_train=LABELS)
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+
+
+def _overruled_directory(path: Path) -> None:
+    """A second end record, which zipfile prefers: it could give the directory any size."""
+    np.savez(path, x_train=IMAGES, y_train=LABELS)
+    content = path.read_bytes()
+    end = content.index(b"PK\5\6")
+    path.write_bytes(content[:end] + b"PK\6\7" + bytes(16) + content[end:])
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
+        (_shape("(-4, -5, 6)"), "x_train is (-4, -5, 6) uint8; must be (n, height, width) uint8"),
+        (_shape(f"({2**64}, {2**64}, 0)"), "x_train is empty"),
+        (_shape(f"({2**64}, 1, 1)"), "over the limit of 2 GiB"),
+        (_shape("(4, 5, 7)"), "x_train is torn: (4, 5, 7) uint8 in "),
+        (_shape("(1, 5, 7)"), "x_train is torn: (1, 5, 7) uint8 in "),
+        (_shape("(4, 5, 'x')"), "x_train is not a numpy array"),
+        (_with_header(b"(" * 9000), "x_train is not a numpy array"),
+        (_with_header(b"__import__('os').system('true')"), "x_train is not a numpy array"),
+        (_with_header(b"{}", version=b"\11\0"), "x_train is not a numpy array"),
+        (_long_header, "x_train is not a numpy array"),
+        (_zip_bomb, "to 157,286,400 bytes: no images do"),
+        (_many_members, "its list of members is that of no npz file"),
+        (_overruled_directory, "its list of members is that of no npz file"),
+        (_other_compression, "x_train is compressed in a way that numpy does not write"),
+        (_encrypted, "is not an npz file, or is torn"),
+        (os.mkfifo, "is not a regular file"),
         (_text, "is not an npz file, or is torn"),
         (_empty, "is not an npz file, or is torn"),
         (_truncated, "is not an npz file, or is torn"),
@@ -126,10 +210,26 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(
 ) -> None:
     path = tmp_path / "bad.npz"
     write(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ConfigError) as caught:
         data.load_splits(config(path=str(path), validation_size=1))
+    # In kB. The bombs would take 150 MB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    assert "\n" not in str(caught.value)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_every_layout_that_numpy_writes_is_read(tmp_path: Path) -> None:
+    """Given images in Fortran's order and labels of any whole type and byte order, what is read is the same."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 5, 6), np.uint8)
+    for kind in ("|u1", "<u2", ">i4", ">i8", "<u8"):
+        np.savez_compressed(tmp_path / "it.npz", x_train=np.asfortranarray(images), y_train=LABELS.astype(kind))
+        train = data.load_splits(config(path=str(tmp_path / "it.npz"), validation_size=1)).train
+        order = np.random.default_rng(0).permutation(4)[1:]
+        assert np.array_equal(train.images, images[order])
+        assert np.array_equal(train.labels, LABELS[order])
+        assert (train.images.flags.c_contiguous, train.labels.dtype) == (True, np.int64)
 
 
 def test_missing_files_and_impossible_sizes(small_npz: Path, tmp_path: Path) -> None:
