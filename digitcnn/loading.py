@@ -48,6 +48,9 @@ def load_recorded(store: tracking.Store, config: TrackingConfig, run_id: str) ->
     not what was recorded, or is none of ours.
     """
     run = store.client.get_run(run_id)
+    # A trial with the parameters of an earlier one was not trained again.
+    run_id = run.data.tags.get("same_as_run", run_id)
+    run = store.client.get_run(run_id)
     model_id = records.model_of(store, run_id).model_id
     if "model_sha256" not in run.data.tags:
         again = f"python experiments/reproduce.py run={run_id}"

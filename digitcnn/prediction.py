@@ -80,13 +80,13 @@ def predict(config: PredictConfig, say: Callable[[str], None]) -> list[Predictio
 def _write(pictures: list[tuple[str, NDArray[np.uint8]]], config: PredictConfig) -> list[str]:
     """Writes what the model saw of each picture, never over a picture, and returns the files."""
     folder = config.tracking.folder / "reports" / "predictions"
-    taken = {Path(image).resolve() for image in config.image}
+    taken = {os.path.realpath(image) for image in config.image}
     places = []
     for image, picture in pictures:
         name = os.fsdecode(os.fsencode(Path(image).name)[:_LONGEST_NAME])
         names = itertools.chain([f"{name}.seen.png"], (f"{name}.{number}.seen.png" for number in itertools.count(2)))
-        place = next(folder / each for each in names if (folder / each).resolve() not in taken)
-        taken.add(place.resolve())
+        place = next(folder / each for each in names if os.path.realpath(folder / each) not in taken)
+        taken.add(os.path.realpath(place))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Moved into place: what is there may be a link to something else.

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from digitcnn import loading, tracking
-from digitcnn.config import MlpConfig, TrackingConfig
+from digitcnn.config import MlpConfig, RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.model import build_model, weights_sha256
 
@@ -343,6 +343,16 @@ def test_what_is_loaded_is_what_was_recorded(recorded: Recorded) -> None:
     ours = keras.saving.load_model(recorded.folder / "data" / "model.keras")
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
     assert np.array_equal(network.predict(images, verbose=0), ours.predict(images, verbose=0))
+
+
+def test_a_run_that_was_not_trained_again_has_the_model_of_the_other(
+    recorded: Recorded, small_config: RunConfig
+) -> None:
+    store = tracking.open_store(recorded.config)
+    same = tracking.create_run(store, small_config, "same", {})
+    tracking.copy_run(store, recorded.run_id, same, "FINISHED")
+    found = loading.load_recorded(store, recorded.config, same)
+    assert weights_sha256(found) == weights_sha256(recorded.load())
 
 
 def test_both_networks_of_any_size_are_rebuilt(recorded: Recorded, tmp_path: Path) -> None:
