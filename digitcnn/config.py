@@ -232,6 +232,11 @@ class SweepConfig(RunConfig):
         return RunConfig(data=self.data, model=self.model, training=self.training, tracking=self.tracking)
 
 
+def expanded(path: str) -> Path:
+    """The path with ~ and ~USER replaced, of a user that there is: Path.expanduser raises for any other."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
@@ -304,4 +309,4 @@ def _one_line(kind: type[Config], error: ValidationError) -> str:
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{key}.name={_model_name(problem['input'])}: must be one of {', '.join(_NETWORKS)}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must", 1)
-    return f"{key}={value}: {message}"
+    return f"{key}={value}: {message}" if key else message

@@ -16,6 +16,7 @@ from pydantic import Field
 from digitcnn import leaderboard, locks, records, reproduction, runs, signals, statistics, study, tracking
 from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.frozen import write_frozen
 from digitcnn.sweep import SweepDisplay
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import Job, Pool, RecordedTraining, RunFailed, Trainer, WorkerDied, core_shares
@@ -303,7 +304,7 @@ def _conclude(plan: Plan, store: tracking.Store, table: pd.DataFrame, rows: pd.D
         plan.folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(plan.folder / "confirmation.csv", index=False)
         rows.to_csv(plan.folder / "confirmation_runs.csv", index=False)
-        reproduction.write(frozen, path, card)
+        write_frozen(frozen, path, card)
     except OSError as error:
         raise MachineError(f"{plan.folder} cannot be written: {error.strerror}; the runs are recorded") from None
     for file in ("confirmation.csv", "confirmation_runs.csv", "champion.yaml"):

@@ -7,10 +7,11 @@ import functools
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,22 @@ _XLA_FLAGS = (
 )
 _THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 # What can change the arithmetic of a run. The thread variables are set here and recorded as `threads`.
-FLAG_PREFIXES = ("TF_", "XLA_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
+_FLAG_PREFIXES = ("TF_", "XLA_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
+
+# Of those, what a run that somebody else recorded may set here, and how it may look: it changes arithmetic and nothing
+# else. TF_ and XLA_FLAGS can also load libraries and write files, and XLA ends the process at a flag it does not know.
+_REPEATABLE_FLAGS = {
+    **dict.fromkeys(("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_CPP_MIN_LOG_LEVEL"), r"[0-9]|true|false"),
+    **dict.fromkeys(("OMP_DYNAMIC", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_AFFINITY"), r"[\w,=]+"),
+    **dict.fromkeys(
+        ("MKL_CBWR", "MKL_DYNAMIC", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE"), r"\w+"
+    ),
+}
+_REPEATABLE_XLA_FLAG = re.compile(
+    r"--xla_cpu_(multi_thread_eigen|enable_concurrency_optimized_scheduler|use_fusion_emitters|enable_fast_math"
+    r"|enable_fast_min_max)=(true|false)|--xla_cpu_prefer_vector_width=(128|256|512)"
+    r"|--xla_cpu_max_isa=(SSE4_2|AVX|AVX2|AVX512|AVX512_VNNI|AVX512_BF16|AMX|AMX_FP16)"
+)
 
 
 def available_cores() -> int:
@@ -93,11 +109,21 @@ def describe(threads: int) -> dict[str, Any]:
         "flags": {
             name: without_credentials(value)
             for name, value in sorted(os.environ.items())
-            if name.startswith(FLAG_PREFIXES) and name not in (*_THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
+            if name.startswith(_FLAG_PREFIXES) and name not in (*_THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
         },
         "git": git_state(),
         "command": shlex.join(["python", *map(without_credentials, sys.argv)]),
     }
+
+
+def repeatable_flags(recorded: Mapping[str, Any]) -> dict[str, str]:
+    """The recorded flags that a repetition sets again. Any other stays as it is here, and is named as a difference."""
+    flags = {name: str(value) for name, value in recorded.items()}
+    known = {name: value for name, value in flags.items() if re.fullmatch(_REPEATABLE_FLAGS.get(name, "(?!)"), value)}
+    words = flags.get("XLA_FLAGS", "").split()
+    if words and all(_REPEATABLE_XLA_FLAG.fullmatch(word) for word in words):
+        known["XLA_FLAGS"] = " ".join(words)
+    return known
 
 
 def package_versions() -> dict[str, str]:

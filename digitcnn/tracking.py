@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from omegaconf import OmegaConf
+import yaml
 
 from digitcnn import environment, plots, writes
 from digitcnn.config import RunConfig, SweepConfig, flatten
@@ -90,7 +90,7 @@ def create_study_run(store: Store, config: SweepConfig) -> str:
     values = flatten({"study": config.study.model_dump(exclude={"storage"})})
     run_id = _create(store, config.study.name, _source() | _study_tags(config), values)
     baseline = config.model_dump(exclude={"tracking": True, "preview": True, "study": {"storage"}})
-    put_text(store, run_id, "config.yaml", OmegaConf.to_yaml(baseline))
+    put_text(store, run_id, "config.yaml", _yaml(baseline))
     return run_id
 
 
@@ -156,6 +156,10 @@ def _histories(store: Store, run_ids: Sequence[str], metric: str) -> list[tuple[
         answer = http_request_safe(behind.get_host_creds(), path, "GET", params=wanted)  # type: ignore[no-untyped-call]
         points = answer.json()["metrics"]
     return [(point["run_id"], int(point["step"]), float(point["value"])) for point in points]
+
+
+def _yaml(tree: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def copy_run(store: Store, source: str, target: str, status: Status) -> None:
@@ -301,7 +305,7 @@ def _recording(store: Store, config: RunConfig, run_id: str) -> Iterator[Run]:
         description = environment.describe(threads)
         put(store, run_id, writes.tags(environment.flatten_tags(description)))
         current.log_file("environment.json", json.dumps(description, indent=2, sort_keys=True))
-        current.log_file("config.yaml", OmegaConf.to_yaml(config.model_dump(exclude={"tracking"})))
+        current.log_file("config.yaml", _yaml(config.model_dump(exclude={"tracking"})))
         yield current
         status = _ENDINGS[current.ending]
     except (KeyboardInterrupt, SystemExit):

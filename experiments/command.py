@@ -9,7 +9,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import hydra
@@ -20,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from digitcnn import signals
 from digitcnn.addresses import without_credentials
-from digitcnn.config import Config, TrackingConfig, known_keys, load, nearest
+from digitcnn.config import Config, TrackingConfig, expanded, known_keys, load, nearest
 from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
 from digitcnn.store import kept
 
@@ -143,16 +142,11 @@ def _plain(composed: DictConfig, kind: type[Config], line: CommandLine) -> dict[
         raise ConfigError(f"{missing[0]}: missing; every command needs this group of conf/")
     root, path = tree["tracking"].get("root"), tree.get("data", {}).get("path")
     if isinstance(root, str):
-        tree["tracking"]["root"] = str(REPOSITORY / _expanded(root))
+        tree["tracking"]["root"] = str(REPOSITORY / expanded(root))
     if isinstance(path, str) and path != "mnist":
-        tree["data"]["path"] = str(_expanded(path).absolute())
+        tree["data"]["path"] = str(expanded(path).absolute())
     plain: dict[str, Any] = tree
     return plain
-
-
-def _expanded(path: str) -> Path:
-    """The path with ~ and ~USER replaced, of a user that there is."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for a user that there is not
 
 
 def settled(config: TrackingConfig) -> int:

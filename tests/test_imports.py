@@ -14,7 +14,8 @@ from tests.conftest import REPOSITORY, command_line
 # Each module may import those before it. A new module needs a place here.
 ORDER = [
     *("errors", "addresses", "signals", "locks", "embedded"),
-    *("config", "architecture", "space", "data", "environment", "model", "convolution", "plan", "compiled"),
+    *("config", "frozen", "architecture", "space", "data", "environment"),
+    *("model", "convolution", "plan", "compiled"),
     *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),
     *("hosts", "storage", "samplers", "study", "trials", "study_run", "leaderboard", "statistics", "sweep"),
     *("reproduction", "confirmation", "findings", "charts", "prose", "report", "comparison", "display", "preview"),

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import signal
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from digitcnn import addresses, signals, sweep
+from digitcnn import addresses, environment, signals, sweep
 from digitcnn.config import SweepConfig, known_keys
 from digitcnn.errors import ConfigError
+from digitcnn.frozen import read_frozen, write_frozen
 from tests.conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
@@ -50,6 +54,114 @@ def test_an_address_is_shown_without_its_credentials(address: str, shown: str) -
     around = "'study.storage={}' failed (\"{}\"), see {} for more"
     assert addresses.without_credentials(around.format(address, address, address)) == around.format(shown, shown, shown)
     assert addresses.without_credentials(shown) == shown
+
+
+def _frozen(**changes: Any) -> dict[str, Any]:
+    """The content of a frozen run's file of one epoch."""
+    metrics = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    config = {"data": {"path": "mnist"}, "training": {"epochs": 1}}
+    digest = {"weights_sha256": "a" * 64, "data_sha256": "b" * 64, "engine": "keras"}
+    content = {"format": 1, "run_id": "c" * 32, "config": config, "epochs": [dict.fromkeys(metrics, 0.5)], "final": {}}
+    return {**content, **digest, "environment": {"threads": 1, "flags": {}, "packages": {}, "git": {}}, **changes}
+
+
+def test_a_frozen_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "champion.yaml"
+    path.write_text(yaml.safe_dump(_frozen()))
+    written = read_frozen(path)
+    write_frozen(written, tmp_path / "again.yaml", "two\nlines")
+    assert read_frozen(tmp_path / "again.yaml") == written
+    assert written.config.training.epochs == 1
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n" for before, after in itertools.pairwise("abcdefghijkl")
+)
+# What a colleague's file may hold, and what the one line says.
+NOT_FROZEN = [
+    ("", "it holds no keys"),
+    ("- 1", "it holds no keys"),
+    ("format: 2", "its format is not 1"),
+    ("a: !!python/object/apply:os.system ['touch {marker}']", "it holds an alias or a tag"),
+    ("a: !!python/name:os.system", "it holds an alias or a tag"),
+    ("format: !!int 1", "it holds an alias or a tag"),
+    (BOMB, "it holds an alias or a tag"),
+    ("a: &a [*a]", "it holds an alias or a tag"),
+    ("a: " + "[" * 100_000, "it is nested more than 10 deep"),
+    ("a: " + "{a: " * 5_000 + "}" * 5_000, "it is nested more than 10 deep"),
+    ("a: '" + "x" * 5_000_000 + "'", "it has more than 4,194,304 bytes"),
+    ("a: \x00", "control characters are not allowed"),
+    ("\xff", "is not a frozen run, or is torn"),
+    ("a: [1", "is not a frozen run, or is torn"),
+    ("a: 1\n---\nb: 2", "is not a frozen run, or is torn"),
+    ("a: 2001-99-99", "is not a frozen run, or is torn"),
+    ("a: " + "9" * 5_000, "is not a frozen run, or is torn"),
+    (_frozen(_target_="os.system"), "_target_: unknown key"),
+    (_frozen(config={"_target_": "os.system"}), "config._target_: unknown key"),
+    (_frozen(config={"training": {"epochs": "${oc.env:HOME}"}}), "config.training.epochs=${oc.env:HOME}: must be"),
+    (_frozen(config={"data": {"path": "a\x1b[2Jb"}}), "must hold no control characters"),
+    (_frozen(run_id="../../x"), "run_id=../../x: "),
+    (_frozen(run_id="c" * 32 + "\n"), "run_id="),
+    (_frozen(engine="os.system"), "engine=os.system: must be 'keras' or 'compiled'"),
+    (_frozen(epochs=[]), "of each of the config's epochs"),
+    (_frozen(epochs=[{"train_loss": 0.5}]), "of each of the config's epochs"),
+    (_frozen(epochs=[{"seconds": 0.5}]), "must be 'train_loss'"),
+    (_frozen(epochs=[dict.fromkeys(("train_loss",), float("nan"))]), "must be a finite number"),
+    (_frozen(final={"test_loss": 0.5, "test_accuracy": 0.5}), "if data.validation is test_once"),
+    (_frozen(environment={"cpu": "x\x1b[2J"}), "must hold no control characters"),
+    (_frozen(environment={"flags": "x"}), "must hold mappings as packages, flags and git only"),
+    (_frozen(environment={"flags": {"a": ["x"]}}), "must hold words and numbers"),
+]
+
+
+@pytest.mark.parametrize(("content", "line"), NOT_FROZEN, ids=range(len(NOT_FROZEN)))
+def test_a_file_that_is_no_frozen_run_is_refused_in_one_line(content: Any, line: str, tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "champion.yaml"
+    text = content if isinstance(content, str) else yaml.safe_dump(content)
+    path.write_bytes(text.replace("{marker}", str(marker)).encode("latin-1"))
+    tracemalloc.start()
+    with pytest.raises(ConfigError) as refused:
+        read_frozen(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert most < 50 * 2**20
+    assert not marker.exists()
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="it is no file"):
+            read_frozen(path)
+
+
+def test_a_repetition_sets_only_flags_that_do_nothing_but_change_numbers() -> None:
+    harmless = {
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "OMP_PROC_BIND": "true",
+    }
+    hostile = {
+        "TF_PLUGGABLE_DEVICE_LIBRARY_PATH": "/tmp/evil",
+        "TF_XLA_FLAGS": "--tf_xla_auto_jit=2",
+        "TF_DETERMINISTIC_OPS": "/tmp",
+        "KERAS_HOME": "/tmp/evil",
+        "KERAS_BACKEND": "torch",
+        "OMP_TOOL_LIBRARIES": "/tmp/evil.so",
+        "LD_PRELOAD": "/tmp/evil.so",
+        "PATH": "/tmp",
+        "MKL_CBWR": "AVX2\n",
+    }
+    assert environment.repeatable_flags(harmless | hostile) == harmless
+    for flags in (
+        "--xla_dump_to=/tmp/x",
+        "/tmp/flags",
+        "--xla_cpu_max_isa=AVX2 --xla_dump_to=x",
+        "--xla_cpu_unknown=1",
+    ):
+        assert environment.repeatable_flags({"XLA_FLAGS": flags}) == {}
 
 
 HOSTILE = [
