@@ -20,10 +20,12 @@ study: .venv/complete ## search around the article's configuration; the same com
 train: .venv/complete ## one run with the article's configuration
 	@.venv/bin/python experiments/train.py $(OVERRIDES)
 
+# For this machine alone: a page of another site that a browser here has open can neither read nor change the records.
 ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0.1:5000 (PORT=N for another)
-	@store=$$(.venv/bin/python -m digitcnn.embedded mlruns) && \
-	  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/python -m mlflow ui --backend-store-uri "$$store" \
-	  --host 127.0.0.1 --port $(PORT) --workers 1
+	@store=$$(.venv/bin/python -m digitcnn.embedded '$(or $(tracking.root),mlruns)') && \
+	  env -u MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	  .venv/bin/python -m mlflow ui --backend-store-uri "$$store" --host 127.0.0.1 --port $(PORT) --workers 1 \
+	  --allowed-hosts '127.0.0.1:*,localhost:*' --cors-allowed-origins http://127.0.0.1:$(PORT)
 
 test: lint ## all tests, after lint
 	@.venv/bin/python -m pytest --numprocesses 2

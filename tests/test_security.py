@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import itertools
 import os
 import signal
+import socket
+import subprocess
 import sys
+import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from hydra.errors import HydraException
@@ -19,9 +25,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from digitcnn import addresses, environment, signals, sweep
-from digitcnn.config import SweepConfig, known_keys
+from digitcnn.config import SweepConfig, TrackingConfig, known_keys
 from digitcnn.errors import ConfigError
 from digitcnn.frozen import read_frozen, write_frozen
+from digitcnn.store import open_store
 from tests.conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
@@ -361,3 +368,71 @@ def test_a_command_ends_with_0_or_2_and_leaves_nothing(tmp_path: Path, typed: li
 @given(several)
 def test_2000_generated_commands_end_with_0_or_2_and_leave_nothing(tmp_path: Path, typed: list[str]) -> None:
     _refuse_or_plan(typed, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of the UI as the Makefile starts it, of records that were made for it."""
+    root = tmp_path_factory.mktemp("records")
+    open_store(TrackingConfig(root=str(root)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    server = subprocess.Popen(
+        ["make", "--old-file=.venv/complete", "ui", f"PORT={port}", f"tracking.root={root}"],
+        cwd=REPOSITORY,
+        env=os.environ | {"MLFLOW_SERVER_ALLOWED_HOSTS": "*", "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(480):
+            try:
+                _ask(port, "GET", "/health")
+                break
+            except OSError:
+                assert server.poll() is None
+                time.sleep(0.25)
+        yield port
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=20)
+
+
+def _ask(port: int, method: str, path: str, body: str = "", **headers: str) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, body or None, {"Content-Type": "application/json", **headers})
+    return connection.getresponse()
+
+
+EXPERIMENTS = "/ajax-api/2.0/mlflow/experiments/search?max_results=100"
+
+
+@pytest.mark.parametrize("path", ["/", EXPERIMENTS, "/api/2.0/mlflow/experiments/search?max_results=100"])
+def test_the_ui_answers_to_its_own_host_alone(ui: int, path: str) -> None:
+    assert _ask(ui, "GET", path).status == 200
+    assert _ask(ui, "GET", path, Host=f"localhost:{ui}").status == 200
+    for host in ("evil.example", f"evil.example:{ui}", f"127.0.0.1.evil.example:{ui}", "10.0.0.1", f"10.0.0.1:{ui}"):
+        answer = _ask(ui, "GET", path, Host=host)
+        assert answer.status == 403, host
+        assert b"Invalid Host header" in answer.read()
+
+
+def test_another_sites_page_can_change_and_read_nothing_in_the_ui(ui: int) -> None:
+    create = "/ajax-api/2.0/mlflow/experiments/create"
+    for number, origin in enumerate(("https://evil.example", "http://127.0.0.1.evil.example", "null")):
+        refused = _ask(ui, "POST", create, f'{{"name": "forged {number}"}}', Origin=origin)
+        assert refused.status == 403, origin
+        for method in ("GET", "OPTIONS"):
+            answer = _ask(ui, method, EXPERIMENTS, Origin=origin, **{"Access-Control-Request-Method": "POST"})
+            assert answer.getheader("Access-Control-Allow-Origin") is None, origin
+    assert _ask(ui, "POST", create, '{"name": "mine"}', Origin=f"http://127.0.0.1:{ui}").status == 200
+    experiments = _ask(ui, "GET", EXPERIMENTS).read()
+    assert b'"mine"' in experiments
+    assert b"forged" not in experiments
+
+
+def test_the_ui_listens_on_loopback_alone(ui: int) -> None:
+    listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr.port == ui]
+    assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
