@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
+import http.server
 import io
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
@@ -23,13 +26,17 @@ import yaml
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 
-from digitcnn import addresses, environment, signals, sweep
-from digitcnn.config import SweepConfig, TrackingConfig, known_keys
+from digitcnn import addresses, confirmation, environment, reproduction, signals, sweep
+from digitcnn.config import Config, SweepConfig, TrackingConfig, known_keys
+from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import ConfigError
 from digitcnn.frozen import read_frozen, write_frozen
+from digitcnn.reproduction import ReproduceConfig
 from digitcnn.store import open_store
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, command_line
+from tests.servers import PostgreSQL, free_port, postgresql
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import arguments
@@ -308,41 +315,47 @@ def test_a_file_name_arrives_as_it_was_typed(tail: str) -> None:
     assert tree == {"run": name}
 
 
-def _refuse_or_plan(typed: list[str], tmp_path: Path) -> None:
-    """Runs the command in this process as far as its plan, and checks how it ended."""
+PLANS: dict[str, tuple[type[Config], Callable[[Any], object], dict[str, Any]]] = {
+    "sweep": (SweepConfig, sweep.plan, {}),
+    "confirm": (ConfirmConfig, confirmation.plan, {"study_by_name": True}),
+    "reproduce": (ReproduceConfig, reproduction.find, {"study_by_name": True, "texts": ("run",)}),
+}
 
-    def plan(config: SweepConfig) -> int:
-        sweep.plan(config)
+
+def _command(name: str, typed: list[str]) -> int:
+    """Runs a command in this process until it has checked everything and found what it needs; its exit status."""
+    kind, plan, named = PLANS[name]
+
+    def task(config: Any) -> int:
+        plan(config)
         return 0
 
-    before = (sys.argv, os.environ.get("HYDRA_FULL_ERROR"), Path.cwd())
     handlers = {number: signal.getsignal(number) for number in signals.ENDING}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [f"experiments/{name}.py", *typed])
+            patch.setenv("HYDRA_FULL_ERROR", "0")
+            with pytest.raises(SystemExit) as ended:
+                command.main(name, kind, task, **named)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def _refuse_or_plan(typed: list[str], tmp_path: Path) -> None:
+    """Runs a sweep as far as its plan, and checks how it ended."""
     empty = tmp_path / "empty"
     empty.mkdir(exist_ok=True)
     output, errors = io.StringIO(), io.StringIO()
-    os.chdir(empty)
-    sys.argv = ["experiments/sweep.py", f"tracking.root={tmp_path}/records", *typed]
-    os.environ.pop("HYDRA_FULL_ERROR", None)
-    try:
-        with (
-            contextlib.redirect_stdout(output),
-            contextlib.redirect_stderr(errors),
-            pytest.raises(SystemExit) as ended,
-        ):
-            command.main("sweep", SweepConfig, plan)
-    finally:
-        sys.argv = before[0]
-        os.environ.pop("HYDRA_FULL_ERROR", None)
-        if before[1] is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before[1]
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        os.chdir(before[2])
+    with contextlib.chdir(empty), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = _command("sweep", [f"tracking.root={tmp_path}/records", *typed])
     text = errors.getvalue()
-    if ended.value.code == 0:
+    if status == 0:
         assert text == ""
     else:
-        assert ended.value.code == 2, text
+        assert status == 2, text
         assert text.startswith("error: ")
         assert text.endswith("\n")
         assert text[:-1].isprintable()
@@ -375,9 +388,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of the UI as the Makefile starts it, of records that were made for it."""
     root = tmp_path_factory.mktemp("records")
     open_store(TrackingConfig(root=str(root)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         ["make", "--old-file=.venv/complete", "ui", f"PORT={port}", f"tracking.root={root}"],
         cwd=REPOSITORY,
@@ -436,3 +447,197 @@ def test_another_sites_page_can_change_and_read_nothing_in_the_ui(ui: int) -> No
 def test_the_ui_listens_on_loopback_alone(ui: int) -> None:
     listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr.port == ui]
     assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
+
+
+# A password whose halves are found apart as well, as it is typed in an address and as it is.
+HALVES = (b"pl4nted", b"w0rd")
+PASSWORD = "pl4nted@:/?#&= 'w0rd"
+TYPED = quote(PASSWORD, safe="")
+INSTANT = """
+import pathlib, runpy, sys
+from digitcnn import sweep
+from tests.trainers import InstantTrainer
+sweep.RecordedTraining = lambda: InstantTrainer(0.3)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server with the user planter, who needs the password."""
+    with postgresql() as server:
+        server.execute("CREATE ROLE planter SUPERUSER LOGIN PASSWORD '" + PASSWORD.replace("'", "''") + "'")
+        rules = server.server.pgdata / "pg_hba.conf"
+        rules.write_text("host all planter 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+        server.execute("SELECT pg_reload_conf()")
+        yield server
+
+
+def _address(database: PostgreSQL) -> str:
+    return database.url(user=f"planter:{TYPED}")
+
+
+def _watched(program: list[str], folder: Path) -> None:
+    """Runs a program to its end; neither the processes that it starts nor what it leaves holds a planted half."""
+    process = subprocess.Popen(
+        program,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    found: set[str] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            with contextlib.suppress(psutil.Error):
+                found.update(*(_seen(child) for child in psutil.Process(process.pid).children(recursive=True)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output, errors = process.communicate(timeout=600)
+    over.set()
+    watcher.join()
+    assert process.returncode == 0, output + errors
+    assert found
+    # A child that has not yet become another program looks like the command that was typed.
+    texts = (*(found - {str(program)}), output, errors)
+    assert [text for text in texts for half in HALVES if half.decode() in text] == []
+    _nothing_in(folder)
+
+
+def _seen(process: psutil.Process) -> set[str]:
+    try:
+        return {str(process.cmdline()), str(process.environ()), process.name()}
+    except psutil.Error:
+        return set()
+
+
+def _nothing_in(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert [path for path in files for half in HALVES if half in path.read_bytes() or half.decode() in path.name] == []
+
+
+def test_a_password_in_an_address_is_nowhere_afterwards(
+    database: PostgreSQL, tmp_path: Path, small_overrides: list[str]
+) -> None:
+    small = [*small_overrides, f"study.storage={_address(database)}", "study.trials=2", "study.workers=2"]
+    _watched([sys.executable, "-c", INSTANT, *command_line("sweep", *small)[1:]], tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path}/records/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("digitcnn").experiment_id])  # type: ignore[union-attr]
+    assert len(runs) == 3
+    shown = f"study.storage=postgresql+psycopg://***@127.0.0.1:{database.port}/postgres"
+    assert all(shown in run.data.tags["command"] for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "status"),
+    [
+        ("sweep", ["study.sampler=best"], 2),
+        ("sweep", ["study.storag={address}"], 2),
+        ("sweep", ["{address}"], 2),
+        ("sweep", ["{address}=1"], 2),
+        ("sweep", ["--{address}"], 2),
+        ("sweep", ["model={address}"], 2),
+        ("sweep", ["training.epochs={address}"], 2),
+        ("sweep", ["study.space.training.epochs={address}"], 2),
+        ("sweep", ["study.storage='{address}'"], 2),
+        ("sweep", ["study.storage={raw}"], 2),
+        ("sweep", ["study.storage=dbname=x password={raw}"], 2),
+        ("sweep", ["tracking.uri=http://u:{typed}@127.0.0.1:1"], 2),
+        ("sweep", ["tracking.uri=http://127.0.0.1:1/?token={typed}"], 2),
+        ("sweep", ["study.storage={address}nowhere"], 1),
+        ("sweep", ["study.storage=postgresql+psycopg://127.0.0.1:1/x?user=u&password={typed}"], 1),
+        ("sweep", ["--cfg", "job"], 0),
+        ("sweep", ["--help"], 0),
+        ("sweep", ["-m", "training.epochs=1,2"], 0),
+        ("confirm", ["study=nowhere"], 2),
+        ("reproduce", ["run=best", "study=nowhere"], 2),
+    ],
+)
+def test_a_password_is_in_no_message(
+    name: str,
+    overrides: list[str],
+    status: int,
+    database: PostgreSQL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    address = _address(database)
+    parts = {"address": address, "raw": address.replace(TYPED, PASSWORD), "typed": TYPED}
+    typed = [override.format(**parts) for override in overrides]
+    if not any("{" in override for override in overrides):
+        typed.insert(0, f"study.storage={address}")
+    monkeypatch.chdir(tmp_path)
+    assert _command(name, [f"tracking.root={tmp_path}/records", *typed]) == status
+    output, errors = capfd.readouterr()
+    assert errors.count("\n") == (1 if status else 0), errors
+    assert not any(half.decode() in output + errors for half in HALVES), output + errors
+    _nothing_in(tmp_path)
+
+
+def test_user_and_password_of_the_store_can_come_from_the_environment(
+    database: PostgreSQL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    typed = [
+        f"tracking.root={tmp_path}/records",
+        f"study.storage=postgresql+psycopg://127.0.0.1:{database.port}/postgres",
+    ]
+    monkeypatch.setenv("PGUSER", "planter")
+    monkeypatch.setenv("PGPASSWORD", "wrong")
+    assert _command("sweep", typed) == 1
+    assert "password authentication failed" in capfd.readouterr().err
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    assert _command("sweep", typed) == 0
+
+
+def test_user_and_password_of_the_server_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A server that refuses everybody is told who asks; the refusal names the server alone."""
+    asked: list[str] = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization", ""))
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "planter")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        typed = [f"tracking.root={tmp_path}/records", f"tracking.uri=http://127.0.0.1:{server.server_port}"]
+        status = _command("reproduce", ["run=champion", *typed])
+        server.shutdown()
+    output, errors = capfd.readouterr()
+    assert status == 1
+    assert errors.count("\n") == 1
+    assert f"http://127.0.0.1:{server.server_port}" in errors
+    assert not any(half.decode() in output + errors for half in HALVES)
+    assert f"Basic {base64.b64encode(f'planter:{PASSWORD}'.encode()).decode()}" in asked
+
+
+@pytest.mark.soak
+def test_a_password_is_nowhere_after_sweep_confirm_and_reproduce(
+    database: PostgreSQL, tmp_path: Path, small_overrides: list[str]
+) -> None:
+    database.create("soak")
+    typed = f"study.storage={database.url('soak', f'planter:{TYPED}')}"
+    small = [*small_overrides, typed, "study.trials=2", "study.workers=1"]
+    root = small_overrides[-1]
+    for name, overrides in (
+        ("sweep", small),
+        ("confirm", ["study=around_article", root, typed, "confirm.top=1", "confirm.seeds=2"]),
+        ("reproduce", ["run=best", "study=around_article", root, typed]),
+        ("reproduce", ["run=champion", root, typed]),
+    ):
+        _watched(command_line(name, *overrides), tmp_path)
+    assert (tmp_path / "records" / "reports" / "around_article" / "champion.yaml").exists()
