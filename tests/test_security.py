@@ -526,6 +526,7 @@ def test_a_password_in_an_address_is_nowhere_afterwards(
     database: PostgreSQL, tmp_path: Path, small_overrides: list[str]
 ) -> None:
     small = [*small_overrides, f"study.storage={_address(database)}", "study.trials=2", "study.workers=2"]
+    small.append("study.space.training.epochs=null")
     _watched([sys.executable, "-c", INSTANT, *command_line("sweep", *small)[1:]], tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path}/records/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("digitcnn").experiment_id])  # type: ignore[union-attr]
