@@ -74,6 +74,8 @@ def write_frozen(frozen: Frozen, path: Path, comment: str) -> None:
     """Writes a frozen run as YAML, headed by a comment."""
     content = {"format": _FORMAT, **frozen.model_dump(exclude={"config": {"tracking"}})}
     heading = "".join(f"# {line}\n" for line in comment.splitlines())
+    # A link of that name is replaced, not written through.
+    path.unlink(missing_ok=True)
     path.write_text(heading + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 

@@ -22,14 +22,15 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
     try:
         locks = folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        file = (locks / f"{name}.lock").open("a+")
+        # A link of that name could have any file emptied.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        file = os.fdopen(os.open(locks / f"{name}.lock", flags, 0o644), "r+")
     except OSError as error:
         raise MachineError(f"the records folder {folder} cannot be used: {error.strerror}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             holder = file.read().strip() or "another process"
             raise ConfigError(
                 f"study.name={name}: {holder} is at work on this study; wait for it, or end it and give it more "

@@ -29,10 +29,11 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from digitcnn import addresses, confirmation, environment, reproduction, signals, sweep
-from digitcnn.config import Config, SweepConfig, TrackingConfig, known_keys
+from digitcnn.config import Config, SweepConfig, TrackingConfig, known_keys, load
 from digitcnn.confirmation import ConfirmConfig
-from digitcnn.errors import ConfigError
-from digitcnn.frozen import read_frozen, write_frozen
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.frozen import Frozen, read_frozen, write_frozen
+from digitcnn.locks import only_one
 from digitcnn.reproduction import ReproduceConfig
 from digitcnn.store import open_store
 from tests.conftest import REPOSITORY, command_line
@@ -142,6 +143,22 @@ def test_a_file_that_is_no_frozen_run_is_refused_in_one_line(content: Any, line:
     assert "\n" not in str(refused.value)
     assert most < 50 * 2**20
     assert not marker.exists()
+
+
+def test_a_link_in_the_records_is_not_written_through(tmp_path: Path) -> None:
+    """Whoever may write into the records folder must not get a file elsewhere emptied or overwritten."""
+    victim, link = tmp_path / "victim", tmp_path / "locks" / "small.lock"
+    victim.write_text("precious")
+    link.parent.mkdir()
+    link.symlink_to(victim)
+    with pytest.raises(MachineError, match="symbolic links"), only_one(tmp_path, "small"):
+        pass
+    champion = tmp_path / "champion.yaml"
+    champion.symlink_to(victim)
+    write_frozen(load(Frozen, {key: value for key, value in _frozen().items() if key != "format"}), champion, "mine")
+    assert victim.read_text() == "precious"
+    assert champion.read_text().startswith("# mine")
+    assert not champion.is_symlink()
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
@@ -525,13 +542,15 @@ def _nothing_in(folder: Path) -> None:
 def test_a_password_in_an_address_is_nowhere_afterwards(
     database: PostgreSQL, tmp_path: Path, small_overrides: list[str]
 ) -> None:
-    small = [*small_overrides, f"study.storage={_address(database)}", "study.trials=2", "study.workers=2"]
+    database.create("planted")
+    address = database.url("planted", f"planter:{TYPED}")
+    small = [*small_overrides, f"study.storage={address}", "study.trials=2", "study.workers=2"]
     small.append("study.space.training.epochs=null")
     _watched([sys.executable, "-c", INSTANT, *command_line("sweep", *small)[1:]], tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path}/records/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("digitcnn").experiment_id])  # type: ignore[union-attr]
     assert len(runs) == 3
-    shown = f"study.storage=postgresql+psycopg://***@127.0.0.1:{database.port}/postgres"
+    shown = f"study.storage=postgresql+psycopg://***@127.0.0.1:{database.port}/planted"
     assert all(shown in run.data.tags["command"] for run in runs)
 
 
