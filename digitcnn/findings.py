@@ -16,6 +16,7 @@ from digitcnn import confirmation, leaderboard, records, reproduction, study, tr
 from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.data import Splits, load_splits
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.frozen import Frozen
 
 CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 _ENVIRONMENT = ("host", "cpu", "cores", "threads", "platform", "python", "backend", "engine", "flags")
@@ -30,7 +31,7 @@ class Confirmation:
     table: pd.DataFrame
     runs: pd.DataFrame
     champion: str
-    frozen: reproduction.Frozen
+    frozen: Frozen
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,12 @@ class Mistake:
     probability: float
 
 
-def predictions(store: tracking.Store, frozen: reproduction.Frozen) -> pd.DataFrame:
+def predictions(store: tracking.Store, frozen: Frozen) -> pd.DataFrame:
     """The predicted class of every test image: image, label, predicted, probability."""
     return pd.read_csv(io.StringIO(records.predictions(store, frozen.run_id)))
 
 
-def mistakes(frozen: reproduction.Frozen, predicted: pd.DataFrame, most: int) -> list[Mistake]:
+def mistakes(frozen: Frozen, predicted: pd.DataFrame, most: int) -> list[Mistake]:
     """The test images that a run was most confidently wrong about.
 
     Raises ConfigError if its data cannot be read any more, or are others than it was judged by.
@@ -158,7 +159,7 @@ def mistakes(frozen: reproduction.Frozen, predicted: pd.DataFrame, most: int) ->
     ]
 
 
-def _same_data(frozen: reproduction.Frozen) -> Splits:
+def _same_data(frozen: Frozen) -> Splits:
     try:
         splits = load_splits(frozen.config.data)
     except MachineError as error:
