@@ -3,7 +3,7 @@
 from command import main
 
 from digitcnn import benchmark, runs
-from digitcnn.benchmark import BenchmarkConfig
+from digitcnn.measurement import BenchmarkConfig
 
 
 def compare(config: BenchmarkConfig) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from digitcnn.benchmark import Measurement, markdown
+from digitcnn.benchmark import markdown
 from digitcnn.config import RunConfig
+from digitcnn.measurement import Measurement
 from digitcnn.timing import flops_per_image
 from tests.conftest import Command, command_line
 

@@ -9,9 +9,9 @@ import subprocess
 import pytest
 from omegaconf import OmegaConf
 
-from digitcnn.benchmark import BenchmarkConfig
 from digitcnn.config import RunConfig, SweepConfig, known_keys, load
 from digitcnn.confirmation import ConfirmConfig
+from digitcnn.measurement import BenchmarkConfig
 from digitcnn.prediction import PredictConfig
 from digitcnn.report import ReportConfig
 from digitcnn.reproduction import ReproduceConfig

@@ -370,3 +370,127 @@ def test_a_database_that_is_down_is_one_line_within_seconds(command: Command, sm
     assert "secret" not in ended.stderr
     # Generous: the command alone takes seconds on a busy machine; waiting for the server would take two minutes.
     assert time.monotonic() - began < hosts.PATIENCE_SECONDS / 2
+
+
+# The long ones: 2 hosts x 4 workers x 80 trials.
+
+
+@pytest.fixture
+def large(site: Site) -> Site:
+    site.config = with_study(site.config, trials=80, workers=4)
+    return site
+
+
+def _work(site: Site, count: int = 2, **times: float) -> list[Host]:
+    """So many hosts, each of which has begun to train."""
+    begun = [site.host(**times) for _ in range(count)]
+    for host in begun:
+        host.wait_for("epoch 1")
+    return begun
+
+
+def _counted(site: Site) -> int:
+    return trials.finished(site.opened())
+
+
+@pytest.mark.soak
+def test_two_hosts_and_eight_workers_do_each_of_80_trials_once(large: Site) -> None:
+    both = _work(large)
+    assert [host.ended() for host in both] == [0, 0]
+    opened = assert_exact(large, 80, lost=0)
+    assert len(opened.trials) == 80
+    assert min(Counter(trial.user_attrs["host"] for trial in opened.trials).values()) > 10
+
+
+@pytest.mark.soak
+def test_a_host_killed_half_way_is_made_up_for(large: Site) -> None:
+    killed, steady = _work(large)
+    wait_until(lambda: _counted(large) >= 40)
+    killed.signal(signal.SIGKILL)
+    assert steady.ended() == 0, steady.lines
+    opened = assert_exact(large, 80)
+    lost = [trial for trial in opened.trials if trial.state == TrialState.FAIL]
+    assert 0 < len(lost) <= 4
+    assert len({trial.user_attrs["host"] for trial in lost}) == 1
+
+
+@pytest.mark.soak
+def test_both_hosts_survive_three_restarts_of_the_database(large: Site, database: PostgreSQL) -> None:
+    large.seconds = 0.3
+    both = _work(large)
+    for number, how in enumerate(("fast", "immediate", "fast"), start=1):
+        wait_until(lambda number=number: _counted(large) >= 15 * number)  # type: ignore[misc]
+        database.control("stop", "-m", how)
+        time.sleep(2 * number)
+        database.control("start")
+    assert [host.ended() for host in both] == [0, 0], [host.lines for host in both]
+    assert_exact(large, 80)
+
+
+@pytest.mark.soak
+def test_a_host_that_stalls_twice_corrupts_nothing(large: Site) -> None:
+    large.seconds = 0.3
+    stalling, _ = both = _work(large)
+    for _ in range(2):
+        before = _counted(large)
+        stalling.signal(signal.SIGSTOP)
+        wait_until(lambda before=before: _counted(large) >= before + 10)  # type: ignore[misc]
+        time.sleep(2 * TIMES["GRACE_SECONDS"])
+        stalling.signal(signal.SIGCONT)
+        wait_until(lambda before=before: _counted(large) >= before + 15)  # type: ignore[misc]
+    assert [host.ended() for host in both] == [0, 0], [host.lines for host in both]
+    assert_exact(large, 80)
+
+
+@pytest.mark.soak
+def test_a_database_that_is_gone_for_good_ends_the_sweep_and_it_resumes(large: Site, database: PostgreSQL) -> None:
+    (host,) = _work(large, 1, PATIENCE_SECONDS=5.0)
+    wait_until(lambda: _counted(large) >= 10)
+    database.control("stop", "-m", "fast")
+    try:
+        assert host.ended() == 1, host.lines
+    finally:
+        database.control("start")
+    errors = [line for line in host.lines if line.startswith("error: ")]
+    assert len(errors) == 1, host.lines
+    assert "went away and did not come back in time" in errors[0]
+    assert "postgres@" not in errors[0]
+    _, runs = large.runs()
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+    recorded = _counted(large)
+    assert large.host().ended() == 0
+    assert recorded >= 10
+    assert_exact(large, 80)
+
+
+@pytest.mark.soak
+def test_a_host_that_is_interrupted_leaves_the_study_to_the_others(large: Site) -> None:
+    interrupted, steady = _work(large)
+    wait_until(lambda: _counted(large) >= 30)
+    interrupted.signal(signal.SIGINT)
+    assert interrupted.ended() == 0, interrupted.lines
+    (parent,) = [run for run in large.runs()[1] if "trial" not in run.data.tags]
+    assert parent.info.status == "RUNNING"
+    assert steady.ended() == 0
+    assert_exact(large, 80)
+
+
+@pytest.mark.soak
+def test_the_commands_read_a_shared_study(
+    site: Site, records: str, command: Command, small_overrides: list[str]
+) -> None:
+    """With real Keras, as a person would: sweep, confirm and reproduce on the shared stores."""
+    shared = [f"study.storage={site.config.study.storage}", f"tracking.uri={records}"]
+    name = "commands"
+    ended = command(
+        *("sweep", *small_overrides, *shared, f"study.name={name}", "study.trials=3", "study.workers=1"),
+        *("study.space.training.epochs=null", "study.space.model.conv2_filters=null", "study.pruner=none"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    root = next(override for override in small_overrides if override.startswith("tracking.root="))
+    ended = command("confirm", f"study={name}", *shared, root, "confirm.top=1", "confirm.seeds=2", "confirm.workers=1")
+    assert ended.returncode == 0, ended.stderr
+    assert "champion: " in ended.stdout
+    ended = command("reproduce", "run=best", f"study={name}", *shared, root)
+    assert ended.returncode == 0, ended.stderr
+    assert "IDENTICAL" in ended.stdout

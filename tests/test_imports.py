@@ -19,7 +19,7 @@ ORDER = [
     *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),
     *("hosts", "storage", "samplers", "study", "trials", "study_run", "leaderboard", "statistics", "sweep"),
     *("reproduction", "confirmation", "findings", "charts", "prose", "report", "comparison", "display", "preview"),
-    *("timing", "benchmark"),
+    *("timing", "measurement", "study_timing", "benchmark"),
     *("loading", "preparation", "prediction"),
 ]
 # Which of our own modules may import these packages.
