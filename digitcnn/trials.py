@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -55,27 +55,31 @@ def _end(study: OpenStudy, trial: FrozenTrial, cause: str, deaths: int = 0) -> b
     return False
 
 
-def _end_silent(study: OpenStudy) -> list[FrozenTrial]:
+def _end_silent(study: OpenStudy, own: Set[int]) -> list[FrozenTrial]:
     """Ends the trials whose hosts have died or stalled; returns them as they are now. Under the study's lock.
 
-    That counts as a death: a trial that takes whole hosts down must come to an end too.
+    Not this process's own, by their ids: if it stalled and nobody took them over, they go on. To be silent counts as a
+    death: a trial that takes whole hosts down must come to an end too.
     """
     if not isinstance(study.store, SharedStorage):
         return []
     ended = []
     for trial_id in study.store.silent_trials(study._study_id):
+        if trial_id in own:
+            continue
         trial = study._storage.get_trial(trial_id)
         if _end(study, trial, f"its host fell silent ({trial.user_attrs.get('host', 'unknown')})", deaths=1):
             ended.append(study._storage.get_trial(trial_id))
     return ended
 
 
-def _requeue_lost(study: OpenStudy, retries: int) -> None:
+def _requeue_lost(study: OpenStudy, retries: int) -> list[FrozenTrial]:
     """Queues every lost trial's parameters again, unless that was done or its worker has died too often on them.
 
-    Under the study's lock: two that do it at once would queue a trial twice.
+    Returns all trials as they are then. Under the study's lock: two that do it at once would queue a trial twice.
     """
     trials = study.get_trials(deepcopy=False)
+    lost = 0
     repeated = {trial.user_attrs.get("repeats") for trial in trials}
     for trial in trials:
         if trial.state != TrialState.FAIL or "lost" not in trial.user_attrs or trial.number in repeated:
@@ -87,6 +91,8 @@ def _requeue_lost(study: OpenStudy, retries: int) -> None:
         if trial.user_attrs.get("baseline"):
             attributes["baseline"] = True
         study.enqueue_trial(parameters_of(trial), user_attrs=attributes)
+        lost += 1
+    return study.get_trials(deepcopy=False) if lost else trials
 
 
 def finished(study: Study) -> int:
@@ -104,9 +110,8 @@ def _finished(trials: list[FrozenTrial]) -> int:
     )
 
 
-def _standing(study: Study) -> tuple[int, int]:
-    """How many trials count as finished and how many are running, on whatever host, at the same moment."""
-    trials = study.get_trials(deepcopy=False)
+def _standing(trials: list[FrozenTrial]) -> tuple[int, int]:
+    """How many trials count as finished and how many are running, on whatever host."""
     return _finished(trials), sum(trial.state == TrialState.RUNNING for trial in trials)
 
 
@@ -119,7 +124,7 @@ def leave(study: OpenStudy, total: int) -> tuple[bool, bool]:
         return True, False
     others = study.store.others_are_present(study.study_name)
     study.store.leave()
-    done, running = _standing(study)
+    done, running = _standing(study.get_trials(deepcopy=False))
     over = done >= total and not running
     return over or not others, over
 
@@ -218,9 +223,9 @@ class _Work:
         study = self.study
         try:
             with exclusively(study.store, study.study_name):
-                silent += _end_silent(study)
-                _requeue_lost(study, self.retries)
-                (done, running), seconds = _standing(study), self.limits.seconds_left()
+                silent += _end_silent(study, self.running)
+                done, running = _standing(_requeue_lost(study, self.retries))
+                seconds = self.limits.seconds_left()
                 if done >= self.limits.trials or (seconds is not None and seconds <= 0):
                     return False
                 if not silent and done + running < self.limits.trials:

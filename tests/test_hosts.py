@@ -318,10 +318,11 @@ def test_only_the_silent_lose_their_trials(site: Site, monkeypatch: pytest.Monke
     for trial in (beating, silent):
         opened.store.record_heartbeat(trial._trial_id)
     # This process has not been in contact with the server for the grace: it cannot know who is silent.
-    assert trials._end_silent(opened) == []
+    assert trials._end_silent(opened, set()) == []
     time.sleep(2.1)
     opened.store.record_heartbeat(beating._trial_id)
-    assert [trial.number for trial in trials._end_silent(opened)] == [silent.number, never.number]
+    assert [trial.number for trial in trials._end_silent(opened, {never._trial_id})] == [silent.number]
+    assert [trial.number for trial in trials._end_silent(opened, set())] == [never.number]
     assert [trial.state for trial in opened.get_trials()[:3]] == [TrialState.RUNNING, TrialState.FAIL, TrialState.FAIL]
     # The silent one returns: what it says is refused.
     with pytest.raises(UpdateFinishedTrialError):
