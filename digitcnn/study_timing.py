@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -166,7 +165,7 @@ def bookkeeping(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Mea
             seconds = []
             for number in range(config.rounds):
                 ends = _instant(_small_study(config, folder, recorded + 20 * (number + 1)))
-                seconds.append(1000 * statistics.median(np.diff(ends)))
+                seconds.append(1000 * float(np.median(np.diff(ends))))
             found.append(Measurement("h", f"bookkeeping of a trial after {recorded:,} recorded ones", "ms", seconds))
     return found
 
