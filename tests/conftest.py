@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from digitcnn import embedded, tracking
 from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load
 
 REPOSITORY = Path(__file__).parent.parent
@@ -94,6 +96,22 @@ def sweep_config(small_config: RunConfig) -> SweepConfig:
         },
     }
     return load(SweepConfig, {**small_config.model_dump(), "study": study})
+
+
+@pytest.fixture(scope="session")
+def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A records folder without a run, made once: MLflow takes seconds to create its tables."""
+    folder = tmp_path_factory.mktemp("empty") / "records"
+    tracking.open_store(TrackingConfig(root=str(folder)))
+    return folder
+
+
+@pytest.fixture
+def root(empty_records: Path, tmp_path: Path) -> Path:
+    """An empty records folder of the test's own."""
+    folder = shutil.copytree(empty_records, tmp_path / "records")
+    embedded.bring_up_to_date(folder)
+    return folder
 
 
 def with_study(config: SweepConfig, **values: object) -> SweepConfig:
