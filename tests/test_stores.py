@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -355,10 +356,12 @@ def test_a_study_whose_database_is_locked_for_two_minutes_stops_in_one_line_and_
     assert "\n" not in str(caught.value)
     _, _, runs = open_records(root)
     finished = {run.info.run_id for run in runs if run.info.status == "FINISHED" and "trial" in run.data.tags}
-    assert_all_is_there_once(config, work(config, InstantTrainer(0.1)))
+    result = work(config, InstantTrainer(0.1))
+    assert (result.finished, result.total) == (6, 6)
     opened, _, runs = open_records(root)
     complete = {trial.user_attrs["run_id"] for trial in opened.trials if trial.state == TrialState.COMPLETE}
     assert finished <= complete
+    assert len(complete) == 6
     assert not [run for run in runs if run.info.status == "RUNNING"]
 
 
@@ -367,16 +370,14 @@ def assert_served_sweep_is_complete(config: SweepConfig) -> None:
     opened = study.existing_study(storage.sqlite_url(config.tracking.folder / "optuna.db"), "small")
     assert opened is not None
     client = MlflowClient(config.tracking.store_uri)
-    trials = opened.get_trials()
-    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 6
-    for trial in trials:
+    assert len(opened.get_trials(states=(TrialState.COMPLETE,))) == 6
+    for trial in opened.get_trials(states=(TrialState.COMPLETE,)):
         run = client.get_run(trial.user_attrs["run_id"])
-        if trial.state == TrialState.COMPLETE:
-            assert run.info.status == "FINISHED"
-            history = client.get_metric_history(run.info.run_id, "validation_accuracy")
-            epochs = trial.user_attrs["epochs_run"]
-            assert [point.step for point in history if point.step > 0] == list(range(1, epochs + 1))
-            assert history[epochs - 1].value == pytest.approx(trial.values[0])
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "validation_accuracy")
+        epochs = trial.user_attrs["epochs_run"]
+        assert [point.step for point in history if point.step > 0] == list(range(1, epochs + 1))
+        assert history[epochs - 1].value == pytest.approx(trial.values[0])
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], max_results=1000)
@@ -453,16 +454,16 @@ def test_a_study_with_its_champion_works_where_it_was_moved_and_where_it_was_cop
     """In a folder whose name has spaces, % and other letters, with the commands and real Keras."""
     first, moved, copied = tmp_path / "a" / "records", tmp_path / STRANGE / "b", tmp_path / "c" / "records"
     space = ["study.space.training.epochs=null", "study.space.training.batch_size=[50,100]"]
-    made = command("sweep", *STUDY, *space, "study.trials=2", f"tracking.root={first}")
+    made = command("sweep", *STUDY, *space, "study.trials=2", f"tracking.root={first}", timeout=900)
     assert made.returncode == 0, made.stderr
     confirm = ["study=moved", "confirm.top=1", "confirm.seeds=2", "confirm.workers=1"]
-    made = command("confirm", *confirm, f"tracking.root={first}")
+    made = command("confirm", *confirm, f"tracking.root={first}", timeout=900)
     assert made.returncode == 0, made.stderr
 
     moved.parent.mkdir()
     shutil.move(first, moved)
     root = f"tracking.root={moved}"
-    again = command("reproduce", "run=champion", root)
+    again = command("reproduce", "run=champion", root, timeout=900)
     assert again.returncode == 0, again.stderr
     assert f"the records were in {first}: the store now names their places in {moved}" in again.stdout
     assert "IDENTICAL: run" in again.stdout
@@ -473,21 +474,21 @@ print(mlflow.keras.load_model("models:/digitcnn@champion").predict(numpy.zeros((
 """
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert loaded.stdout.endswith("(1, 10)\n"), loaded.stderr
-    more = command("sweep", *STUDY, *space, "study.trials=3", root)
+    more = command("sweep", *STUDY, *space, "study.trials=3", root, timeout=900)
     assert more.returncode == 0, more.stderr
     assert "3 trials, 2 recorded before" in more.stdout
-    more = command("confirm", *confirm, root)
+    more = command("confirm", *confirm, root, timeout=900)
     assert more.returncode == 0, more.stderr
     assert "4 runs, 4 recorded before" in more.stdout
 
     before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
     shutil.copytree(moved, copied)
     for name, overrides in (("confirm", confirm), ("reproduce", ["run=best", "study=moved"])):
-        there = command(name, *overrides, f"tracking.root={copied}")
+        there = command(name, *overrides, f"tracking.root={copied}", timeout=900)
         assert there.returncode == 0, there.stderr
     assert {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
     shutil.rmtree(moved)
-    there = command("reproduce", "run=champion", f"tracking.root={copied}")
+    there = command("reproduce", "run=champion", f"tracking.root={copied}", timeout=900)
     assert there.returncode == 0, there.stderr
     assert "IDENTICAL: run" in there.stdout
 
@@ -507,7 +508,7 @@ def test_a_training_whose_server_is_gone_for_good_says_where_its_records_are(
         if "epoch 1/2" in text:
             line.down()
             break
-    output, error = process.communicate(timeout=120)
+    output, error = process.communicate(timeout=900)
     assert process.returncode == 1
     assert "validation accuracy" in output
     assert error == (
@@ -515,7 +516,7 @@ def test_a_training_whose_server_is_gone_for_good_says_where_its_records_are(
         f"{tmp_path}/records/outbox, and the next command that reaches it delivers them\n"
     )
     line.up()
-    ended = command("train", *SMALL, *where)
+    ended = command("train", *SMALL, *where, timeout=900)
     assert ended.returncode == 0, ended.stderr
     assert "records of 1 run that had been kept" in ended.stdout
     client = MlflowClient(f"http://127.0.0.1:{line.port}")
@@ -530,19 +531,19 @@ def test_a_training_whose_server_is_gone_for_good_says_where_its_records_are(
 
 @pytest.mark.soak
 def test_commands_name_what_is_full_torn_or_down_in_one_line(disk: Path, root: Path, command: Command) -> None:
-    shutil.copytree(root, disk / "records")
-    (disk / "records" / "mlflow.db").rename(disk / "records" / "kept.db")
-    (disk / "records" / "mlflow.db").write_text("not a database")
-    fill(disk)
     down = f"tracking.uri=http://127.0.0.1:{free_port()}"
-    for name in ("train", "sweep", "confirm", "reproduce"):
+    fill(disk)
+    optuna.create_study(study_name="moved", storage=storage.sqlite_url(root / "optuna.db"))
+    torn = shutil.copytree(root, root.with_name("torn"))
+    (torn / "mlflow.db").write_text("not a database")
+    (torn / "optuna.db").write_text("not a database")
+    for name, more in (("train", SMALL), ("sweep", STUDY), ("confirm", ["study=moved"]), ("reproduce", [])):
         for overrides, cause in (
-            ([f"tracking.root={disk}/records"], "is torn, or no database at all"),
-            ([f"tracking.root={disk}/new"], "No space left on device|disk is full|nothing is recorded|no such study"),
-            ([f"tracking.root={root}", down], "Connection refused|no such study"),
+            ([f"tracking.root={torn}"], "is torn, or no database at all"),
+            ([f"tracking.root={disk}/new"], "No space left on device|nothing is recorded|no such study"),
+            ([f"tracking.root={root}", down], "Connection refused|no such study|not made by digitcnn"),
         ):
-            more = SMALL if name == "train" else [*STUDY] if name == "sweep" else []
-            ended = command(name, *more, *overrides)
+            ended = command(name, *more, *overrides, timeout=900)
             assert ended.returncode in (1, 2), (name, overrides, ended)
             assert len(ended.stderr.splitlines()) == 1, ended.stderr
             assert re.search(cause, ended.stderr), ended.stderr
