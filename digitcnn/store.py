@@ -47,13 +47,15 @@ Result = TypeVar("Result")
 class Store:
     """An MLflow store that is open, and the experiment in it that records go to.
 
-    `say` is told of what a person should know, `stopped` whether to wait no longer for a store that is gone.
+    `kept_for` is what the outbox calls it, `say` is told of what a person should know, `stopped` says whether to wait
+    no longer for a store that is gone.
     """
 
     client: MlflowClient
     uri: str
     experiment_id: str
     outbox: Path
+    kept_for: str
     say: Callable[[str], None]
     stopped: Callable[[], bool]
     away: bool = False
@@ -96,7 +98,12 @@ def _open(config: TrackingConfig, say: Callable[[str], None], stopped: Callable[
     mlflow.set_tracking_uri(config.store_uri)
     client = MlflowClient(config.store_uri)
     experiment_id = _experiment(client, config)
-    return Store(client, config.store_uri, experiment_id, config.folder / "outbox", say, stopped)
+    return Store(client, config.store_uri, experiment_id, config.folder / "outbox", _kept_for(config), say, stopped)
+
+
+def _kept_for(config: TrackingConfig) -> str:
+    """A store's name in the outbox: the embedded one's does not change when the folder is moved."""
+    return without_credentials(config.uri) if config.uri else "mlflow.db"
 
 
 def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
@@ -218,7 +225,7 @@ def put(store: Store, run_id: str, record: Record) -> None:
         else:
             _back(store)
             return
-    outbox.keep(store.outbox, store.place, run_id, record)
+    outbox.keep(store.outbox, store.kept_for, run_id, record)
     if time.monotonic() >= store.retry_at:
         began = time.monotonic()
         try:
@@ -270,12 +277,12 @@ def deliver(store: Store) -> None:
     """Delivers what is kept of all runs, and says how much that was. Raises as the store does."""
     runs = records = 0
     try:
-        for run_id in outbox.runs(store.outbox, store.place):
+        for run_id in outbox.runs(store.outbox, store.kept_for):
             delivered = deliver_run(store, run_id)
             runs, records = runs + (delivered > 0), records + delivered
     finally:
         if records:
-            store.say(f"delivered {records} records of {_runs(runs)} that had been kept")
+            store.say(f"delivered {_counted(records, 'record')} of {_counted(runs, 'run')} that had been kept")
 
 
 def deliver_if_there(store: Store) -> None:
@@ -287,17 +294,17 @@ def deliver_if_there(store: Store) -> None:
             raise
 
 
-def _runs(number: int) -> str:
-    return "1 run" if number == 1 else f"{number} runs"
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def kept(config: TrackingConfig) -> str:
     """One line on what is still kept for the store, or an empty one."""
     folder = config.folder / "outbox"
-    runs = outbox.runs(folder, without_credentials(config.store_uri))
+    runs = outbox.runs(folder, _kept_for(config))
     if not runs:
         return ""
     return (
-        f"the MLflow store did not take all records of {_runs(len(runs))}; they are kept "
+        f"the MLflow store did not take all records of {_counted(len(runs), 'run')}; they are kept "
         f"in {folder}, and the next command that reaches it delivers them"
     )

@@ -14,7 +14,7 @@ import optuna
 import pytest
 import sqlalchemy
 
-from digitcnn import embedded, records, storage, study, tracking
+from digitcnn import embedded, outbox, records, storage, study, tracking, writes
 from digitcnn.config import TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from tests.conftest import REPOSITORY
@@ -117,6 +117,7 @@ def test_a_folder_that_was_moved_and_copied_opens_and_the_original_is_untouched(
     run_id = record_a_run(config, lambda _: None, tmp_path)
     opened = tracking.open_store(config.tracking)
     records.register_champion(opened, run_id, {}, "card")
+    outbox.keep(root / "outbox", "mlflow.db", run_id, writes.tags({"kept": "before the move"}))
     original = (root / "mlflow.db").read_bytes()
     assert len(places(root / "mlflow.db")) >= 4
 
@@ -131,6 +132,9 @@ def test_a_folder_that_was_moved_and_copied_opens_and_the_original_is_untouched(
     assert records.champion(there) == run_id
     assert records.read_text(there, run_id, "predictions.csv") == "1,2,3\n"
     assert_complete(config_in(copy), run_id)
+    tracking.deliver(there)
+    assert there.client.get_run(run_id).data.tags["kept"] == "before the move"
+    assert said.pop() == "delivered 1 record of 1 run that had been kept"
     assert tracking.open_store(TrackingConfig(root=str(copy)), said.append)
     assert len(said) == 1
     # A new run goes to the new place, and a link to a folder is no move.

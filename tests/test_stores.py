@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -144,6 +145,25 @@ def test_a_run_that_is_to_begin_waits_for_the_server(tmp_path: Path, line: Line)
     assert len(said) == 2
     assert "does not answer (Connection refused)" in said[0]
     assert said[1].endswith("answers again")
+
+
+def test_a_run_whose_creation_was_not_answered_is_not_created_twice(tmp_path: Path, line: Line) -> None:
+    config = served(tmp_path, line)
+    opened = tracking.open_store(config.tracking)
+    create = opened.client.create_run
+    with pytest.MonkeyPatch.context() as patch:
+
+        def created_and_cut_off(*arguments: Any) -> Any:
+            run = create(*arguments)
+            line.down()
+            threading.Timer(1.0, line.up).start()
+            return run
+
+        patch.setattr(opened.client, "create_run", created_and_cut_off)
+        run_id = tracking.create_run(opened, config, "unanswered", {})
+    (run,) = opened.client.search_runs([opened.experiment_id], "attributes.run_name = 'unanswered'")
+    assert run.info.run_id == run_id
+    assert run.data.params == {name: str(value) for name, value in config.parameters().items()}
 
 
 # A database that another process holds.
