@@ -102,9 +102,7 @@ def _without_words(arguments: Sequence[str], key: str, words: dict[str, list[str
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if equals and name == key and value.startswith("[") and value.endswith("]"):
-            override = parsed(argument)
-            _judge(override)
-            words.setdefault(key, []).extend(text for _, text in _texts(override.value(), 0))
+            words.setdefault(key, []).extend(text for _, text in _texts(parsed(argument).value(), 0))
         elif equals and name == key:
             words.setdefault(key, []).append(value)
         elif equals and "/" not in name and _KEY.fullmatch(name):

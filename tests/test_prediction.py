@@ -102,7 +102,7 @@ def test_a_prediction_without_a_picture_or_a_model_is_one_line(
     [
         (["a.png", "run=champion", "b.png"], ["a.png", "b.png"], ["run='champion'"]),
         (["image=a=b, c.png", "image=d.png"], ["a=b, c.png", "d.png"], []),
-        (["image=[a.png,'b, c.png']", "d.png"], ["a.png", "b, c.png", "d.png"], []),
+        (["image=[a.png,'b, ${c}.png']", "d.png"], ["a.png", "b, ${c}.png", "d.png"], []),
         (
             ["scans/x=1.png", "./y=2.png", "[z].png", "a\nb.png"],
             ["scans/x=1.png", "./y=2.png", "[z].png", "a\nb.png"],
