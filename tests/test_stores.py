@@ -297,6 +297,7 @@ def test_a_sweep_on_a_full_disk_stops_in_one_line_and_resumes(
     assert_stores_agree(disk / "records", models=False)
 
 
+@pytest.mark.soak
 def test_a_report_that_finds_no_space_says_so_and_the_trials_are_there(
     disk: Path, root: Path, sweep_config: SweepConfig
 ) -> None:
