@@ -309,18 +309,19 @@ def test_a_trial_that_began_while_the_lock_was_lost_is_given_back(site: Site, da
     assert [trial.user_attrs.get("repeats") for trial in found if trial.user_attrs.get("baseline")] == [None, 0]
 
 
-def test_only_the_silent_lose_their_trials(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "GRACE_SECONDS", 2.0)
+def test_only_the_silent_lose_their_trials(site: Site, database: PostgreSQL) -> None:
     opened = _open(site.config)
     beating, silent, never = (opened.ask() for _ in range(3))
     for trial in (beating, silent, never):
         study.suggest(trial, _space_of(site.config))
     for trial in (beating, silent):
         opened.store.record_heartbeat(trial._trial_id)
+    hour = "heartbeat = heartbeat - interval '1 hour'"
+    database.execute(f"UPDATE trial_heartbeats SET {hour} WHERE trial_id = {silent._trial_id}")
     # This process has not been in contact with the server for the grace: it cannot know who is silent.
     assert trials._end_silent(opened, set()) == []
-    time.sleep(2.1)
-    opened.store.record_heartbeat(beating._trial_id)
+    assert isinstance(opened.store, hosts.SharedStorage)
+    opened.store._last_away -= 3600
     assert [trial.number for trial in trials._end_silent(opened, {never._trial_id})] == [silent.number]
     assert [trial.number for trial in trials._end_silent(opened, set())] == [never.number]
     assert [trial.state for trial in opened.get_trials()[:3]] == [TrialState.RUNNING, TrialState.FAIL, TrialState.FAIL]
