@@ -186,7 +186,7 @@ def ranking(table: pd.DataFrame) -> Grid:
 
 def of_parallel_coordinates(found: Findings) -> str:
     """What the lines and colours of the chart are."""
-    number, colour = len(found.completed), "Pareto rank" if len(found.objectives) > 1 else "objective"
+    number, colour = len(found.completed), "Pareto rank (0 is the front)" if len(found.objectives) > 1 else "objective"
     which = f"the {charts.MOST_LINES} best" if number > charts.MOST_LINES else "each"
     return f"A line for {which} of the completed trials; the colour is its {colour}, the darker the better."
 
