@@ -85,7 +85,7 @@ def wait_until(condition: Callable[[], bool], shown: object = None) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, shown
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 @dataclass
@@ -375,6 +375,7 @@ def test_a_database_that_is_down_is_one_line_within_seconds(command: Command, sm
 
 
 # The long ones: 2 hosts x 4 workers x 80 trials.
+_GRACE = 15.0
 
 
 @pytest.fixture
@@ -384,15 +385,15 @@ def large(site: Site) -> Site:
 
 
 def _work(site: Site, count: int = 2, **times: float) -> list[Host]:
-    """So many hosts, each of which has begun to train."""
-    begun = [site.host(**times) for _ in range(count)]
+    """So many hosts, each of which has begun to train. Eight workers can keep a small machine from its heartbeats."""
+    begun = [site.host(**{"GRACE_SECONDS": _GRACE, **times}) for _ in range(count)]
     for host in begun:
         host.wait_for("epoch 1")
     return begun
 
 
-def _counted(site: Site) -> int:
-    return trials.finished(site.opened())
+def _wait_for_finished(opened: study.OpenStudy, count: int) -> None:
+    wait_until(lambda: trials.finished(opened) >= count)
 
 
 @pytest.mark.soak
@@ -407,7 +408,7 @@ def test_two_hosts_and_eight_workers_do_each_of_80_trials_once(large: Site) -> N
 @pytest.mark.soak
 def test_a_host_killed_half_way_is_made_up_for(large: Site) -> None:
     killed, steady = _work(large)
-    wait_until(lambda: _counted(large) >= 40)
+    _wait_for_finished(large.opened(), 40)
     killed.signal(signal.SIGKILL)
     assert steady.ended() == 0, steady.lines
     opened = assert_exact(large, 80)
@@ -420,8 +421,9 @@ def test_a_host_killed_half_way_is_made_up_for(large: Site) -> None:
 def test_both_hosts_survive_three_restarts_of_the_database(large: Site, database: PostgreSQL) -> None:
     large.seconds = 0.3
     both = _work(large)
+    watched = large.opened()
     for number, how in enumerate(("fast", "immediate", "fast"), start=1):
-        wait_until(lambda number=number: _counted(large) >= 15 * number)  # type: ignore[misc]
+        _wait_for_finished(watched, 15 * number)
         database.control("stop", "-m", how)
         time.sleep(2 * number)
         database.control("start")
@@ -433,13 +435,14 @@ def test_both_hosts_survive_three_restarts_of_the_database(large: Site, database
 def test_a_host_that_stalls_twice_corrupts_nothing(large: Site) -> None:
     large.seconds = 0.3
     stalling, _ = both = _work(large)
+    watched = large.opened()
     for _ in range(2):
-        before = _counted(large)
+        before = trials.finished(watched)
         stalling.signal(signal.SIGSTOP)
-        wait_until(lambda before=before: _counted(large) >= before + 10)  # type: ignore[misc]
-        time.sleep(2 * TIMES["GRACE_SECONDS"])
+        _wait_for_finished(watched, before + 10)
+        time.sleep(1.5 * _GRACE)
         stalling.signal(signal.SIGCONT)
-        wait_until(lambda before=before: _counted(large) >= before + 15)  # type: ignore[misc]
+        _wait_for_finished(watched, before + 15)
     assert [host.ended() for host in both] == [0, 0], [host.lines for host in both]
     assert_exact(large, 80)
 
@@ -447,7 +450,7 @@ def test_a_host_that_stalls_twice_corrupts_nothing(large: Site) -> None:
 @pytest.mark.soak
 def test_a_database_that_is_gone_for_good_ends_the_sweep_and_it_resumes(large: Site, database: PostgreSQL) -> None:
     (host,) = _work(large, 1, PATIENCE_SECONDS=5.0)
-    wait_until(lambda: _counted(large) >= 10)
+    _wait_for_finished(large.opened(), 10)
     database.control("stop", "-m", "fast")
     try:
         assert host.ended() == 1, host.lines
@@ -459,7 +462,7 @@ def test_a_database_that_is_gone_for_good_ends_the_sweep_and_it_resumes(large: S
     assert "postgres@" not in errors[0]
     _, runs = large.runs()
     assert not [run for run in runs if run.info.status == "RUNNING"]
-    recorded = _counted(large)
+    recorded = trials.finished(large.opened())
     assert large.host().ended() == 0
     assert recorded >= 10
     assert_exact(large, 80)
@@ -468,7 +471,7 @@ def test_a_database_that_is_gone_for_good_ends_the_sweep_and_it_resumes(large: S
 @pytest.mark.soak
 def test_a_host_that_is_interrupted_leaves_the_study_to_the_others(large: Site) -> None:
     interrupted, steady = _work(large)
-    wait_until(lambda: _counted(large) >= 30)
+    _wait_for_finished(large.opened(), 30)
     interrupted.signal(signal.SIGINT)
     assert interrupted.ended() == 0, interrupted.lines
     (parent,) = [run for run in large.runs()[1] if "trial" not in run.data.tags]
