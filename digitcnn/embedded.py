@@ -9,7 +9,8 @@ import contextlib
 import functools
 import sqlite3
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -70,6 +71,25 @@ def check(path: Path, program: str, tables: frozenset[str], version: tuple[str, 
     except sqlite3.DatabaseError as error:
         cause = " ".join(str(error).split())
         raise MachineError(f"{path} is torn, or no database at all ({cause}); {remedy}") from None
+
+
+def create(path: Path, tables: Callable[[Path], None]) -> None:
+    """Creates a database that is missing: whole, by a function that makes its tables in a file, or not at all.
+
+    A process that is killed in between leaves a file of another name, and not half a database. Raises MachineError if
+    the folder cannot be written.
+    """
+    if path.exists():
+        return
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            new = Path(folder) / path.name
+            tables(new)
+            # Unlike a renaming, a link never takes the place of the file of a process that was faster.
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(new)
+    except OSError as error:
+        raise MachineError(f"{path} cannot be created: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

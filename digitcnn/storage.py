@@ -11,7 +11,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from digitcnn.addresses import without_credentials
-from digitcnn.embedded import LOCK_SECONDS, check, sqlite_path
+from digitcnn.embedded import LOCK_SECONDS, check, create, sqlite_path
 from digitcnn.embedded import sqlite_url as sqlite_url
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.hosts import SharedStorage
@@ -40,6 +40,7 @@ def connect(url: str) -> optuna.storages.RDBStorage:
         return SharedStorage(url)
     path = sqlite_path(url)
     check(path, "Optuna", frozenset({"studies", "version_info"}))
+    create(path, lambda new: optuna.storages.RDBStorage(sqlite_url(new)).engine.dispose())
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
     except RuntimeError as error:

@@ -134,9 +134,19 @@ def _prepare(folder: Path, say: Callable[[str], None]) -> None:
         raise MachineError(f"the records folder {folder} cannot be used: {error.strerror or error}") from None
     version = ("SELECT version_num FROM alembic_version", str(_get_latest_schema_revision()))  # type: ignore[no-untyped-call]
     embedded.check(folder / "mlflow.db", "MLflow", frozenset({"experiments", "alembic_version"}), version)
+    embedded.create(folder / "mlflow.db", _create_tables)
     before = embedded.bring_up_to_date(folder)
     if before is not None:
         say(f"the records were in {before}: the store now names their places in {folder}")
+
+
+def _create_tables(path: Path) -> None:
+    import sqlalchemy
+    from mlflow.store.db.utils import _initialize_tables
+
+    engine = sqlalchemy.create_engine(embedded.sqlite_url(path))
+    _initialize_tables(engine)  # type: ignore[no-untyped-call]
+    engine.dispose()
 
 
 def _probe(uri: str) -> None:
