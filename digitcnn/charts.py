@@ -275,9 +275,6 @@ def intervals(confirmed: pd.DataFrame) -> Figure:
         )
     )
     figure.add_vline(x=0, line={"color": _INK, "width": 1.2, "dash": "dash"})
-    ends = min(low.min(), 0.0), max(high.max(), 0.0)
-    margin = 0.05 * (ends[1] - ends[0])
-    figure.update_xaxes(range=[ends[0] - margin, ends[1] + margin])
     axis = "difference (points of test accuracy)"
     figure = _finish(figure, axis, None, height=110 + 46 * len(rows))
     return figure.update_yaxes(automargin=True, ticksuffix="  ", range=[-0.6, len(rows) - 0.4])

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from digitcnn import leaderboard, locks, records, reproduction, runs, signals, statistics, study, tracking
+from digitcnn import leaderboard, locks, reconcile, records, reproduction, runs, signals, statistics, study, tracking
 from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.frozen import write_frozen
@@ -125,10 +125,26 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
     with locks.only_one(plan.config.tracking.folder, name), tracking.store_errors(plan.config.tracking):
         store = tracking.open_store(plan.config.tracking, shown.note)
         tracking.deliver(store)
+        plan = _reconciled(plan, shown, store)
         recorded = _Confirmation(plan, shown, store).work(trainer or RecordedTraining())
         tracking.deliver(store)
         table, rows = _tables(plan, store, recorded)
         return _conclude(plan, store, table, rows)
+
+
+def _reconciled(planned: Plan, shown: SweepDisplay, store: tracking.Store) -> Plan:
+    """The plan, made again if the study's records had to be repaired: there may be another result among them."""
+    opened = study.recorded_study(planned.config.study, planned.config.tracking.folder)
+    repaired = reconcile.reconcile(opened, store)
+    if repaired:
+        shown.note(repaired)
+        planned = plan(planned.config)
+    if not reconcile.has_run(store, planned.parent_run_id):
+        name = planned.config.study.name
+        raise ConfigError(
+            f"study.name={name}: MLflow's records of it are gone; sweep it again first, which begins new ones"
+        )
+    return planned
 
 
 @dataclass
@@ -177,7 +193,7 @@ class _Confirmation:
         known = records.confirmations(self.store, self.plan.config.study.name)
         for each in known:
             if each.info.status == "RUNNING":
-                tracking.close_run(self.store, each.info.run_id, "KILLED", "its confirmation ended")
+                tracking.close_run(self.store, each.info.run_id, "KILLED", "its process ended")
         finished = [each for each in known if each.info.status == "FINISHED"]
         for contender, seed in jobs:
             config = contender.config.replace({"training.seed": seed})
@@ -202,7 +218,7 @@ class _Confirmation:
                     return "continue"
 
                 try:
-                    outcome = worker.run(Job(config, tags, run_id), on_epoch, pool.stop)
+                    outcome = reconcile.run_job(self.store, worker, Job(config, tags, run_id), on_epoch, pool.stop)
                 except (WorkerDied, RunFailed, MachineError) as error:
                     interrupted = pool.stop.is_set()
                     status: tracking.Status = "KILLED" if interrupted else "FAILED"

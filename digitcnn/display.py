@@ -212,7 +212,9 @@ class SweepScreen:
 
     def note(self, text: str) -> None:
         """Something that stays on the screen."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        # A terminal that was closed, or a reader that has gone, is no reason to end a study.
+        with contextlib.suppress(OSError):
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Ends the live picture."""
@@ -222,7 +224,8 @@ class SweepScreen:
 
     def _line(self, text: str) -> None:
         if self.live is None:
-            print(text, flush=True)
+            with contextlib.suppress(OSError):
+                print(text, flush=True)
 
     def __rich__(self) -> Group:
         with self.lock:

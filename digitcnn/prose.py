@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from digitcnn import charts, confirmation, leaderboard, statistics, study
-from digitcnn.findings import Confirmation, Findings
+from digitcnn.findings import Findings
 from digitcnn.space import Choices, Range
 
 _MOST_ROWS = 100
@@ -33,8 +33,7 @@ class Grid:
 def state(found: Findings) -> str:
     """How far the study is."""
     counts = found.table["state"].value_counts() if len(found.table) else pd.Series(dtype=int)
-    total = f" of {found.total:,}" if found.total else ""
-    text = f"{found.finished:,}{total} trials finished"
+    text = f"{found.finished:,} of {found.total:,} trials finished"
     if len(counts):
         text += f" ({', '.join(f'{number:,} {name}' for name, number in counts.items())})"
     ending = _STATUS.get(found.status)
@@ -186,7 +185,7 @@ def ranking(table: pd.DataFrame) -> Grid:
 
 def of_parallel_coordinates(found: Findings) -> str:
     """What the lines and colours of the chart are."""
-    number, colour = len(found.completed), "Pareto rank (0 is the front)" if len(found.objectives) > 1 else "objective"
+    number, colour = len(found.completed), "Pareto rank" if len(found.objectives) > 1 else "objective"
     which = f"the {charts.MOST_LINES} best" if number > charts.MOST_LINES else "each"
     return f"A line for {which} of the completed trials; the colour is its {colour}, the darker the better."
 
@@ -201,17 +200,14 @@ def of_importance(found: Findings) -> str:
     )
 
 
-def no_champion(found: Findings) -> str:
-    """What to do for a champion."""
-    return f"There is no champion yet: python experiments/confirm.py study={found.study.study_name} finds it."
-
-
-def of_champion(confirmed: Confirmation, wrong: int, images: int) -> str:
+def of_champion(found: Findings, wrong: int, images: int) -> str:
     """Which model the champion is, and how many of the test images it has wrong."""
-    frozen = confirmed.frozen
+    if found.confirmation is None:
+        return f"There is no champion yet: python experiments/confirm.py study={found.study.study_name} finds it."
+    frozen = found.confirmation.frozen
     return (
-        f"The champion is {confirmed.champion}. Its model, of run {frozen.run_id} with seed "
-        f"{frozen.config.training.seed}, has {wrong:,} of {images:,} test images wrong."
+        f"The champion is {found.confirmation.champion}. Its model, of run {frozen.run_id} with seed "
+        f"{frozen.config.training.seed}, has {wrong} of {images:,} test images wrong."
     )
 
 

@@ -133,14 +133,14 @@ def _pairs(found: Findings) -> list[tuple[str, str, str, str]]:
 def _champion(found: Findings, store: tracking.Store, drawn: dict[str, Any]) -> dict[str, Any]:
     """What the page says of the champion and its mistakes; adds its confusion matrix to the charts."""
     if found.confirmation is None:
-        return {"champion": [prose.no_champion(found)], "digits": []}
+        return {"champion": [prose.of_champion(found, 0, 0)], "digits": []}
     frozen = found.confirmation.frozen
     predicted = findings.predictions(store, frozen)
     classes = range(int(predicted[["label", "predicted"]].max().max()) + 1)
     counts = pd.crosstab(predicted["label"], predicted["predicted"]).reindex(index=classes, columns=classes)
     drawn["confusion"] = charts.confusion(counts.fillna(0).to_numpy(np.int64))
     wrong = int((predicted["label"] != predicted["predicted"]).sum())
-    lines = [prose.of_champion(found.confirmation, wrong, len(predicted))]
+    lines = [prose.of_champion(found, wrong, len(predicted))]
     try:
         mistakes = findings.mistakes(frozen, predicted, _MOST_MISTAKES)
     except ConfigError as error:

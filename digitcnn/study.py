@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -87,6 +87,9 @@ def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
     """Raises ConfigError, naming the first difference, if the study was begun with another identity."""
     recorded = study.user_attrs.get("identity")
     if recorded is None:
+        if study.directions == _directions(wanted["objective"]) and not study.get_trials(deepcopy=False):
+            # Just created, by a process that was killed then.
+            return
         raise ConfigError(f"study.name={study.study_name}: exists, but was not made by digitcnn; choose another name")
     before, now = _named(recorded), _named(json.loads(json.dumps(wanted)))
     for key in dict.fromkeys([*before, *now]):
@@ -95,6 +98,10 @@ def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
                 f"{key}={now.get(key)}: study {study.study_name} was begun with {before.get(key)}; "
                 "choose another study.name for a new study"
             )
+
+
+def _directions(objectives: Sequence[str]) -> list[StudyDirection]:
+    return [StudyDirection[DIRECTIONS[objective].upper()] for objective in objectives]
 
 
 def _named(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,12 +131,13 @@ def _created(store: optuna.storages.RDBStorage, config: StudyConfig, wanted: Map
     try:
         study = OpenStudy(config.name, store)
     except KeyError:
-        directions = [StudyDirection[DIRECTIONS[objective].upper()] for objective in config.objective]
-        optuna.create_study(study_name=config.name, storage=store, directions=directions)
+        optuna.create_study(study_name=config.name, storage=store, directions=_directions(config.objective))
         study = OpenStudy(config.name, store)
-        study.set_user_attr("identity", wanted)
-        study.set_metric_names(list(config.objective))
     refuse_another(study, wanted)
+    if "identity" not in study.user_attrs:
+        study.set_metric_names(list(config.objective))
+        # The last of what makes a study: one that has it is whole.
+        study.set_user_attr("identity", wanted)
     return study
 
 
@@ -206,6 +214,17 @@ def ended(trial: Trial, values: list[float] | None) -> Ended:
     recorded = trial.study.get_trials(deepcopy=False)[trial.number]
     attributes = dict(recorded.user_attrs)
     return Ended(trial.number, str(attributes["run_id"]), values, attributes, recorded.intermediate_values)
+
+
+def outcome_attributes(epochs: int, summary: Mapping[str, float]) -> dict[str, Any]:
+    """What a trial tells of its run, beside the objectives: for the leaderboard, and for trials with its parameters."""
+    return {"epochs_run": epochs} | {name: summary[name] for name in ("validation_accuracy", "cpu_seconds")}
+
+
+def note(study: Study, trial: Trial | FrozenTrial, attributes: Mapping[str, Any]) -> None:
+    """Sets user attributes of a trial that has not ended."""
+    for name, value in attributes.items():
+        study._storage.set_trial_user_attr(trial._trial_id, name, value)
 
 
 def results(study: Study) -> dict[str, Ended]:

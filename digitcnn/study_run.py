@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from digitcnn import storage, tracking, trials
+from digitcnn import reconcile, storage, tracking, trials
 from digitcnn.config import SweepConfig
 from digitcnn.errors import MachineError
 from digitcnn.hosts import LockLost, this_host
@@ -13,7 +13,7 @@ def begin(opened: OpenStudy, store: tracking.Store, config: SweepConfig) -> str:
     """The id of the study's run: a new one, or the one that there is, RUNNING again."""
     with storage.exclusively(opened.store, config.study.name):
         run_id = opened.user_attrs.get("parent_run_id")
-        if run_id is None:
+        if run_id is None or not reconcile.has_run(store, str(run_id)):
             run_id = tracking.create_study_run(store, config)
             opened.set_user_attr("parent_run_id", run_id)
         else:

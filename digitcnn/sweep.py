@@ -14,7 +14,19 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from digitcnn import architecture, leaderboard, locks, runs, samplers, storage, study, study_run, tracking, trials
+from digitcnn import (
+    architecture,
+    leaderboard,
+    locks,
+    reconcile,
+    runs,
+    samplers,
+    storage,
+    study,
+    study_run,
+    tracking,
+    trials,
+)
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.hosts import this_host
@@ -149,11 +161,13 @@ class _Sweep:
     ended: dict[str, study.Ended] = field(default_factory=dict)
     leader: tuple[float, int] | None = None
     leading: threading.Lock = field(default_factory=threading.Lock)
-    failures: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def work(self) -> SweepResult:
         config = self.plan.config
-        self._recover()
+        repaired = reconcile.reconcile(self.opened, self.store)
+        if repaired:
+            self.shown.note(repaired)
         # Both are kept here from now on: looking them up in the study at every trial's end costs more with each trial.
         self.ended = study.results(self.opened)
         best = study.best(self.opened)
@@ -188,37 +202,20 @@ class _Sweep:
         interrupted = self.signals[0] if self.signals else None
         return SweepResult(table, path, finished, self.plan.total, self.parent, interrupted)
 
-    def _recover(self) -> None:
-        """Ends trials and runs that an earlier sweep left running, so that both stores say the same."""
-        if storage.is_shared(self.plan.url):
-            # They may be another host's. Its heartbeats tell.
-            return
-        stale = trials.recover(self.opened)
-        for trial in stale:
-            run_id = trial.user_attrs.get("run_id")
-            if run_id is not None:
-                tracking.close_run(self.store, run_id, "KILLED", "its sweep ended")
-        # A run whose sweep was killed before its trial knew of it.
-        for run_id in tracking.running_trials(self.store, self.plan.config.study.name):
-            tracking.close_run(self.store, run_id, "KILLED", "its sweep ended")
-        if stale:
-            numbers = ", ".join(str(trial.number) for trial in stale)
-            self.shown.note(f"trials {numbers} had been cut off; their parameters are queued again")
-
     def _objective(self, trial: study.Trial) -> list[float]:
         parameters = study.suggest(trial, self.plan.space)
         key = study.parameters_key(parameters)
         with self.same_parameters[key]:
             if self.pool.stop.is_set():
-                trial.set_user_attr("lost", "interrupted")
-                raise trials.Lost("interrupted")
+                raise self._interrupted(trial)
             config = self.plan.baseline.replace(parameters)
             name = f"{self.plan.config.study.name}-{trial.number}"
             tags = {"study": self.plan.config.study.name, "trial": str(trial.number), "host": this_host()}
             run_id = tracking.create_run(self.store, config, name, tags, self.parent)
             trial.set_user_attr("run_id", run_id)
             twin = self._twin(key)
-            if twin is not None:
+            # A result whose run was deleted cannot be copied.
+            if twin is not None and reconcile.has_run(self.store, twin.run_id):
                 return self._reuse(trial, twin)
             with self.pool.worker() as (index, worker):
                 self.shown.trial_began(index, trial.number, parameters, config.training.epochs)
@@ -231,7 +228,8 @@ class _Sweep:
                     return "prune" if study.report(trial, objective, metrics.metrics(), metrics.epoch) else "continue"
 
                 try:
-                    outcome = worker.run(Job(config, tags, run_id), on_epoch, self.pool.stop)
+                    job = Job(config, tags, run_id)
+                    outcome = reconcile.run_job(self.store, worker, job, on_epoch, self.pool.stop)
                 except (WorkerDied, RunFailed, MachineError) as error:
                     raise self._failed(trial, index, run_id, error) from None
                 return self._ended(trial, index, outcome, key)
@@ -244,9 +242,7 @@ class _Sweep:
 
     def _ended(self, trial: study.Trial, index: int, outcome: Outcome, key: str) -> list[float]:
         values = study.values(self.plan.config.study, outcome.summary)
-        trial.set_user_attr("epochs_run", outcome.epochs)
-        for name in ("validation_accuracy", "cpu_seconds"):
-            trial.set_user_attr(name, outcome.summary[name])
+        study.note(self.opened, trial, study.outcome_attributes(outcome.epochs, outcome.summary))
         self.failures.clear()
         if outcome.ending == "completed":
             self.ended[key] = study.ended(trial, values)
@@ -257,28 +253,26 @@ class _Sweep:
             self.ended[key] = study.ended(trial, None)
             self._show_end(trial, index, "pruned", values[0])
             raise trials.Pruned
-        trial.set_user_attr("lost", "interrupted")
         self._show_end(trial, index, "interrupted", None)
-        raise trials.Lost("interrupted")
+        raise self._interrupted(trial)
+
+    def _interrupted(self, trial: study.Trial) -> trials.Lost:
+        trial.set_user_attr("lost", "interrupted")
+        return trials.Lost("interrupted")
 
     def _failed(self, trial: study.Trial, index: int, run_id: str, error: Exception) -> Exception:
         """Records a trial without a result in both stores and returns what its objective raises."""
         cause = str(error)
         if isinstance(error, WorkerDied) and self.pool.stop.is_set():
             tracking.close_run(self.store, run_id, "KILLED", "interrupted")
-            trial.set_user_attr("lost", "interrupted")
             self._show_end(trial, index, "interrupted", None)
-            return trials.Lost("interrupted")
+            return self._interrupted(trial)
         tracking.close_run(self.store, run_id, "FAILED", cause)
         self._show_end(trial, index, f"{'failed' if isinstance(error, RunFailed) else 'lost'}: {cause}", None)
-        if not isinstance(error, RunDiverged) and not (isinstance(error, WorkerDied) and error.killed):
-            self.failures.append(cause)
         if isinstance(error, MachineError):
             self._abort(error)
-        elif len(self.failures) >= _MOST_SAME_FAILURES and len(set(self.failures[-_MOST_SAME_FAILURES:])) == 1:
-            self._abort(
-                MachineError(f"{_MOST_SAME_FAILURES} trials failed in a row: {cause}; what had run is recorded")
-            )
+        elif not isinstance(error, RunDiverged) and not (isinstance(error, WorkerDied) and error.killed):
+            self._count_failure(study.parameters_key(trial.params), cause)
         if isinstance(error, RunFailed):
             trial.set_user_attr("failure", cause)
             return trials.Failed(cause)
@@ -286,6 +280,14 @@ class _Sweep:
             trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) + 1)
         trial.set_user_attr("lost", cause)
         return trials.Lost(cause)
+
+    def _count_failure(self, parameters: str, cause: str) -> None:
+        """Ends the sweep when different parameters have failed one after the other for the same cause."""
+        if cause not in self.failures.values():
+            self.failures.clear()
+        self.failures[parameters] = cause
+        if len(self.failures) >= _MOST_SAME_FAILURES:
+            self._abort(MachineError(f"{len(self.failures)} trials failed in a row: {cause}; what had run is recorded"))
 
     def _abort(self, error: MachineError) -> None:
         self.abort = error

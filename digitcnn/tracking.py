@@ -23,8 +23,9 @@ from digitcnn.outbox import Record
 from digitcnn.store import Store as Store
 from digitcnn.store import deliver as deliver
 from digitcnn.store import deliver_if_there as deliver_if_there
-from digitcnn.store import deliver_run, is_away, patiently, put
+from digitcnn.store import deliver_run, is_away, put
 from digitcnn.store import open_store as open_store
+from digitcnn.store import patiently as patiently
 from digitcnn.store import store_errors as store_errors
 from digitcnn.training import EpochMetrics, TrainingResult
 from digitcnn.writes import Status as Status

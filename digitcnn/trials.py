@@ -36,11 +36,13 @@ class Failed(Exception):
 
 
 def recover(study: OpenStudy) -> list[FrozenTrial]:
-    """Ends the trials that were running when their sweep ended without a word, as lost; returns them.
+    """Ends the trials that were running when their process ended without a word, as lost; returns them.
 
     Only for the one process that owns the study. On a shared store heartbeats tell which trials are lost.
     """
-    return [trial for trial in study.get_trials(states=(TrialState.RUNNING,)) if _end(study, trial, "its sweep ended")]
+    return [
+        trial for trial in study.get_trials(states=(TrialState.RUNNING,)) if _end(study, trial, "its process ended")
+    ]
 
 
 def _end(study: OpenStudy, trial: FrozenTrial, cause: str, deaths: int = 0) -> bool:
@@ -263,6 +265,9 @@ class _Work:
             self._mark_and_tell(trial, type(error).__name__)
             return
         told = self._tell(trial, values, state)
+        if not told.state.is_finished():
+            # Optuna passes over some errors of its store without a word.
+            raise StorageInternalError(f"the result of trial {trial.number} was not taken")
         if told.state != state:
             self.taken(told)
 

@@ -65,12 +65,16 @@ class RecordedTraining:
         return Outcome(result.ending, len(result.epochs), result.summary())
 
 
+# The exit status of a worker that ran out of memory: a new process is better than what is left of this one.
+_OUT_OF_MEMORY = 77
+
+
 class WorkerDied(Exception):
-    """The worker process ended before its run did; `killed` if a signal from outside ended it."""
+    """The worker process ended before its run did; `killed` if it was by SIGKILL, from outside."""
 
     def __init__(self, exit_code: int | None) -> None:
         super().__init__(f"its worker process ended ({_exit_reason(exit_code)})")
-        self.killed = exit_code is not None and exit_code < 0
+        self.killed = exit_code == -signal.SIGKILL
 
 
 class RunFailed(Exception):
@@ -177,7 +181,7 @@ def _exit_reason(code: int | None) -> str:
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
-    return f"exit status {code}"
+    return "out of memory" if code == _OUT_OF_MEMORY else f"exit status {code}"
 
 
 class Pool:
@@ -252,6 +256,8 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
         try:
             outcome = trainer.run(job, ask)
             owner.send(("finished", (outcome, environment.resident_memory_mb())))
+        except MemoryError:
+            os._exit(_OUT_OF_MEMORY)
         except MachineError as error:
             owner.send(("machine", str(error)))
         except OSError as error:
@@ -261,6 +267,9 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
         except ConfigError as error:
             owner.send(("failed", str(error)))
         except Exception as error:
+            # TensorFlow's own error for it, by its name: this module does not import TensorFlow.
+            if type(error).__name__ == "ResourceExhaustedError":
+                os._exit(_OUT_OF_MEMORY)
             owner.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
 

@@ -1,0 +1,158 @@
+"""What a killed process left half recorded: Optuna's and MLflow's records of a study are made to say the same."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from digitcnn import study, tracking, trials
+from digitcnn.errors import MachineError
+from digitcnn.hosts import SharedStorage
+from digitcnn.training import Decision, EpochMetrics
+from digitcnn.workers import Job, Outcome, RunFailed, Worker, WorkerDied
+
+_MOST_RUNS = 1000
+_CAUSE = "its process ended"
+
+
+def reconcile(opened: study.OpenStudy, store: tracking.Store) -> str:
+    """Repairs a study's records for the one process that works on it; says in one line what it repaired, if anything.
+
+    A trial that was running, but whose run had FINISHED, gets the result that was recorded; the others that were
+    running are lost, and will be repeated. A run that is open is ended as its trial was. Three queries and one for
+    each trial that was cut off, however many are recorded. On a shared store nothing is done: hosts watch each other.
+    """
+    if isinstance(opened.store, SharedStorage):
+        # What runs there may be another host's. Its heartbeats tell.
+        return ""
+    open_runs = _search(store, f"tags.study = '{opened.study_name}' and {_NOT_ENDED}")
+    parent = str(opened.user_attrs.get("parent_run_id"))
+    _note_runs(opened, open_runs, parent)
+    finished = [trial.number for trial in _running(opened) if _finish(opened, store, trial)]
+    lost = [trial.number for trial in trials.recover(opened)]
+    closed, corrected = _end_runs(opened, store, open_runs)
+    said = [
+        f"trials {_listed(finished)} had finished unnoticed; their results count" if finished else "",
+        f"trials {_listed(lost)} had been cut off; their parameters are queued again" if lost else "",
+        f"{closed} open runs were closed" if closed else "",
+        f"{corrected} runs were marked as finished, as their trials are" if corrected else "",
+        _missing(opened, store, {run.info.run_id for run in open_runs}),
+    ]
+    return "; ".join(part for part in said if part)
+
+
+# RUNNING or FAILED: those that completed and those that were pruned may be thousands.
+_NOT_ENDED = "attributes.status != 'FINISHED' and attributes.status != 'KILLED'"
+
+
+def recorded_outcome(store: tracking.Store, run_id: str) -> Outcome | None:
+    """The outcome of a run that FINISHED although its process could not say so; None if it did not.
+
+    That is the last thing that is recorded of a run, so that its metrics and its model are complete by then.
+    """
+    found = _search(store, f"attributes.run_id = '{run_id}' and attributes.status = 'FINISHED'")
+    if not found:
+        return None
+    data = found[0].data
+    return Outcome("completed", int(data.params["training.epochs"]), dict(data.metrics))
+
+
+def run_job(
+    store: tracking.Store,
+    worker: Worker,
+    job: Job,
+    on_epoch: Callable[[EpochMetrics], Decision],
+    stop: threading.Event,
+) -> Outcome:
+    """Has a worker do a job. One that died when all was recorded, before it could say so, has done it.
+
+    Raises what `Worker.run` raises, and what `on_epoch` raises after the run was closed.
+    """
+    try:
+        return worker.run(job, on_epoch, stop)
+    except WorkerDied:
+        outcome = recorded_outcome(store, job.run_id)
+        if outcome is None:
+            raise
+        return outcome
+    except (RunFailed, MachineError):
+        raise
+    except Exception as error:
+        tracking.close_run(store, job.run_id, "FAILED", f"{type(error).__name__}: {error}")
+        raise
+
+
+def _note_runs(opened: study.Study, open_runs: Sequence[Any], parent: str) -> None:
+    """Tells trials of their runs, where the process was killed between creating a run and doing that."""
+    created = {run.data.tags["trial"]: run.info.run_id for run in open_runs if _is_trial_of(run, parent)}
+    for trial in _running(opened):
+        if "run_id" not in trial.user_attrs and str(trial.number) in created:
+            study.note(opened, trial, {"run_id": created[str(trial.number)]})
+
+
+def _finish(opened: study.Study, store: tracking.Store, trial: study.FrozenTrial) -> bool:
+    """Gives a trial the result that its run recorded; False if it recorded none."""
+    run_id = trial.user_attrs.get("run_id")
+    outcome = None if run_id is None else recorded_outcome(store, str(run_id))
+    names = opened.metric_names or []
+    if outcome is None or not all(name in outcome.summary for name in names):
+        return False
+    study.note(opened, trial, study.outcome_attributes(outcome.epochs, outcome.summary))
+    opened.tell(trial.number, [outcome.summary[name] for name in names])
+    return True
+
+
+def _end_runs(opened: study.Study, store: tracking.Store, open_runs: Sequence[Any]) -> tuple[int, int]:
+    """Ends runs as their trials ended; returns how many were open, and how many said FAILED of a completed trial."""
+    parent = opened.user_attrs.get("parent_run_id")
+    by_run = {trial.user_attrs.get("run_id"): trial for trial in opened.get_trials(deepcopy=False)}
+    closed = corrected = 0
+    for run in open_runs:
+        trial = by_run.get(run.info.run_id)
+        if trial is not None and trial.state.name == "COMPLETE":
+            if "failure" in run.data.tags:
+                store.client.delete_tag(run.info.run_id, "failure")
+            tracking.close_run(store, run.info.run_id, "FINISHED")
+            corrected += 1
+        elif run.info.status == "RUNNING":
+            # The study's own run, which has no trial, is opened again by the next sweep.
+            tracking.close_run(store, run.info.run_id, "KILLED", None if run.info.run_id == parent else _CAUSE)
+            closed += 1
+    return closed, corrected
+
+
+def _missing(opened: study.Study, store: tracking.Store, closed: set[str]) -> str:
+    """Says it if one of the two stores was deleted while the other was kept."""
+    parent, name = opened.user_attrs.get("parent_run_id"), opened.study_name
+    if parent is not None:
+        return "" if has_run(store, str(parent)) else "MLflow's records of it are gone; its trials count without them"
+    earlier = _search(store, f"attributes.run_name = '{name}' and tags.study = '{name}'")
+    # One that was open is that of this study, whose process was killed before it could note it.
+    if any(run.info.run_id not in closed for run in earlier):
+        return "MLflow also has the runs of an earlier study of this name"
+    return ""
+
+
+def has_run(store: tracking.Store, run_id: str) -> bool:
+    """Whether a run is recorded, and has not been deleted."""
+    return bool(_search(store, f"attributes.run_id = '{run_id}'"))
+
+
+def _is_trial_of(run: Any, parent: str) -> bool:
+    tags = run.data.tags
+    return "trial" in tags and tags.get("mlflow.parentRunId") == parent
+
+
+def _running(opened: study.Study) -> list[study.FrozenTrial]:
+    return [trial for trial in opened.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+
+
+def _search(store: tracking.Store, filters: str) -> list[Any]:
+    search = partial(store.client.search_runs, [store.experiment_id], filters, max_results=_MOST_RUNS)
+    return list(tracking.patiently(store, search))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
