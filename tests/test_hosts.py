@@ -209,16 +209,17 @@ def test_a_host_that_is_killed_and_one_that_stalls_lose_nothing(site: Site) -> N
         host.wait_for("epoch 1")
     killed.signal(signal.SIGKILL)
     stalled.signal(signal.SIGSTOP)
-    stopped = max(int(line.split()[1]) for line in list(stalled.lines) if line.startswith("began"))
     # It is taken for dead, and its trials begin again on the host that is left.
     steady.wait_for("trial", 2)
     stalled.signal(signal.SIGCONT)
     assert [steady.ended(), stalled.ended()] == [0, 0], (steady.lines, stalled.lines)
     opened = assert_exact(site, 16)
-    assert "fell silent" in opened.trials[stopped].user_attrs["lost"] or opened.trials[stopped].state == 1
+    silent = [trial for trial in opened.trials if "fell silent" in trial.user_attrs.get("lost", "")]
+    assert len(silent) >= 2
     assert killed.process.wait() == -signal.SIGKILL
     # What it still had to say of the lost trials did not arrive.
-    assert not [line for line in stalled.lines if line == f"ended {stopped} complete"]
+    its = [trial.number for trial in silent if f"process {stalled.process.pid} of" in trial.user_attrs.get("host", "")]
+    assert not {f"ended {number} complete" for number in its} & set(stalled.lines)
 
 
 def _space_of(config: SweepConfig) -> Any:
@@ -414,7 +415,8 @@ def test_a_host_killed_half_way_is_made_up_for(large: Site) -> None:
     opened = assert_exact(large, 80)
     lost = [trial for trial in opened.trials if trial.state == TrialState.FAIL]
     assert 0 < len(lost) <= 4
-    assert len({trial.user_attrs["host"] for trial in lost}) == 1
+    # One that was killed as it began has no host yet.
+    assert len({trial.user_attrs.get("host") for trial in lost} - {None}) <= 1
 
 
 @pytest.mark.soak
