@@ -28,7 +28,7 @@ GRACE_SECONDS = 60.0
 # How long a server that has gone away is waited for.
 PATIENCE_SECONDS = 120.0
 _RETRY_SECONDS = 0.5
-# A host that stalls while it holds the lock loses it after so long: the server ends its transaction.
+# A host that stalls in a transaction, or while it holds the lock, is cut off after so long: what it holds is let go.
 _HOLD_SECONDS = 20
 # The first of the two numbers that an advisory lock of PostgreSQL has; the second stands for the study.
 _LOCK, _PRESENCE = 1_684_629_353, 1_684_629_354
@@ -39,7 +39,7 @@ _CONNECTION = {
     "keepalives_interval": 5,
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
-    "options": "-c TimeZone=UTC",
+    "options": f"-c TimeZone=UTC -c idle_in_transaction_session_timeout={_HOLD_SECONDS}s",
 }
 
 Result = TypeVar("Result")
