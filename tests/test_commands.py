@@ -169,6 +169,7 @@ def test_a_full_traceback_is_there_for_those_who_ask(small_overrides: list[str])
     assert "Traceback" in ended.stderr
 
 
+@pytest.mark.soak
 def test_the_other_ui_reads_the_same_study(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
     """`optuna-dashboard` and `mlflow ui` open the records: both are asked over HTTP."""
     import json

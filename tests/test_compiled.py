@@ -75,23 +75,34 @@ def test_the_articles_network(batch_size: int) -> None:
 
 
 def test_at_its_own_learning_rate_large_batches_differ_as_keras_does_from_itself() -> None:
-    """Where rounding is amplified beyond 1e-4, it is not more than an order above another summation order in Keras."""
+    """Where rounding is amplified beyond 1e-4, it is not more than an order above what it does to Keras itself.
+
+    Keras repeats the steps from weights that differ in their last bit, and with each batch in another order: on some
+    processors one of these alone changes nothing.
+    """
     examples = _examples()
     built, compiled, keras = _engines(CnnConfig(), examples, 97, 0.001)
     config = TrainingConfig(batch_size=97, learning_rate=0.001, threads=1)
-    again = build_model(CnnConfig(), 28, 28, 10, 5)
-    reversed_keras = KerasEngine(again, examples, config)
+    others = [build_model(CnnConfig(), 28, 28, 10, 5) for _ in range(4)]
+    for number, other in enumerate(others[1:]):
+        random = np.random.default_rng(number)
+        last_bit = [random.choice([-(2**-23), 0, 2**-23], weight.shape) for weight in other.get_weights()]
+        other.set_weights([w + w * bit for w, bit in zip(other.get_weights(), last_bit, strict=True)])
+    engines = [KerasEngine(other, examples, config) for other in others]
     random = np.random.default_rng(7)
     for _ in range(20):
         rows = random.integers(0, len(examples), 97)
         losses = [compiled.train_epoch(rows, None)[0], keras.train_epoch(rows, None)[0]]
-        reversed_keras.train_epoch(rows[::-1], None)
         assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+        for engine in engines:
+            engine.train_epoch(rows[::-1] if engine is engines[0] else rows, None)
     expected = built.get_weights()
     compiled.finish()
-    ours = max(np.abs(a - b).max() for a, b in zip(built.get_weights(), expected, strict=True))
-    theirs = max(np.abs(a - b).max() for a, b in zip(again.get_weights(), expected, strict=True))
-    assert ours < 10 * theirs + 1e-4
+
+    def apart(weights: list[Any]) -> float:
+        return max(float(np.abs(a - b).max()) for a, b in zip(weights, expected, strict=True))
+
+    assert apart(built.get_weights()) < 10 * max(apart(other.get_weights()) for other in others) + 1e-4
 
 
 def test_a_batch_of_more_than_the_data_and_than_a_chunk() -> None:

@@ -8,6 +8,7 @@ import http.client
 import http.server
 import io
 import itertools
+import logging
 import os
 import signal
 import subprocess
@@ -352,6 +353,8 @@ def _command(name: str, typed: list[str]) -> int:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [f"experiments/{name}.py", *typed])
             patch.setenv("HYDRA_FULL_ERROR", "0")
+            # Hydra closes every handler there is; TensorFlow's, if another test imported it, closes pytest's streams.
+            patch.setattr(logging, "_handlerList", [])
             with pytest.raises(SystemExit) as ended:
                 command.main(name, kind, task, **named)
     finally:
