@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from digitcnn import confirmation, leaderboard, records, reproduction, study, tracking, trials
+from digitcnn import leaderboard, records, reproduction, study, tracking, trials, verdicts
 from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.data import Splits, load_splits
 from digitcnn.errors import ConfigError, MachineError
@@ -123,7 +123,7 @@ def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | N
     if not set(names) <= {file.path for file in store.client.list_artifacts(parent_run_id)}:
         return None
     table, runs = (pd.read_csv(io.StringIO(records.read_text(store, parent_run_id, name))) for name in names)
-    table = table.astype(dict.fromkeys(confirmation.COUNTS, "Int64")).fillna({"verdict": ""})
+    table = table.astype(dict.fromkeys(verdicts.COUNTS, "Int64")).fillna({"verdict": ""})
     champion = str(table[table["champion"]]["config"].iloc[0])
     run_id = str(runs[runs["config"] == champion]["run_id"].iloc[0])
     return Confirmation(table, runs, champion, reproduction.frozen_of(store, run_id))

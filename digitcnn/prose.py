@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from digitcnn import charts, confirmation, leaderboard, statistics, study
+from digitcnn import charts, leaderboard, statistics, study, verdicts
 from digitcnn.findings import Findings
 from digitcnn.space import Choices, Range
 
@@ -111,7 +111,7 @@ def abstract(found: Findings) -> list[str]:
         alone = "This is the search alone, which decides nothing: it has not been confirmed yet."
         return [of_search(found)[0], *([] if found.completed.empty else [alone])]
     table = found.confirmation.table
-    *configs, decided = confirmation.sentences(table)
+    *configs, decided = verdicts.sentences(table)
     candidates = table.iloc[1:]
     shown = candidates[candidates["champion"]] if candidates["champion"].any() else candidates
     leading = shown.sort_values("mean").iloc[-1]["config"]
@@ -235,7 +235,7 @@ def environment(found: Findings) -> Grid:
 
 def summary(found: Findings) -> str:
     """The report in short, as Markdown for a README."""
-    confirmed = [] if found.confirmation is None else confirmation.sentences(found.confirmation.table)
+    confirmed = [] if found.confirmation is None else verdicts.sentences(found.confirmation.table)
     lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]
     lines += [f"- {_plain(line)}" for line in [*confirmed, *of_search(found)]]
     if len(found.table):

@@ -2,7 +2,7 @@
 
 from command import main, settled
 
-from digitcnn import confirmation, display, preview
+from digitcnn import confirmation, display, preview, verdicts
 from digitcnn.confirmation import ConfirmConfig
 
 
@@ -17,7 +17,7 @@ def confirm(config: ConfirmConfig) -> int:
         result = confirmation.run(plan, screen)
     finally:
         screen.close()
-    print("\n".join(confirmation.sentences(result.table)))
+    print("\n".join(verdicts.sentences(result.table)))
     print(f"written to {plan.folder}; next: python experiments/reproduce.py run={result.champion_path}")
     return settled(config.tracking)
 

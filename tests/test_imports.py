@@ -29,7 +29,8 @@ ORDER = [
         "statistics",
         "sweep",
     ),
-    *("reproduction", "confirmation", "findings", "charts", "prose", "report", "comparison", "display", "preview"),
+    *("reproduction", "verdicts", "confirmation", "findings", "charts", "prose", "report", "comparison"),
+    *("display", "preview"),
     *("timing", "measurement", "study_timing", "benchmark"),
     *("loading", "preparation", "prediction"),
 ]
