@@ -41,7 +41,9 @@ def runs(outbox: Path, store: str) -> list[str]:
     found = []
     for journal in outbox.glob(f"*/{_JOURNAL}"):
         with contextlib.suppress(FileNotFoundError), journal.open() as file:
-            if json.loads(file.readline() or "{}").get("store") == store:
+            line = file.readline()
+            # One that was being written when the machine stopped names no store.
+            if line.endswith("\n") and json.loads(line).get("store") == store:
                 found.append((journal.stat().st_ctime, journal.parent.name))
     return [name for _, name in sorted(found)]
 

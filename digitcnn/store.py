@@ -227,7 +227,7 @@ def put(store: Store, run_id: str, record: Record) -> None:
     """Writes a record to a run; keeps it in the outbox if the store is away, or if earlier ones are kept there."""
     if not outbox.waiting(store.outbox, run_id):
         try:
-            writes.write(store.client, store.experiment_id, run_id, record)
+            writes.write(store.client, run_id, record)
         except Exception as error:
             if not is_away(error):
                 raise
@@ -271,7 +271,7 @@ def deliver_run(store: Store, run_id: str) -> int:
         delivered = outbox.deliver(
             store.outbox,
             run_id,
-            lambda record: writes.write(store.client, store.experiment_id, run_id, record),
+            lambda record: writes.write(store.client, run_id, record),
         )
     except Exception as error:
         if not _is_refusal(error):

@@ -167,6 +167,10 @@ def optimize(
             for thread in [threads.submit(work.loop) for _ in range(workers)]:
                 thread.result()
         if work.failure is not None:
+            # Lost trials that are not queued again would count as finished.
+            unavailable = contextlib.suppress(StorageInternalError, SQLAlchemyError, MachineError)
+            with unavailable, exclusively(study.store, study.study_name):
+                _requeue_lost(study, retries)
             raise work.failure
         with exclusively(study.store, study.study_name):
             _requeue_lost(study, retries)
@@ -236,6 +240,7 @@ class _Work:
             # This process stalled in between. Another may have taken the room that it saw.
             for trial in found:
                 self._mark_and_tell(trial, "its host stalled as it began")
+                self.running.discard(trial._trial_id)
             found.clear()
             raise
         return True
@@ -245,7 +250,12 @@ class _Work:
         if isinstance(self.study.store, SharedStorage):
             self.study.store.record_heartbeat(trial._trial_id)
             self.running.add(trial._trial_id)
-        trial.set_user_attr("host", this_host())
+        try:
+            trial.set_user_attr("host", this_host())
+        except BaseException:
+            # Nobody will run it: it must not seem alive.
+            self.running.discard(trial._trial_id)
+            raise
         return trial
 
     def _run(self, trial: Trial) -> None:
@@ -262,7 +272,9 @@ class _Work:
             return
         except Exception as error:
             self.fail(error)
-            self._mark_and_tell(trial, type(error).__name__)
+            # Where the study's store fails, the run may have finished: the next start then gives the trial its result.
+            if not isinstance(error, StorageInternalError | SQLAlchemyError):
+                self._mark_and_tell(trial, type(error).__name__)
             return
         told = self._tell(trial, values, state)
         if not told.state.is_finished():

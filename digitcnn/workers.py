@@ -108,7 +108,7 @@ class Worker:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+            theirs.close()
         self.memory_mb = []
 
     def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision], stop: threading.Event) -> Outcome:
@@ -173,8 +173,10 @@ class Worker:
     def close(self) -> None:
         """Ends the process, without waiting for a run in it."""
         self.connection.close()
-        self.process.kill()
-        self.process.join()
+        # The system may have refused to start one.
+        if self.process.pid is not None:
+            self.process.kill()
+            self.process.join()
 
 
 def _exit_reason(code: int | None) -> str:

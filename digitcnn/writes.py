@@ -56,12 +56,12 @@ def ended(status: Status) -> Record:
     return Record("ended", {"status": status, "end_time": int(time.time() * 1000)})
 
 
-def write(client: MlflowClient, experiment_id: str, run_id: str, record: Record) -> None:
+def write(client: MlflowClient, run_id: str, record: Record) -> None:
     """Writes one record to a run. Raises as MLflow does."""
-    _KINDS[record.kind](client, experiment_id, run_id, record)
+    _KINDS[record.kind](client, run_id, record)
 
 
-def _write_batch(client: MlflowClient, experiment_id: str, run_id: str, record: Record) -> None:
+def _write_batch(client: MlflowClient, run_id: str, record: Record) -> None:
     from mlflow.entities import Metric, RunTag
 
     # The same metric with the same time is one row in MLflow, however often it is written.
@@ -69,11 +69,11 @@ def _write_batch(client: MlflowClient, experiment_id: str, run_id: str, record: 
     client.log_batch(run_id, found, tags=[RunTag(*tag) for tag in record.content.get("tags", {}).items()])
 
 
-def _write_files(client: MlflowClient, experiment_id: str, run_id: str, record: Record) -> None:
+def _write_files(client: MlflowClient, run_id: str, record: Record) -> None:
     client.log_artifacts(run_id, str(record.files))
 
 
-def _write_data(client: MlflowClient, experiment_id: str, run_id: str, record: Record) -> None:
+def _write_data(client: MlflowClient, run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
@@ -84,11 +84,13 @@ def _write_data(client: MlflowClient, experiment_id: str, run_id: str, record: R
     client.log_inputs(run_id, inputs)
 
 
-def _write_model(client: MlflowClient, experiment_id: str, run_id: str, record: Record) -> None:
+def _write_model(client: MlflowClient, run_id: str, record: Record) -> None:
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
 
     assert record.files is not None
+    # The run's own experiment: what was kept may be delivered by a command that works in another.
+    experiment_id = client.get_run(run_id).info.experiment_id
     known = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
     ready = [each for each in known if each.status == LoggedModelStatus.READY]
     if ready:
@@ -108,16 +110,17 @@ def _write_model(client: MlflowClient, experiment_id: str, run_id: str, record: 
     client.log_outputs(run_id, [LoggedModelOutput(uploaded.model_id, 0)])
 
 
-def _discard_models(client: MlflowClient, experiment_id: str, run_id: str, record: Record) -> None:
+def _discard_models(client: MlflowClient, run_id: str, record: Record) -> None:
+    experiment_id = client.get_run(run_id).info.experiment_id
     for each in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
         client.delete_logged_model(each.model_id)
 
 
-def _end(client: MlflowClient, experiment_id: str, run_id: str, record: Record) -> None:
+def _end(client: MlflowClient, run_id: str, record: Record) -> None:
     client.set_terminated(run_id, record.content["status"], record.content["end_time"])
 
 
-_KINDS: dict[str, Callable[[MlflowClient, str, str, Record], None]] = {
+_KINDS: dict[str, Callable[[MlflowClient, str, Record], None]] = {
     "batch": _write_batch,
     "files": _write_files,
     "data": _write_data,
