@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field
 
-from digitcnn import leaderboard, locks, reconcile, records, reproduction, runs, signals, study, tracking, verdicts
+from digitcnn import (
+    leaderboard,
+    locks,
+    reconcile,
+    records,
+    reproduction,
+    runs,
+    signals,
+    storage,
+    study,
+    tracking,
+    verdicts,
+)
 from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.frozen import write_frozen
@@ -69,7 +81,8 @@ class Result:
 def plan(config: ConfirmConfig) -> Plan:
     """Checks everything that a confirmation needs. Raises ConfigError; creates nothing."""
     existing = study.recorded_study(config.study, config.tracking.folder)
-    contenders = _contenders(existing, config)
+    with storage.errors(config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")):
+        contenders = _contenders(existing, config)
     runs.check(contenders[0].config)
     # Not the seed that the search was judged with: its luck made the best trials the best.
     first = contenders[0].config.training.seed + 1
@@ -89,8 +102,8 @@ def _contenders(existing: study.Study, config: ConfirmConfig) -> tuple[Contender
     base = load(RunConfig, tree)
     searched = [name for name in existing.user_attrs["identity"]["space"] if name != "training.seed"]
     start = {name: base.parameters()[name] for name in searched}
-    found = [Contender("baseline", 0, start, base)]
     table = leaderboard.ranked(existing)
+    found = [Contender("baseline", leaderboard.baseline_trial(table) or 0, start, base)]
     completed = table[table["state"] == "complete"] if len(table) else table
     if len(completed):
         maximize = study.DIRECTIONS[existing.metric_names[0]] == "maximize" if existing.metric_names else True
@@ -172,7 +185,10 @@ class _Confirmation:
                 pool.close()
         if self.failed:
             contender, cause = next(iter(self.failed.items()))
-            raise MachineError(f"{contender} failed: {cause}; the other runs are recorded, confirm again to go on")
+            raise MachineError(
+                f"{contender} failed: {cause}; the other runs are recorded, confirm again to go on; "
+                "if it fails each time, a smaller confirm.top leaves it out"
+            )
         return self.recorded
 
     def _find(self, jobs: Sequence[tuple[Contender, int]]) -> None:
@@ -181,7 +197,11 @@ class _Confirmation:
         for each in known:
             if each.info.status == "RUNNING":
                 tracking.close_run(self.store, each.info.run_id, "KILLED", "its process ended")
-        finished = [each for each in known if each.info.status == "FINISHED"]
+        # A file of the same name may hold other images by now.
+        data = runs.check(self.plan.contenders[0].config).sha256
+        finished = [
+            each for each in known if each.info.status == "FINISHED" and each.data.tags.get("data_sha256", data) == data
+        ]
         for contender, seed in jobs:
             config = contender.config.replace({"training.seed": seed})
             match = next((each for each in finished if records.is_of(each, config)), None)

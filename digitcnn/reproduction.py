@@ -68,7 +68,8 @@ def find(config: ReproduceConfig, say: Callable[[str], None] = lambda _: None) -
 def _best(config: ReproduceConfig) -> str:
     url = config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")
     existing = study.existing_study(url, config.study.name)
-    best = None if existing is None else study.best(existing)
+    with storage.errors(url):
+        best = None if existing is None else study.best(existing)
     if best is None:
         raise ConfigError(f"study.name={config.study.name}: no study of that name with a completed trial is recorded")
     return str(best.user_attrs["run_id"])
@@ -171,7 +172,9 @@ def _side_by_side(
     for number, recorded, repeated in pairs:
         for name, value in recorded.items():
             images = counts[name.partition("_")[0]]
-            bound = tolerance(name, value, recorded[name.replace("loss", "accuracy")], images)
+            # Of the smaller one: a recorded value that was made larger must not widen its own tolerance.
+            smaller = min(value, repeated[name])
+            bound = tolerance(name, smaller, recorded[name.replace("loss", "accuracy")], images)
             found.append(Compared(number, name, value, repeated[name], bound))
     return tuple(found)
 

@@ -79,18 +79,18 @@ def tables(
         table_rows.append(row)
     table = pd.DataFrame(table_rows)
     table = table.astype(dict.fromkeys(COUNTS, "Int64"))
-    table["champion"] = table["config"] == _champion(table, values)
+    table["champion"] = table["config"] == _champion(table, values, resolution)
     return table, runs_table
 
 
-def _champion(table: pd.DataFrame, values: dict[Any, list[float]]) -> str:
+def _champion(table: pd.DataFrame, values: dict[Any, list[float]], resolution: float) -> str:
     """The baseline, unless a candidate is better; then the cheapest of those that the best cannot be told from."""
     better = table[table["verdict"].str.startswith("better")]
     if better.empty:
         return "baseline"
     best = better.sort_values("mean", ascending=False).iloc[0]["config"]
     names = [name for name in better["config"] if name != best]
-    compared = statistics.compare(values[best], [values[name] for name in names])
+    compared = statistics.compare(values[best], [values[name] for name in names], resolution)
     alike = [name for name, each in zip(names, compared, strict=True) if each.verdict == "not distinguishable"]
     level = better[better["config"].isin([best, *alike])]
     return str(level.sort_values("cpu_seconds").iloc[0]["config"])

@@ -44,6 +44,7 @@ def test_throughput_is_that_of_the_workers_of_a_real_study(
     assert measured.values[0] > 0
 
 
+@pytest.mark.soak
 def test_the_peer_of_row_e_is_a_whole_study(tmp_path: Path) -> None:
     subprocess.run(command_line("idiomatic", "1", "1", "300", "100", str(tmp_path)), check=True, capture_output=True)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:

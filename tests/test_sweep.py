@@ -159,7 +159,8 @@ def test_a_worker_killed_on_a_trial_is_replaced_and_the_trial_repeated(
 
 
 def test_three_failures_with_one_cause_end_the_sweep_with_it(sweep_config: SweepConfig) -> None:
-    with pytest.raises(MachineError, match="3 trials failed in a row: RuntimeError: the matrix is singular"):
+    # The other worker may have begun a fourth.
+    with pytest.raises(MachineError, match="[34] trials failed in a row: RuntimeError: the matrix is singular"):
         work(sweep_config, BrokenTrainer())
     _, _, runs = open_records(sweep_config.tracking.folder)
     assert not [run for run in runs if run.info.status in ("RUNNING", "FINISHED")]
@@ -245,6 +246,7 @@ def test_ctrl_c_ends_a_real_sweep_cleanly_and_it_resumes(tmp_path: Path, command
     assert opened.user_attrs["identity"]["baseline"]["training.epochs"] == 100
 
 
+@pytest.mark.soak
 def test_a_sweep_that_is_killed_is_resumed_without_loss(tmp_path: Path, command: Command) -> None:
     overrides = [*SWEEP, "study.trials=4", f"tracking.root={tmp_path}/records"]
     process = subprocess.Popen(command_line("sweep", *overrides), stdout=subprocess.PIPE, text=True)
