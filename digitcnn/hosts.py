@@ -17,7 +17,7 @@ import psutil
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from digitcnn.addresses import without_credentials
 from digitcnn.errors import MachineError
@@ -59,7 +59,7 @@ class LockLost(StorageInternalError):
 def _is_away(error: Exception) -> bool:
     """Whether an error comes from a server that cannot be reached, restarts, or has ended the connection."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    return isinstance(cause, OperationalError | InterfaceError) or (
+    return isinstance(cause, OperationalError | InterfaceError | PendingRollbackError) or (
         isinstance(cause, DBAPIError) and cause.connection_invalidated
     )
 
@@ -168,7 +168,7 @@ class SharedStorage(optuna.storages.RDBStorage):
             try:
                 self._presence.execute(text("SELECT 1"))
                 return
-            except DBAPIError:
+            except SQLAlchemyError:
                 self._presence.close()
                 self._presence = None
         connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")

@@ -172,8 +172,15 @@ def optimize(
             with unavailable, exclusively(study.store, study.study_name):
                 _requeue_lost(study, retries)
             raise work.failure
-        with exclusively(study.store, study.study_name):
-            _requeue_lost(study, retries)
+
+        def requeue() -> None:
+            with exclusively(study.store, study.study_name):
+                _requeue_lost(study, retries)
+
+        if isinstance(study.store, SharedStorage):
+            study.store.patiently(requeue)
+        else:
+            requeue()
 
 
 @dataclass

@@ -194,16 +194,18 @@ def assert_exact(site: Site, total: int, lost: int | None = None) -> optuna.Stud
     return opened
 
 
+@pytest.mark.soak
 def test_two_hosts_share_a_study_while_its_database_restarts(site: Site, database: PostgreSQL) -> None:
     both = [site.host(), site.host()]
     both[0].wait_for("ended", 2)
     database.control("restart", "-m", "fast")
-    assert [host.ended() for host in both] == [0, 0], [host.lines for host in both]
+    assert [host.ended() for host in both] == [0, 0], "\n".join(line for host in both for line in host.lines)
     opened = assert_exact(site, 16)
     workers = Counter(trial.user_attrs["host"] for trial in opened.trials)
     assert len(workers) == 2, workers
 
 
+@pytest.mark.soak
 def test_a_host_that_is_killed_and_one_that_stalls_lose_nothing(site: Site) -> None:
     site.seconds = 0.4
     steady, killed, stalled = site.host(), site.host(), site.host()
