@@ -81,7 +81,7 @@ class Result:
 def plan(config: ConfirmConfig) -> Plan:
     """Checks everything that a confirmation needs. Raises ConfigError; creates nothing."""
     existing = study.recorded_study(config.study, config.tracking.folder)
-    with storage.errors(config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")):
+    with storage.errors(storage.address(config.study.storage, config.tracking.folder)):
         contenders = _contenders(existing, config)
     runs.check(contenders[0].config)
     # Not the seed that the search was judged with: its luck made the best trials the best.

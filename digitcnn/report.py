@@ -38,7 +38,7 @@ def write(config: ReportConfig, say: Callable[[str], None] = lambda _: None) -> 
     Raises ConfigError, having written nothing, if there is no such study.
     """
     folder = config.tracking.folder / "reports" / config.study.name
-    url = config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")
+    url = storage.address(config.study.storage, config.tracking.folder)
     with tracking.store_errors(config.tracking), storage.errors(url):
         store = records.open_recorded(config.tracking, f"study.name={config.study.name}", say)
         found = findings.read(store, config.study, config.tracking)

@@ -66,7 +66,7 @@ def find(config: ReproduceConfig, say: Callable[[str], None] = lambda _: None) -
 
 
 def _best(config: ReproduceConfig) -> str:
-    url = config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")
+    url = storage.address(config.study.storage, config.tracking.folder)
     existing = study.existing_study(url, config.study.name)
     with storage.errors(url):
         best = None if existing is None else study.best(existing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -17,6 +18,11 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.hosts import SharedStorage
 
 _threads = threading.Lock()
+
+
+def address(given: str | None, folder: Path) -> str:
+    """Where a study is stored: the address that was given, or the embedded store in the records folder."""
+    return given or sqlite_url(folder / "optuna.db")
 
 
 def is_shared(url: str) -> bool:

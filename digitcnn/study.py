@@ -68,7 +68,7 @@ def existing_study(url: str, name: str) -> OpenStudy | None:
 
 def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
     """The study that a reference names, in its own store or the embedded one. Raises ConfigError if there is none."""
-    found = existing_study(reference.storage or storage.sqlite_url(folder / "optuna.db"), reference.name)
+    found = existing_study(storage.address(reference.storage, folder), reference.name)
     if found is None or "identity" not in found.user_attrs:
         raise ConfigError(f"study.name={reference.name}: no such study is recorded in {folder}")
     return found

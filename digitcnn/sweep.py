@@ -107,7 +107,7 @@ def plan(config: SweepConfig) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"study.space: at {point}: {error}") from None
     samplers.check(config.study, space)
-    url = config.study.storage or storage.sqlite_url(config.tracking.folder / "optuna.db")
+    url = storage.address(config.study.storage, config.tracking.folder)
     existing = study.existing_study(url, config.study.name)
     if existing is not None:
         study.refuse_another(existing, study.identity(config.study, space, baseline))
