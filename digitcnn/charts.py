@@ -261,7 +261,7 @@ def intervals(confirmed: pd.DataFrame) -> Figure:
     """Each candidate's mean difference to the baseline in points of test accuracy, with its 95 % interval."""
     import plotly.graph_objects as go
 
-    rows = confirmed[confirmed["config"] != "baseline"].iloc[::-1]
+    rows = confirmed[confirmed["difference"].notna()].iloc[::-1]
     middle, low, high = (100 * rows[name] for name in ("difference", "difference_low", "difference_high"))
     figure = go.Figure(
         go.Scatter(

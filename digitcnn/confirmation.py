@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,16 @@ from digitcnn.frozen import write_frozen
 from digitcnn.sweep import SweepDisplay
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.verdicts import Contender
-from digitcnn.workers import Job, Pool, RecordedTraining, RunFailed, Trainer, WorkerDied, core_shares
+from digitcnn.workers import (
+    Job,
+    Pool,
+    RecordedTraining,
+    RunDiverged,
+    RunFailed,
+    Trainer,
+    WorkerDied,
+    core_shares,
+)
 
 _MOST_DEATHS = 3
 
@@ -66,6 +75,27 @@ class Plan:
     def folder(self) -> Path:
         """Where the study's reports are."""
         return self.config.tracking.folder / "reports" / self.config.study.name
+
+    @property
+    def jobs(self) -> list[tuple[Contender, int]]:
+        """Every config with every seed, in the order in which they are trained."""
+        return [(contender, seed) for seed in self.seeds for contender in self.contenders]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is recorded of a confirmation: run ids by config and seed, and with which seed a config diverged."""
+
+    runs: dict[tuple[str, int], str]
+    diverged: dict[str, int]
+
+    def missing(self, plan: Plan) -> list[tuple[Contender, int]]:
+        """What is still to be trained. A config that diverged once cannot be compared, whatever its other seeds do."""
+        return [
+            (contender, seed)
+            for contender, seed in plan.jobs
+            if contender.name not in self.diverged and (contender.name, seed) not in self.runs
+        ]
 
 
 @dataclass(frozen=True)
@@ -126,9 +156,13 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
         store = tracking.open_store(plan.config.tracking, shown.note)
         tracking.deliver(store)
         plan = _reconciled(plan, shown, store)
-        recorded = _Confirmation(plan, shown, store).work(trainer or RecordedTraining())
+        for each in records.confirmations(store, name):
+            if each.info.status == "RUNNING":
+                tracking.close_run(store, each.info.run_id, "KILLED", "its process ended")
+        known = _known(plan, store)
+        _Confirmation(plan, shown, store, known).work(trainer or RecordedTraining())
         tracking.deliver(store)
-        table, rows = verdicts.tables(plan.contenders, store, recorded)
+        table, rows = verdicts.tables(plan.contenders, store, known.runs, known.diverged)
         return _conclude(plan, store, table, rows)
 
 
@@ -147,6 +181,37 @@ def _reconciled(planned: Plan, shown: SweepDisplay, store: tracking.Store) -> Pl
     return planned
 
 
+def recorded(plan: Plan, say: Callable[[str], None]) -> Known:
+    """What is recorded of a confirmation so far. Raises as `run` does if nothing can be confirmed."""
+    config = plan.config
+    with tracking.store_errors(config.tracking):
+        return _known(plan, records.open_recorded(config.tracking, f"study.name={config.study.name}", say))
+
+
+def _known(plan: Plan, store: tracking.Store) -> Known:
+    found = records.confirmations(store, plan.config.study.name)
+    # A file of the same name may hold other images by now.
+    data = runs.check(plan.contenders[0].config).sha256
+    of_data = [each for each in found if each.data.tags.get("data_sha256", data) == data]
+    known = Known({}, {})
+    for contender, seed in plan.jobs:
+        config = contender.config.replace({"training.seed": seed})
+        its = [each for each in of_data if records.is_of(each, config)]
+        finished = [each.info.run_id for each in its if each.info.status == "FINISHED"]
+        if finished:
+            known.runs[contender.name, seed] = finished[0]
+        elif any(tracking.DIVERGED in each.data.tags for each in its):
+            known.diverged.setdefault(contender.name, seed)
+    _need_baseline(known)
+    return known
+
+
+def _need_baseline(known: Known) -> None:
+    if "baseline" in known.diverged:
+        seed = known.diverged["baseline"]
+        raise MachineError(f"the baseline diverged with seed {seed}: there is nothing to compare the others with")
+
+
 @dataclass
 class _Confirmation:
     """The state of a confirmation at work."""
@@ -154,17 +219,18 @@ class _Confirmation:
     plan: Plan
     shown: SweepDisplay
     store: tracking.Store
-    recorded: dict[tuple[str, int], str] = field(default_factory=dict)
+    known: Known
     failed: dict[str, str] = field(default_factory=dict)
 
-    def work(self, trainer: Trainer) -> dict[tuple[str, int], str]:
-        """The run ids by config and seed. Raises MachineError if a run failed for good."""
-        jobs = [(contender, seed) for seed in self.plan.seeds for contender in self.plan.contenders]
-        self._find(jobs)
-        missing = [(contender, seed) for contender, seed in jobs if (contender.name, seed) not in self.recorded]
+    def work(self, trainer: Trainer) -> None:
+        """Trains what is missing. Raises MachineError if a run failed for good, or if the baseline diverged."""
+        for name, seed in self.known.diverged.items():
+            self.shown.note(f"{name} diverged with seed {seed}: it is left out")
+        missing = self.known.missing(self.plan)
+        total = sum(contender.name not in self.known.diverged for contender, _ in self.plan.jobs)
         workers = min(self.plan.workers, max(len(missing), 1))
-        name = self.plan.config.study.name
-        self.shown.began(name, len(jobs), len(jobs) - len(missing), workers, "test_accuracy")
+        study_name = self.plan.config.study.name
+        self.shown.began(study_name, total, total - len(missing), workers, "test_accuracy")
         if missing:
             threads = len(core_shares(workers)[-1])
             pool = Pool(trainer, workers, threads)
@@ -189,27 +255,9 @@ class _Confirmation:
                 f"{contender} failed: {cause}; the other runs are recorded, confirm again to go on; "
                 "if it fails each time, a smaller confirm.top leaves it out"
             )
-        return self.recorded
-
-    def _find(self, jobs: Sequence[tuple[Contender, int]]) -> None:
-        """Takes over the runs that are recorded, and closes those that an earlier confirmation left running."""
-        known = records.confirmations(self.store, self.plan.config.study.name)
-        for each in known:
-            if each.info.status == "RUNNING":
-                tracking.close_run(self.store, each.info.run_id, "KILLED", "its process ended")
-        # A file of the same name may hold other images by now.
-        data = runs.check(self.plan.contenders[0].config).sha256
-        finished = [
-            each for each in known if each.info.status == "FINISHED" and each.data.tags.get("data_sha256", data) == data
-        ]
-        for contender, seed in jobs:
-            config = contender.config.replace({"training.seed": seed})
-            match = next((each for each in finished if records.is_of(each, config)), None)
-            if match is not None:
-                self.recorded[contender.name, seed] = match.info.run_id
 
     def _confirm(self, pool: Pool, threads: int, contender: Contender, seed: int) -> None:
-        if pool.stop.is_set():
+        if pool.stop.is_set() or contender.name in self.known.diverged:
             return
         config = contender.config.replace({"training.seed": seed, "training.threads": threads})
         study_name = self.plan.config.study.name
@@ -233,6 +281,10 @@ class _Confirmation:
                     self.shown.trial_ended(index, label, f"lost: {error}", None, "")
                     if interrupted:
                         return
+                    if isinstance(error, RunDiverged):
+                        self.known.diverged.setdefault(contender.name, seed)
+                        _need_baseline(self.known)
+                        return
                     if isinstance(error, MachineError):
                         raise
                     if isinstance(error, RunFailed) or attempt == _MOST_DEATHS:
@@ -240,7 +292,7 @@ class _Confirmation:
                         return
                     continue
                 if outcome.ending == "completed":
-                    self.recorded[contender.name, seed] = run_id
+                    self.known.runs[contender.name, seed] = run_id
                     self.shown.trial_ended(index, label, "complete", outcome.summary["test_accuracy"], "")
                 return
 

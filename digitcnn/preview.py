@@ -110,21 +110,31 @@ def describe(plan: Plan, speed: Speed) -> list[str]:
 
 def describe_confirmation(plan: confirmation.Plan) -> list[str]:
     """The preview of a confirmation as lines of text."""
-    jobs = len(plan.contenders) * len(plan.seeds)
-    threads = len(core_shares(plan.workers)[-1])
+    known = confirmation.recorded(plan, print)
+    missing = known.missing(plan)
+    workers = min(plan.workers, max(len(missing), 1))
+    threads = len(core_shares(workers)[-1])
     baseline = plan.contenders[0].config.replace({"training.threads": threads})
-    speed = measure(baseline, plan.workers)
-    lines = [
-        f"confirmation of study {plan.config.study.name}: {len(plan.contenders)} configs x {len(plan.seeds)} seeds"
-    ]
+    name, seeds = plan.config.study.name, len(plan.seeds)
+    lines = [f"confirmation of study {name}: {len(plan.contenders)} configs x {seeds} seeds"]
+    speed = measure(baseline, workers) if missing else None
     total = 0.0
     for contender in plan.contenders:
-        seconds = _seconds(contender.config, baseline, speed)
-        total += seconds * len(plan.seeds)
         values = ", ".join(f"{name} {value}" for name, value in contender.parameters.items())
-        lines.append(f"  {contender.name}: {values}; {duration(seconds)} a run")
-    workers = f"{jobs} runs by {plan.workers} workers, less those that are recorded"
-    lines.append(f"time: about {duration(total / plan.workers)} for {workers}")
+        line, left = f"  {contender.name}: {values}", sum(each is contender for each, _ in missing)
+        if contender.name in known.diverged:
+            line += f"; diverged with seed {known.diverged[contender.name]}: left out"
+        elif speed is None or left == 0:
+            line += "; all recorded"
+        else:
+            seconds = _seconds(contender.config, baseline, speed)
+            total += seconds * left
+            line += f"; {left} of {seeds} runs to come, {duration(seconds)} each"
+        lines.append(line)
+    if missing:
+        lines.append(f"time: about {duration(total / workers)} for {len(missing)} runs by {workers} workers")
+    else:
+        lines.append("nothing is missing: confirm compares what is recorded")
     return lines
 
 

@@ -114,7 +114,7 @@ def abstract(found: Findings) -> list[str]:
     *configs, decided = verdicts.sentences(table)
     candidates = table.iloc[1:]
     shown = candidates[candidates["champion"]] if candidates["champion"].any() else candidates
-    leading = shown.sort_values("mean").iloc[-1]["config"]
+    leading = shown.sort_values("mean", na_position="first").iloc[-1]["config"]
     of_leading = next(line for line in configs if line.startswith(f"{leading}:"))
     return [f"{line[0].upper()}{line[1:]}." for line in (decided, configs[0], of_leading)]
 
@@ -153,6 +153,9 @@ def confirmed(found: Findings) -> Grid | None:
         return None
     body = []
     for _, row in found.confirmation.table.iterrows():
+        if row["n"] == 0:
+            body.append([row["config"], "0", *[""] * 9, row["verdict"]])
+            continue
         cells = [row["config"] + (" (champion)" if row["champion"] else ""), str(row["n"])]
         cells += [f"{100 * row['mean']:.2f} %", f"{100 * row['sd']:.2f}"]
         cells += [f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"]

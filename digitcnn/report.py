@@ -102,7 +102,7 @@ def _charts(found: Findings) -> dict[str, Any]:
     for name in ("validation_accuracy", "validation_loss"):
         if found.curves[name].notna().any():
             drawn[f"curves_{name}"] = charts.learning_curves(found.curves, name, best, baseline)
-    if found.confirmation is not None:
+    if found.confirmation is not None and found.confirmation.table["difference"].notna().any():
         drawn["intervals"] = charts.intervals(found.confirmation.table)
     if found.completed.empty:
         return drawn

@@ -19,6 +19,7 @@ import yaml
 from digitcnn import environment, plots, writes
 from digitcnn.config import RunConfig, SweepConfig, flatten
 from digitcnn.data import Splits
+from digitcnn.errors import TrainingDiverged
 from digitcnn.outbox import Record
 from digitcnn.store import Store as Store
 from digitcnn.store import deliver as deliver
@@ -46,6 +47,8 @@ _MOST_VALUES = 25_000
 PREDICTIONS = "test_predictions.csv"
 # The file of a recorded model that holds its network and weights. Its digest is the run's tag `model_sha256`.
 MODEL_FILE = "data/model.keras"
+# The tag of a run that failed because its loss was no number: training it again would give the same.
+DIVERGED = "diverged"
 _COPIED_TAGS = ("weights_sha256", "data_sha256", "backend", "engine")
 
 
@@ -314,6 +317,8 @@ def _recording(store: Store, config: RunConfig, run_id: str) -> Iterator[Run]:
         raise
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"[:_MOST_TAG_LENGTH]
+        if isinstance(error, TrainingDiverged):
+            put(store, run_id, writes.tags({DIVERGED: "true"}))
         raise
     finally:
         close_run(store, run_id, status, failure)

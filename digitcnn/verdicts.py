@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ import pandas as pd
 from digitcnn import records, statistics, tracking
 from digitcnn.config import RunConfig
 
-# The columns of a confirmation's table that are counts, and empty for the baseline.
-COUNTS = ("only_candidate_right", "only_baseline_right")
+# The columns of a confirmation's table that are counts, and may be empty.
+COUNTS = ("only_candidate_right", "only_baseline_right", "parameters")
+# Those that compare a candidate with the baseline: empty for the baseline itself.
+_COMPARED = ("difference", "difference_low", "difference_high", "p", "p_holm", *COUNTS[:2], "mcnemar_p")
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,21 @@ class Contender:
 
 
 def tables(
-    contenders: Sequence[Contender], store: tracking.Store, recorded: dict[tuple[str, int], str]
+    contenders: Sequence[Contender],
+    store: tracking.Store,
+    recorded: Mapping[tuple[str, int], str],
+    diverged: Mapping[str, int],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A row per config, baseline first, and a row per run; `recorded` holds the run ids by config and seed."""
+    """A row per config, baseline first, and a row per run that was compared.
+
+    `recorded` holds the run ids by config and seed, `diverged` the seed with which a candidate has no result: its
+    other seeds alone would flatter it, so that its row has n = 0 and says only that.
+    """
     rows = []
     right: dict[str, list[np.ndarray[Any, np.dtype[np.bool_]]]] = {}
     sizes: dict[str, int] = {}
-    for (name, seed), run_id in recorded.items():
+    compared_runs = {key: run_id for key, run_id in recorded.items() if key[0] not in diverged}
+    for (name, seed), run_id in compared_runs.items():
         metrics = store.client.get_run(run_id).data.metrics
         rows.append(
             {"config": name, "seed": seed, "run_id": run_id}
@@ -51,14 +62,19 @@ def tables(
         ["config", "seed"], key=lambda column: column.map(order) if column.name == "config" else column
     ).reset_index(drop=True)
     values = {name: group["test_accuracy"].tolist() for name, group in runs_table.groupby("config", sort=False)}
-    names = [contender.name for contender in contenders]
+    names = [contender.name for contender in contenders[1:] if contender.name not in diverged]
     resolution = 1 / len(right["baseline"][0])
-    compared = statistics.compare(values["baseline"], [values[name] for name in names[1:]], resolution)
+    compared = statistics.compare(values["baseline"], [values[name] for name in names], resolution)
+    comparisons = dict(zip(names, compared, strict=True))
     costs = runs_table.groupby("config")["cpu_seconds"].mean()
     table_rows = []
-    for contender, comparison in zip(contenders, [None, *compared], strict=True):
-        summary = statistics.summarize(values[contender.name])
-        row = {"config": contender.name, "trial": contender.trial, **contender.parameters, **vars(summary)}
+    for contender in contenders:
+        row = {"config": contender.name, "trial": contender.trial, **contender.parameters}
+        if contender.name in diverged:
+            table_rows.append(row | {"n": 0, "verdict": f"diverged with seed {diverged[contender.name]}"})
+            continue
+        row |= vars(statistics.summarize(values[contender.name])) | dict.fromkeys(_COMPARED, math.nan)
+        comparison = comparisons.get(contender.name)
         if comparison is not None:
             images = statistics.mcnemar(np.array(right[contender.name]), np.array(right["baseline"]))
             row |= {
@@ -105,13 +121,19 @@ def card(
     parameters = ", ".join(f"{key}={row[key]}" for key in contenders[0].parameters)
     found = "no candidate was better than the baseline" if name == "baseline" else row["verdict"]
     data_config = contenders[0].config.data
+    left_out = table[table["n"] == 0]
+    diverged = [
+        f"Left out: {config} {verdict}."
+        for config, verdict in zip(left_out["config"], left_out["verdict"], strict=True)
+    ]
     return "\n".join(
         [
             f"Champion of the study {study}: {name} ({parameters}).",
             f"Test accuracy {_interval(row)}; the baseline {_interval(baseline)}: {found}.",
             f"Trained on {data_config.train_size or 'all'} training images of {data_config.path}; the test set was",
             "read once per run, after the last epoch.",
-            f"{len(contenders) - 1} candidates, paired t-tests corrected by Holm,",
+            *diverged,
+            f"{len(table) - len(left_out) - 1} candidates, paired t-tests corrected by Holm,",
             f"seeds {seeds[0]} to {seeds[-1]}; this is the model of the first, chosen beforehand.",
             "Intended for grey images of one handwritten digit, prepared as MNIST was.",
             f"Reproduce: python experiments/reproduce.py run={run_id}, or run=THIS_FILE",
@@ -130,6 +152,9 @@ def sentences(table: pd.DataFrame) -> list[str]:
     """What was found, a line per config and one on the champion."""
     lines = []
     for _, row in table.iterrows():
+        if row["n"] == 0:
+            lines.append(f"{row['config']}: {row['verdict']}; it is left out of the comparison")
+            continue
         line = f"{row['config']}: test accuracy {_interval(row)}"
         if row["config"] != "baseline":
             line += f"; {100 * row['difference']:+.2f} points ({100 * row['difference_low']:+.2f} to "

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import re
+import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +15,21 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service import utils as mlflow_places
 
-from digitcnn.config import DataConfig, TrackingConfig
+from digitcnn import confirmation, preview, report, verdicts
+from digitcnn.config import DataConfig, SweepConfig, TrackingConfig, load
+from digitcnn.confirmation import ConfirmConfig
 from digitcnn.data import load_splits
-from digitcnn.errors import ConfigError
-from digitcnn.records import champion, find_run
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.records import champion, confirmations, find_run
+from digitcnn.report import ReportConfig
 from digitcnn.reproduction import Compared, judge, tolerance
 from digitcnn.tracking import open_store
 from tests.conftest import command_line
+from tests.processes import FORKS
+from tests.test_sweep import Quiet, work
+from tests.trainers import ConfirmingTrainer, InstantTrainer
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -48,6 +59,120 @@ def confirmed(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert ended.returncode == 0, ended.stderr
     assert "baseline: test accuracy" in ended.stdout
     return root
+
+
+@pytest.fixture(scope="module")
+def swept(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
+    """A study of 3 trials that was made without Keras, for copies: the baseline has batches of 50."""
+    tree = {
+        "data": {"path": str(small_npz), "validation_size": 100},
+        "training": {"epochs": 2, "batch_size": 50, "threads": 1},
+        "tracking": {"root": str(tmp_path_factory.mktemp("swept") / "records")},
+        "study": {"name": "small", "objective": "validation_accuracy", "trials": 3, "sampler": "grid", "workers": 1}
+        | {"pruner": "none", "space": {"training": {"batch_size": [50, 100, 200]}}},
+    }
+    config = load(SweepConfig, tree)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(multiprocessing, "get_context", lambda _: FORKS)
+        work(config, InstantTrainer())
+    return config
+
+
+@pytest.fixture
+def config(swept: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfirmConfig:
+    """A confirmation of a copy of that study, with two candidates and two seeds."""
+    root = shutil.copytree(swept.tracking.folder, tmp_path / "records")
+    # In one process MLflow remembers where a run's artifacts were, which a copy changes.
+    monkeypatch.setattr(mlflow_places, "_artifact_repos_cache", type(mlflow_places._artifact_repos_cache)())
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+    tree = {"study": {"name": "small"}, "tracking": {"root": str(root)}}
+    return load(ConfirmConfig, {**tree, "confirm": {"top": 2, "seeds": 2, "workers": 1}})
+
+
+def _confirm(config: ConfirmConfig, *diverging: tuple[int, int]) -> tuple[confirmation.Result, Quiet]:
+    shown = Quiet()
+    result = confirmation.run(confirmation.plan(config), shown, ConfirmingTrainer(diverging=diverging))
+    return result, shown
+
+
+def _statuses(config: ConfirmConfig) -> Counter[tuple[str, str]]:
+    """How many confirming runs there are, by batch size and status."""
+    store = open_store(config.tracking)
+    found = confirmations(store, "small")
+    return Counter((run.data.params["training.batch_size"], run.info.status) for run in found)
+
+
+def test_a_candidate_that_diverges_is_left_out_and_the_rest_goes_on(config: ConfirmConfig) -> None:
+    result, _ = _confirm(config, (200, 1))
+    table = result.table.set_index("config")
+    names = {row.trial: row.Index for row in table.itertuples()}
+    diverged = next(name for name in names.values() if table.loc[name, "training.batch_size"] == 200)
+    other = next(name for name in names.values() if table.loc[name, "training.batch_size"] == 100)
+    assert table.loc[diverged, "verdict"] == "diverged with seed 1"
+    assert (table.loc[diverged, "n"], table.loc[other, "n"], table.loc["baseline", "n"]) == (0, 2, 2)
+    assert table.loc[other, "p_holm"] == table.loc[other, "p"]
+    assert set(result.runs["config"]) == {"baseline", other}
+    # Its other seed was not begun.
+    expected = {("50", "FINISHED"): 2, ("100", "FINISHED"): 2, ("200", "FAILED"): 1}
+    assert _statuses(config) == expected
+    assert f"{diverged}: diverged with seed 1; it is left out of the comparison" in verdicts.sentences(result.table)
+    card = result.champion_path.read_text()
+    assert f"# Left out: {diverged} diverged with seed 1." in card
+    assert "# 1 candidates, paired" in card
+    # The same again trains nothing.
+    again, shown = _confirm(config, (200, 1))
+    assert shown.notes == [f"{diverged} diverged with seed 1: it is left out"]
+    assert shown.endings == []
+    assert _statuses(config) == expected
+    pd.testing.assert_frame_equal(again.table, result.table)
+    # With more seeds it is not tried again either, and the report tells of it.
+    more = load(ConfirmConfig, config.model_dump() | {"confirm": {"top": 2, "seeds": 3, "workers": 1}})
+    _confirm(more)
+    assert _statuses(config) == {("50", "FINISHED"): 3, ("100", "FINISHED"): 3, ("200", "FAILED"): 1}
+    page = report.write(ReportConfig(study=config.study, tracking=config.tracking))
+    assert "<td>diverged with seed 1</td>" in page.read_text()
+    assert f"- {diverged}: diverged with seed 1" in (page.parent / "report.md").read_text()
+    assert "diverged with seed 1" in (page.parent / "confirmation.csv").read_text()
+
+
+def test_if_all_candidates_diverge_the_baseline_is_the_champion(config: ConfirmConfig) -> None:
+    result, _ = _confirm(config, (200, 2), (100, 1))
+    assert result.champion == "baseline"
+    assert result.table["verdict"].tolist()[1:] == ["diverged with seed 2", "diverged with seed 1"]
+    page = report.write(ReportConfig(study=config.study, tracking=config.tracking))
+    assert "<td>diverged with seed 2</td>" in page.read_text()
+
+
+def test_without_a_baseline_there_is_no_confirmation(config: ConfirmConfig) -> None:
+    line = "the baseline diverged with seed 1: there is nothing to compare the others with"
+    for _ in range(2):
+        with pytest.raises(MachineError, match=line):
+            _confirm(config, (50, 1))
+        assert _statuses(config)["50", "FAILED"] == 1
+    assert not (config.tracking.folder / "reports" / "small" / "champion.yaml").exists()
+
+
+def test_a_preview_says_what_is_still_missing(config: ConfirmConfig) -> None:
+    """Given two seeds' runs and a candidate that diverged, the preview counts one run for each of the others."""
+    _confirm(config, (200, 1))
+    nothing = preview.describe_confirmation(confirmation.plan(config))
+    assert nothing[-1] == "nothing is missing: confirm compares what is recorded"
+    assert [line.rpartition("; ")[2] for line in nothing[1:4]] == [
+        "all recorded",
+        "diverged with seed 1: left out",
+        "all recorded",
+    ]
+    before = _statuses(config)
+    more = load(ConfirmConfig, config.model_dump() | {"confirm": {"top": 2, "seeds": 3, "workers": 1}})
+    lines = preview.describe_confirmation(confirmation.plan(more))
+    assert lines[0] == "confirmation of study small: 3 configs x 3 seeds"
+    assert [line.partition("; ")[2].partition(", ")[0] for line in lines[1:4]] == [
+        "1 of 3 runs to come",
+        "diverged with seed 1: left out",
+        "1 of 3 runs to come",
+    ]
+    assert re.fullmatch(r"time: about .* for 2 runs by 1 workers", lines[4])
+    assert _statuses(config) == before
 
 
 def _client(root: Path) -> MlflowClient:

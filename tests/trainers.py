@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from digitcnn import tracking
+import numpy as np
+
+from digitcnn import runs, store, tracking, writes
+from digitcnn.errors import TrainingDiverged
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import Job, Outcome
+from tests.recorded import saved_model
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,45 @@ class InstantTrainer:
 
     def at_the_end(self, job: Job, run: tracking.Run) -> None:
         """For trainers that fail on purpose when all has been recorded but how the run ended."""
+
+
+@dataclass(frozen=True)
+class ConfirmingTrainer(InstantTrainer):
+    """Records all that a confirmation needs of a run, without Keras.
+
+    One image in ten is predicted wrongly by the baseline; a larger batch has fewer wrong. Runs of a batch size diverge
+    in their second epoch with the seeds that `diverging` has for it.
+    """
+
+    diverging: tuple[tuple[int, int], ...] = ()
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
+        training, splits = job.config.training, runs.check(job.config)
+        with tracking.run(job.config, job.tags, job.run_id) as run:
+            run.log_data(splits)
+            for epoch in range(1, training.epochs + 1):
+                time.sleep(self.seconds)
+                metrics = EpochMetrics(epoch, 1.0, 0.5, None, None, 1.0, 100.0)
+                if epoch == 2 and (training.batch_size, training.seed) in self.diverging:
+                    raise TrainingDiverged("the loss became nan in epoch 2")
+                run.log_epoch(metrics)
+                if on_epoch(metrics) != "continue" and epoch < training.epochs:
+                    return Outcome("stopped", epoch, {})
+            labels = splits.validation.labels
+            wrong = (np.arange(len(labels)) + training.seed) % (10 + training.batch_size) == 0
+            predicted = np.where(wrong, (labels + 1) % 10, labels)
+            rows = [
+                f"{index},{label},{taken},0.9"
+                for index, (label, taken) in enumerate(zip(labels, predicted, strict=True))
+            ]
+            run.log_file(tracking.PREDICTIONS, "\n".join(["image,label,predicted,probability", *rows, ""]))
+            summary = {"test_accuracy": 1 - float(wrong.mean()), "test_loss": 0.1, "cpu_seconds": 1.0, "parameters": 9}
+            store.put(run.store, run.run_id, writes.metrics(summary, training.epochs))
+            store.put(run.store, run.run_id, writes.tags({"weights_sha256": "a" * 64, "engine": "keras"}))
+            with tempfile.TemporaryDirectory() as folder:
+                store.put(run.store, run.run_id, writes.model(saved_model(Path(folder) / "model"), {}))
+            run.ending = "completed"
+        return Outcome("completed", training.epochs, summary)
 
 
 @dataclass(frozen=True)
