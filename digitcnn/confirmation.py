@@ -13,7 +13,6 @@ from pydantic import Field
 
 from digitcnn import (
     leaderboard,
-    locks,
     reconcile,
     records,
     reproduction,
@@ -151,24 +150,28 @@ def _contenders(existing: study.Study, config: ConfirmConfig) -> tuple[Contender
 
 def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Result:
     """Trains every config with every seed that is not recorded yet, compares them and registers the champion."""
-    name = plan.config.study.name
-    with locks.only_one(plan.config.tracking.folder, name), tracking.store_errors(plan.config.tracking):
-        store = tracking.open_store(plan.config.tracking, shown.note)
+    config, name = plan.config, plan.config.study.name
+    opened = study.recorded_study(config.study, config.tracking.folder)
+    with (
+        storage.errors(storage.address(config.study.storage, config.tracking.folder)),
+        tracking.store_errors(config.tracking),
+        storage.alone(opened.store, name, config.tracking.folder) as make_sure,
+    ):
+        store = tracking.open_store(config.tracking, shown.note)
         tracking.deliver(store)
-        plan = _reconciled(plan, shown, store)
+        plan = _reconciled(plan, shown, store, opened)
         for each in records.confirmations(store, name):
             if each.info.status == "RUNNING":
                 tracking.close_run(store, each.info.run_id, "KILLED", "its process ended")
         known = _known(plan, store)
-        _Confirmation(plan, shown, store, known).work(trainer or RecordedTraining())
+        _Confirmation(plan, shown, store, known, make_sure).work(trainer or RecordedTraining())
         tracking.deliver(store)
         table, rows = verdicts.tables(plan.contenders, store, known.runs, known.diverged)
         return _conclude(plan, store, table, rows)
 
 
-def _reconciled(planned: Plan, shown: SweepDisplay, store: tracking.Store) -> Plan:
+def _reconciled(planned: Plan, shown: SweepDisplay, store: tracking.Store, opened: study.OpenStudy) -> Plan:
     """The plan, made again if the study's records had to be repaired: there may be another result among them."""
-    opened = study.recorded_study(planned.config.study, planned.config.tracking.folder)
     repaired = reconcile.reconcile(opened, store)
     if repaired:
         shown.note(repaired)
@@ -220,6 +223,7 @@ class _Confirmation:
     shown: SweepDisplay
     store: tracking.Store
     known: Known
+    make_sure: Callable[[], None]
     failed: dict[str, str] = field(default_factory=dict)
 
     def work(self, trainer: Trainer) -> None:
@@ -265,6 +269,7 @@ class _Confirmation:
         label = f"{contender.name}, seed {seed}"
         for attempt in range(1, _MOST_DEATHS + 1):
             with pool.worker() as (index, worker):
+                self.make_sure()
                 run_id = tracking.create_run(self.store, config, f"{study_name} {label}", tags, self.plan.parent_run_id)
                 self.shown.trial_began(index, label, contender.parameters, config.training.epochs)
 

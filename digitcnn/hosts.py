@@ -20,7 +20,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from digitcnn.addresses import without_credentials
-from digitcnn.errors import MachineError
+from digitcnn.errors import ConfigError, MachineError
 
 # A process says this often that it is at work on its trials; after the grace without a word the others take them over.
 HEARTBEAT_SECONDS = 10.0
@@ -31,7 +31,11 @@ _RETRY_SECONDS = 0.5
 # A host that stalls in a transaction, or while it holds the lock, is cut off after so long: what it holds is let go.
 _HOLD_SECONDS = 20
 # The first of the two numbers that an advisory lock of PostgreSQL has; the second stands for the study.
-_LOCK, _PRESENCE = 1_684_629_353, 1_684_629_354
+_LOCK, _PRESENCE, _ALONE = 1_684_629_353, 1_684_629_354, 1_684_629_355
+_HELD = (
+    "FROM pg_locks WHERE locktype = 'advisory' AND classid = :kind AND objid = :study "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 # A dead connection is noticed within 30 s. In UTC no heartbeat jumps by an hour with the server's daylight saving time.
 _CONNECTION = {
     "connect_timeout": 5,
@@ -171,25 +175,65 @@ class SharedStorage(optuna.storages.RDBStorage):
             except SQLAlchemyError:
                 self._presence.close()
                 self._presence = None
-        connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        # Closing it ends the session, which gives the lock back.
-        connection.detach()
+        connection = self._own_session()
         connection.execute(text("SELECT pg_advisory_lock_shared(:kind, :study)"), _keys(_PRESENCE, study))
         self._presence = connection
 
     def others_are_present(self, study: str) -> bool:
         """Whether other processes are at work on a study."""
-        query = text(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = :kind AND objid = :study "
-            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        )
 
         def ask() -> int:
             with self.engine.connect() as connection:
-                return int(connection.execute(query, _keys(_PRESENCE, study)).scalar_one())
+                return int(connection.execute(text(f"SELECT count(*) {_HELD}"), _keys(_PRESENCE, study)).scalar_one())
 
         self.be_present(study)
         return self.patiently(ask) > 1
+
+    def _own_session(self) -> Connection:
+        """A session outside the pool and without a transaction: closing it gives back the locks that it took."""
+        connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()
+        return connection
+
+    @contextlib.contextmanager
+    def alone(self, study: str) -> Iterator[Callable[[], None]]:
+        """While the body runs, no other process among all hosts can be alone on that study.
+
+        Gives a function that makes sure of it: a server that restarted has let the lock go, and it is taken again.
+        Both raise ConfigError, naming the other, if another process has it.
+        """
+        session: Connection | None = None
+        one_at_a_time = threading.Lock()
+
+        def make_sure() -> None:
+            nonlocal session
+            with one_at_a_time:
+                session = self.patiently(lambda: self._alone(session, study))
+
+        try:
+            make_sure()
+            yield make_sure
+        finally:
+            if session is not None:
+                with contextlib.suppress(DBAPIError):
+                    session.close()
+
+    def _alone(self, session: Connection | None, study: str) -> Connection:
+        if session is not None:
+            try:
+                session.execute(text("SELECT 1"))
+                return session
+            except SQLAlchemyError:
+                session.close()
+        session, keys = self._own_session(), _keys(_ALONE, study)
+        # The others see it, whoever they are on the server.
+        session.execute(text("SELECT set_config('application_name', :host, false)"), {"host": this_host()})
+        if session.execute(text("SELECT pg_try_advisory_lock(:kind, :study)"), keys).scalar_one():
+            return session
+        others = text(f"SELECT application_name FROM pg_stat_activity WHERE pid IN (SELECT pid {_HELD})")
+        holder = session.execute(others, keys).scalar() or "another process"
+        session.close()
+        raise ConfigError(f"study.name={study}: {holder}, is at work on this study alone; wait for it, or end it")
 
     def leave(self) -> None:
         """Ends this process's presence."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
+from digitcnn import locks
 from digitcnn.addresses import without_credentials
 from digitcnn.embedded import LOCK_SECONDS, check, create, sqlite_path
 from digitcnn.embedded import sqlite_url as sqlite_url
@@ -62,6 +63,20 @@ def exclusively(store: optuna.storages.RDBStorage, study: str) -> Iterator[None]
     """
     with _threads, store.lock(study) if isinstance(store, SharedStorage) else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def alone(store: optuna.storages.RDBStorage, study: str, folder: Path) -> Iterator[Callable[[], None]]:
+    """Makes this the only process that does on a study what several cannot do at once, as confirming it.
+
+    Gives a function that makes sure that it still is. Both raise ConfigError, naming the other process, if it is not.
+    """
+    if isinstance(store, SharedStorage):
+        with store.alone(study) as make_sure:
+            yield make_sure
+    else:
+        with locks.only_one(folder, study):
+            yield lambda: None
 
 
 @contextlib.contextmanager

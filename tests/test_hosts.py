@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -26,12 +27,16 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy import text
 
-from digitcnn import hosts, study, sweep, trials
+from digitcnn import confirmation, hosts, study, sweep, trials
 from digitcnn.config import SweepConfig, load
+from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.space import parse_space
 from tests.conftest import REPOSITORY, Command, with_study
+from tests.processes import FORKS, start, wait_for
 from tests.servers import PostgreSQL, free_port, mlflow_server, postgresql
+from tests.test_sweep import Quiet, work
+from tests.trainers import ConfirmingTrainer, InstantTrainer
 
 # Long enough that a busy machine's heartbeats come in time, short enough to wait for.
 TIMES = {"HEARTBEAT_SECONDS": 0.5, "GRACE_SECONDS": 6.0, "PATIENCE_SECONDS": 60.0}
@@ -491,6 +496,48 @@ def test_a_host_that_is_interrupted_leaves_the_study_to_the_others(large: Site) 
     assert parent.info.status == "RUNNING"
     assert steady.ended() == 0
     assert_exact(large, 80)
+
+
+def test_a_second_confirmation_on_another_host_is_refused_and_leaves_the_first_alone(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+    work(with_study(site.config, trials=2, workers=1), InstantTrainer())
+    name = site.config.study.name
+    settings = {"study": {"name": name, "storage": site.config.study.storage}, "confirm": {"top": 1, "seeds": 2}}
+    here, there = (
+        load(
+            ConfirmConfig, {**settings, "tracking": {**site.config.tracking.model_dump(), "root": str(tmp_path / host)}}
+        )
+        for host in ("here", "there")
+    )
+    first = start(there, ConfirmingTrainer(seconds=1.0), tmp_path / "lines")
+    wait_for(tmp_path / "lines", " epoch 1", first)
+    with pytest.raises(
+        ConfigError, match=rf"study.name={name}: .*, process {first.pid} of .*, is at work on this study"
+    ):
+        confirmation.run(confirmation.plan(here), Quiet(), ConfirmingTrainer())
+    first.join(PATIENCE)
+    assert first.exitcode == 0, (tmp_path / "lines").read_text()
+    runs = [run for run in site.runs()[1] if "confirms" in run.data.tags]
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    # Now it is free, and nothing is left to train.
+    shown = Quiet()
+    confirmation.run(confirmation.plan(here), shown, ConfirmingTrainer())
+    assert shown.endings == []
+
+
+def test_who_is_alone_on_a_study_stays_so_when_the_server_restarts(database: PostgreSQL) -> None:
+    first, second = (hosts.SharedStorage(database.url()) for _ in range(2))
+    with first.alone("lonely") as make_sure:
+        database.control("restart", "-m", "fast")
+        make_sure()
+        with pytest.raises(ConfigError, match=f"process {os.getpid()} of"), second.alone("lonely"):
+            pass
+        with second.alone("another"):
+            make_sure()
+    with second.alone("lonely"), pytest.raises(ConfigError, match="wait for it"):
+        make_sure()
 
 
 @pytest.mark.soak
