@@ -498,32 +498,31 @@ def test_a_host_that_is_interrupted_leaves_the_study_to_the_others(large: Site) 
     assert_exact(large, 80)
 
 
-def test_a_second_confirmation_on_another_host_is_refused_and_leaves_the_first_alone(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_second_confirmation_is_refused_and_leaves_the_first_alone(
+    database: PostgreSQL, sweep_config: SweepConfig, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Given two processes with one store of studies, which is all that two hosts need have in common for this."""
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
-    work(with_study(site.config, trials=2, workers=1), InstantTrainer())
-    name = site.config.study.name
-    settings = {"study": {"name": name, "storage": site.config.study.storage}, "confirm": {"top": 1, "seeds": 2}}
-    here, there = (
-        load(
-            ConfirmConfig, {**settings, "tracking": {**site.config.tracking.model_dump(), "root": str(tmp_path / host)}}
-        )
-        for host in ("here", "there")
+    config = with_study(sweep_config, name="confirmed-twice", storage=database.url(), trials=2, workers=1)
+    work(config, InstantTrainer())
+    confirm = load(
+        ConfirmConfig,
+        {
+            "study": {"name": "confirmed-twice", "storage": database.url()},
+            "tracking": {"root": str(root)},
+            "confirm": {"top": 1, "seeds": 2, "workers": 1},
+        },
     )
-    first = start(there, ConfirmingTrainer(seconds=1.0), tmp_path / "lines")
+    first = start(confirm, ConfirmingTrainer(seconds=0.5), tmp_path / "lines")
     wait_for(tmp_path / "lines", " epoch 1", first)
-    with pytest.raises(
-        ConfigError, match=rf"study.name={name}: .*, process {first.pid} of .*, is at work on this study"
-    ):
-        confirmation.run(confirmation.plan(here), Quiet(), ConfirmingTrainer())
+    holder = rf"study.name=confirmed-twice: .*, process {first.pid} of .*, is at work on this study alone"
+    with pytest.raises(ConfigError, match=holder):
+        confirmation.run(confirmation.plan(confirm), Quiet(), ConfirmingTrainer())
     first.join(PATIENCE)
     assert first.exitcode == 0, (tmp_path / "lines").read_text()
-    runs = [run for run in site.runs()[1] if "confirms" in run.data.tags]
-    assert [run.info.status for run in runs] == ["FINISHED"] * 4
-    # Now it is free, and nothing is left to train.
+    # Now it is free, and nothing is left to train: the other's runs were not closed.
     shown = Quiet()
-    confirmation.run(confirmation.plan(here), shown, ConfirmingTrainer())
+    confirmation.run(confirmation.plan(confirm), shown, ConfirmingTrainer())
     assert shown.endings == []
 
 
