@@ -14,6 +14,7 @@ from typing import Any
 
 from digitcnn import environment, study_timing
 from digitcnn.config import RunConfig
+from digitcnn.files import write_whole
 from digitcnn.measurement import BenchmarkConfig, Measurement, ratio
 from digitcnn.timing import Timing, flops_per_image
 from digitcnn.workers import Job, Pool
@@ -123,12 +124,11 @@ def _grid(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measureme
 def write(measured: list[Measurement], config: BenchmarkConfig) -> Path:
     """Writes benchmark.json and benchmark.md below the records folder and returns the latter's path."""
     folder = config.tracking.folder / "reports" / "benchmark"
-    folder.mkdir(parents=True, exist_ok=True)
     described = environment.describe(environment.available_cores())
     content = {"environment": described, "measurements": [asdict(each) for each in measured]}
-    (folder / "benchmark.json").write_text(json.dumps(content, indent=2))
+    write_whole(folder / "benchmark.json", json.dumps(content, indent=2), "what was measured is on the screen")
     path = folder / "benchmark.md"
-    path.write_text(markdown(measured))
+    write_whole(path, markdown(measured), "what was measured is on the screen")
     return path
 
 

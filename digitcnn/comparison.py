@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from digitcnn import records, tracking
-from digitcnn.config import TrackingConfig
+from digitcnn import records, references, tracking
+from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError
 
 _TAGS = ("engine", "cpu", "flags", "git.commit", "git.dirty", "data_sha256", "weights_sha256")
@@ -22,16 +22,18 @@ class Comparison:
     alike: int
 
 
-def compare(references: str, config: TrackingConfig, say: Callable[[str], None] = lambda _: None) -> Comparison:
+def compare(
+    named: str, study: StudyReference, config: TrackingConfig, say: Callable[[str], None] = lambda _: None
+) -> Comparison:
     """The differing values of two or more runs, `[RUN,RUN,...]`. Raises ConfigError if one cannot be found."""
-    wanted = [part.strip() for part in references.strip().removeprefix("[").removesuffix("]").split(",")]
+    wanted = [part.strip() for part in named.strip().removeprefix("[").removesuffix("]").split(",")]
     if len(wanted) < 2 or not all(wanted):
-        raise ConfigError(f"compare={references}: must name at least two runs, such as [1a2b3c,4d5e6f]")
+        raise ConfigError(f"compare={named}: must name at least two runs, such as [1a2b3c,4d5e6f]")
     with tracking.store_errors(config):
-        store = records.open_recorded(config, f"compare={references}", say)
-        ids = [records.find_run(store, reference, "compare") for reference in wanted]
+        store = records.open_recorded(config, f"compare={named}", say)
+        ids = [references.find_run(store, reference, study, config, "compare") for reference in wanted]
         if len(set(ids)) < len(ids):
-            raise ConfigError(f"compare={references}: names one run twice")
+            raise ConfigError(f"compare={named}: names one run twice")
         found = [store.client.get_run(run_id) for run_id in ids]
     columns = []
     for run in found:

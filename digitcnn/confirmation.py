@@ -25,6 +25,7 @@ from digitcnn import (
 )
 from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.files import write_whole
 from digitcnn.frozen import write_frozen
 from digitcnn.sweep import SweepDisplay
 from digitcnn.training import Decision, EpochMetrics
@@ -311,13 +312,9 @@ def _conclude(plan: Plan, store: tracking.Store, table: pd.DataFrame, rows: pd.D
     frozen = reproduction.frozen_of(store, run_id)
     card = verdicts.card(plan.config.study.name, plan.contenders, plan.seeds, table, name, run_id)
     path = plan.folder / "champion.yaml"
-    try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(plan.folder / "confirmation.csv", index=False)
-        rows.to_csv(plan.folder / "confirmation_runs.csv", index=False)
-        write_frozen(frozen, path, card)
-    except OSError as error:
-        raise MachineError(f"{plan.folder} cannot be written: {error.strerror}; the runs are recorded") from None
+    for file, content in (("confirmation.csv", table), ("confirmation_runs.csv", rows)):
+        write_whole(plan.folder / file, content.to_csv(index=False), "the runs are recorded")
+    write_frozen(frozen, path, card)
     for file in ("confirmation.csv", "confirmation_runs.csv", "champion.yaml"):
         store.client.log_artifact(plan.parent_run_id, str(plan.folder / file))
     tags = {

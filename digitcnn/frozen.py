@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from digitcnn.config import Config, RunConfig, load
 from digitcnn.errors import ConfigError
+from digitcnn.files import write_whole
 
 # What a run's config and seed decide. Seconds and memory are the machine's.
 METRICS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
@@ -71,12 +72,10 @@ class Frozen(Config):
 
 
 def write_frozen(frozen: Frozen, path: Path, comment: str) -> None:
-    """Writes a frozen run as YAML, headed by a comment."""
+    """Writes a frozen run as YAML, headed by a comment. Raises MachineError if it cannot."""
     content = {"format": _FORMAT, **frozen.model_dump(exclude={"config": {"tracking"}})}
     heading = "".join(f"# {line}\n" for line in comment.splitlines())
-    # A link of that name is replaced, not written through.
-    path.unlink(missing_ok=True)
-    path.write_text(heading + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_whole(path, heading + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "the run is recorded")
 
 
 def read_frozen(path: Path) -> Frozen:

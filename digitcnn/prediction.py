@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from digitcnn import loading, records, tracking
-from digitcnn.config import Config, TrackingConfig
-from digitcnn.errors import ConfigError, MachineError
+from digitcnn import loading, records, references, tracking
+from digitcnn.config import Config, StudyReference, TrackingConfig
+from digitcnn.errors import ConfigError
+from digitcnn.files import write_whole
 from digitcnn.preparation import prepare, read_picture
 
 # Of a picture's name in the name of what the model saw of it: a file's name has at most 255 bytes.
@@ -28,12 +29,13 @@ _LONGEST_NAME = 200
 
 
 class PredictConfig(Config):
-    """Which pictures are classified, with which run's model (champion, or a run id), and how that is printed."""
+    """Which pictures are classified, with which run's model, and how that is printed; `study` is that of run=best."""
 
     image: list[str] = Field(default_factory=list)
     run: str = "champion"
     format: Literal["text", "json", "csv"] = "text"
     show: bool = False
+    study: StudyReference
     tracking: TrackingConfig = TrackingConfig()
 
 
@@ -56,9 +58,13 @@ def predict(config: PredictConfig, say: Callable[[str], None]) -> list[Predictio
     """
     if not config.image:
         raise ConfigError("image: names no picture; python experiments/predict.py FILE...")
+    if references.is_file(config.run):
+        again = f"python experiments/reproduce.py run={config.run}"
+        raise ConfigError(f"run={config.run}: a frozen run holds no model; {again} makes one, of a run it names")
     with tracking.store_errors(config.tracking):
         store = records.open_recorded(config.tracking, f"run={config.run}", say)
-        model = loading.load_recorded(store, config.tracking, records.find_run(store, config.run))
+        run_id = references.find_run(store, config.run, config.study, config.tracking)
+        model = loading.load_recorded(store, config.tracking, run_id)
     _, height, width = model.input_shape
     seen: dict[int, NDArray[np.uint8]] = {}
     for index, image in enumerate(config.image):
@@ -87,14 +93,9 @@ def _write(pictures: list[tuple[str, NDArray[np.uint8]]], config: PredictConfig)
         names = itertools.chain([f"{name}.seen.png"], (f"{name}.{number}.seen.png" for number in itertools.count(2)))
         place = next(folder / each for each in names if os.path.realpath(folder / each) not in taken)
         taken.add(os.path.realpath(place))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Moved into place: what is there may be a link to something else.
-            written = folder / f".{os.getpid()}.png"
-            Image.fromarray(picture).save(written)
-            written.replace(place)
-        except OSError as error:
-            raise MachineError(f"{place} cannot be written: {error.strerror}") from None
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "png")
+        write_whole(place, file.getvalue(), "show=false needs no disk")
         places.append(str(place))
     return places
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from digitcnn.tracking import PREDICTIONS, Store, deliver, open_store
 
 CHAMPION_MODEL = "digitcnn"
 CHAMPION_ALIAS = "champion"
-_SHORTEST_REFERENCE = 6
 _MOST_RUNS = 1000
 
 
@@ -27,24 +25,6 @@ def open_recorded(config: TrackingConfig, wanted: str, say: Callable[[str], None
     store = open_store(config, say)
     deliver(store)
     return store
-
-
-def find_run(store: Store, reference: str, key: str = "run") -> str:
-    """The id of the champion's run, or of the run that has this id or alone begins with it (6 characters or more).
-
-    Raises ConfigError, which names the config's `key`, if there is no such run or more than one.
-    """
-    if reference == "champion":
-        return champion(store)
-    if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_REFERENCE},32}}", reference):
-        allowed = f"champion, a run id, or at least its first {_SHORTEST_REFERENCE} characters"
-        raise ConfigError(f"{key}={reference}: must be {allowed}")
-    found = store.client.search_runs([store.experiment_id], f"attributes.run_id LIKE '{reference}%'", max_results=2)
-    if not found:
-        raise ConfigError(f"{key}={reference}: no such run is recorded")
-    if len(found) > 1:
-        raise ConfigError(f"{key}={reference}: several runs begin with that; give more of the id")
-    return str(found[0].info.run_id)
 
 
 def read_text(store: Store, run_id: str, name: str) -> str:

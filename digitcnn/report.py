@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from digitcnn import charts, findings, leaderboard, prose, records, storage, study, tracking
 from digitcnn.config import Config, StudyReference, TrackingConfig
-from digitcnn.errors import ConfigError, MachineError
+from digitcnn.errors import ConfigError
+from digitcnn.files import write_whole
 from digitcnn.findings import Findings
 
 _TEMPLATES = files("digitcnn") / "templates"
@@ -48,12 +49,8 @@ def write(config: ReportConfig, say: Callable[[str], None] = lambda _: None) -> 
             "leaderboard.csv": found.table.to_csv(index=False),
             "learning_curves.csv": found.curves.to_csv(index=False),
         }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, text in texts.items():
-                (folder / name).write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise MachineError(f"{folder} cannot be written: {error.strerror}; the study is recorded") from None
+        for name, text in texts.items():
+            write_whole(folder / name, text, "the study is recorded")
         for name in texts if found.parent_run_id is not None else ():
             store.client.log_artifact(found.parent_run_id, str(folder / name))
     return folder / "report.html"

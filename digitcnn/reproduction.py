@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from digitcnn import environment, records, runs, storage, study, tracking
+from digitcnn import environment, records, references, runs, tracking
 from digitcnn.config import Config, StudyReference, TrackingConfig, expanded, load
 from digitcnn.data import Splits
 from digitcnn.errors import ConfigError, MachineError
@@ -24,7 +24,7 @@ _STANDARD_ERRORS = 3.0
 
 
 class ReproduceConfig(Config):
-    """Which run is trained again: champion, best (of a study), a run id, or a frozen run's file."""
+    """Which run is trained again, as `references` knows it or by a frozen run's file; `study` is that of run=best."""
 
     run: str
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -57,22 +57,11 @@ class Reproduction:
 
 def find(config: ReproduceConfig, say: Callable[[str], None] = lambda _: None) -> Frozen:
     """The run that a config names, as it was recorded or frozen. Raises ConfigError if there is none."""
-    if config.run.endswith((".yaml", ".yml")):
+    if references.is_file(config.run):
         return read_frozen(expanded(config.run))
     with tracking.store_errors(config.tracking):
         store = records.open_recorded(config.tracking, f"run={config.run}", say)
-        run_id = _best(config) if config.run == "best" else records.find_run(store, config.run)
-        return frozen_of(store, run_id)
-
-
-def _best(config: ReproduceConfig) -> str:
-    url = storage.address(config.study.storage, config.tracking.folder)
-    existing = study.existing_study(url, config.study.name)
-    with storage.errors(url):
-        best = None if existing is None else study.best(existing)
-    if best is None:
-        raise ConfigError(f"study.name={config.study.name}: no study of that name with a completed trial is recorded")
-    return str(best.user_attrs["run_id"])
+        return frozen_of(store, references.find_run(store, config.run, config.study, config.tracking))
 
 
 def frozen_of(store: tracking.Store, run_id: str) -> Frozen:

@@ -68,8 +68,11 @@ def existing_study(url: str, name: str) -> OpenStudy | None:
 
 def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
     """The study that a reference names, in its own store or the embedded one. Raises ConfigError if there is none."""
-    found = existing_study(storage.address(reference.storage, folder), reference.name)
-    if found is None or "identity" not in found.user_attrs:
+    url = storage.address(reference.storage, folder)
+    found = existing_study(url, reference.name)
+    with storage.errors(url):
+        ours = found is not None and "identity" in found.user_attrs
+    if found is None or not ours:
         raise ConfigError(f"study.name={reference.name}: no such study is recorded in {folder}")
     return found
 

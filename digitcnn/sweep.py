@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -29,6 +28,7 @@ from digitcnn import (
 )
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.files import write_whole
 from digitcnn.hosts import this_host
 from digitcnn.space import Space, corners, parse_space
 from digitcnn.training import Decision, EpochMetrics
@@ -321,16 +321,8 @@ class _Sweep:
     def _write_leaderboard(self) -> tuple[Path, pd.DataFrame]:
         config = self.plan.config
         table = leaderboard.ranked(self.opened)
-        folder = config.tracking.folder / "reports" / config.study.name
-        path = folder / "leaderboard.csv"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Several sweeps may share the folder.
-            whole = folder / f".{path.name}.{os.getpid()}"
-            table.to_csv(whole, index=False)
-            whole.replace(path)
-        except OSError as error:
-            raise MachineError(f"{path} cannot be written: {error.strerror}; the trials are recorded") from None
+        path = config.tracking.folder / "reports" / config.study.name / "leaderboard.csv"
+        write_whole(path, table.to_csv(index=False), "the trials are recorded")
         tracking.log_study(self.store, self.parent, table.to_csv(index=False), _best_metrics(self.opened))
         return path, table
 

@@ -24,4 +24,4 @@ def predict(config: PredictConfig) -> int:
 
 
 if __name__ == "__main__":
-    main("predict", PredictConfig, predict, texts=("run",), words="image")
+    main("predict", PredictConfig, predict, texts=("run",), words="image", study_by_name=True)

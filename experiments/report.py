@@ -9,7 +9,7 @@ from digitcnn.report import ReportConfig
 def tell(config: ReportConfig) -> int:
     """One report as files; or, with `compare`, what differs between runs on the screen."""
     if config.compare is not None:
-        found = comparison.compare(config.compare, config.tracking, print)
+        found = comparison.compare(config.compare, config.study, config.tracking, print)
         display.differences(found)
         return 0
     print(f"written: {report.write(config, print)}, and report.md and the tables beside it")

@@ -18,11 +18,11 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service import utils as mlflow_places
 
 from digitcnn import confirmation, preview, report, verdicts
-from digitcnn.config import DataConfig, SweepConfig, TrackingConfig, load
+from digitcnn.config import DataConfig, SweepConfig, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.data import load_splits
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.records import champion, confirmations, find_run
+from digitcnn.records import confirmations
 from digitcnn.report import ReportConfig
 from digitcnn.reproduction import Compared, judge, tolerance
 from digitcnn.tracking import open_store
@@ -275,15 +275,6 @@ def test_a_mistake_is_one_line(name: str, overrides: list[str], line: str, tmp_p
     assert ended.stderr.startswith(f"error: {line}")
     assert len(ended.stderr.splitlines()) == 1
     assert not (tmp_path / "records").exists()
-
-
-def test_a_run_is_found_by_the_beginning_of_its_id(confirmed: Path) -> None:
-    store = open_store(TrackingConfig(root=str(confirmed)))
-    run_id = champion(store)
-    assert find_run(store, run_id[:12]) == find_run(store, run_id) == run_id
-    for reference, line in (("12ab", "must be champion, a run id, or at least"), ("f" * 31, "no such run is recorded")):
-        with pytest.raises(ConfigError, match=f"run={reference}: {line}"):
-            find_run(store, reference)
 
 
 def test_a_sweep_never_reads_the_test_set(small_npz: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY, command_line
 
 # Each module may import those before it. A new module needs a place here.
 ORDER = [
-    *("errors", "addresses", "signals", "locks", "embedded"),
+    *("errors", "addresses", "files", "signals", "locks", "embedded"),
     *("config", "frozen", "architecture", "space", "data", "environment"),
     *("model", "convolution", "plan", "compiled"),
     *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),
@@ -29,7 +29,7 @@ ORDER = [
         "statistics",
         "sweep",
     ),
-    *("reproduction", "verdicts", "confirmation", "findings", "charts", "prose", "report", "comparison"),
+    *("references", "reproduction", "verdicts", "confirmation", "findings", "charts", "prose", "report", "comparison"),
     *("display", "preview"),
     *("timing", "measurement", "study_timing", "benchmark"),
     *("loading", "preparation", "prediction"),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitcnn import loading, prediction, records, runs, tracking
-from digitcnn.config import RunConfig, TrackingConfig, load
+from digitcnn.config import RunConfig, StudyReference, TrackingConfig, load
 from digitcnn.errors import ConfigError
 from digitcnn.prediction import PredictConfig, Prediction
 from tests.conftest import REPOSITORY, Command
@@ -31,6 +31,8 @@ from tests.servers import free_port
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import arguments
 
+# Only run=best asks for it.
+STUDY = StudyReference(name="none")
 Champion = tuple[TrackingConfig, str]
 Pixels = NDArray[np.uint8]
 
@@ -89,10 +91,14 @@ def test_a_prediction_without_a_picture_or_a_model_is_one_line(
     for root, run, line in (
         (nowhere, "champion", "run=champion: nothing is recorded in"),
         (here, "ffffffff", "run=ffffffff: no such run is recorded"),
-        (here, "best", "run=best: must be champion, a run id, or at least its first 6 characters"),
+        (here, "best", "study.name=none: no such study is recorded in"),
+        (here, "1", "run=1: must be champion, best with study=NAME, a run id"),
+        (here, "x.yaml", "run=x.yaml: a frozen run holds no model; python experiments/reproduce.py run=x.yaml makes"),
     ):
         with pytest.raises(ConfigError) as caught:
-            prediction.predict(PredictConfig(image=["x.png"], run=run, tracking=TrackingConfig(root=root)), print)
+            prediction.predict(
+                PredictConfig(image=["x.png"], run=run, study=STUDY, tracking=TrackingConfig(root=root)), print
+            )
         assert str(caught.value).startswith(line)
     assert not Path(nowhere).exists()
 
@@ -128,7 +134,7 @@ def test_a_picture_is_never_written_over(champion: Champion, mnist: tuple[Pixels
         _draw(mnist[0][0], place)
     before = own.read_bytes()
     images = [str(own), str(other), str(third)]
-    found = prediction.predict(PredictConfig(image=images, show=True, tracking=config), print)
+    found = prediction.predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config), print)
     assert own.read_bytes() == before
     assert [Path(str(each.seen)).name for each in found] == [
         *("7.png.seen.png.seen.png", "7.png.2.seen.png", "7.png.3.seen.png")
@@ -176,7 +182,7 @@ def test_over_97_of_100_redrawn_digits_are_read_right(mnist: tuple[Pixels, Pixel
     for image, place in zip(images, places, strict=True):
         _picture(image, generator).save(place)
     refused: list[str] = []
-    wanted = PredictConfig(image=[str(place) for place in places], tracking=config.tracking)
+    wanted = PredictConfig(image=[str(place) for place in places], study=STUDY, tracking=config.tracking)
     found = prediction.predict(wanted, refused.append)
     assert refused == []
     right = np.mean([each.digit for each in found] == labels)
@@ -225,7 +231,7 @@ def test_the_served_champion_answers_as_the_command_does(
     for index in range(2):
         _draw(mnist[0][index], tmp_path / f"{index}.png")
     images = [str(tmp_path / f"{index}.png") for index in range(2)]
-    found = prediction.predict(PredictConfig(image=images, show=True, tracking=config), print)
+    found = prediction.predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config), print)
     seen = [str(each.seen) for each in found]
     body = subprocess.run([sys.executable, "-c", CALL, *seen], capture_output=True, text=True, check=True).stdout
     with _served(config) as address:

@@ -347,7 +347,8 @@ def test_runs_side_by_side_show_what_differs(confirmed: Path) -> None:
     config = TrackingConfig(root=str(confirmed))
     runs = pd.read_csv(confirmed / "reports" / "small" / "confirmation_runs.csv")
     baseline = runs[runs["config"] == "baseline"]["run_id"].tolist()
-    found = comparison.compare(f"[{baseline[0][:8]}, {baseline[1]}]", config)
+    reference = StudyReference(name="small")
+    found = comparison.compare(f"[{baseline[0][:8]}, {baseline[1]}]", reference, config)
     assert list(found.differing.columns) == baseline
     assert found.differing.loc["training.seed"].tolist() == ["1", "2"]
     assert {"test_accuracy", "weights_sha256"} & set(found.differing.index)
@@ -359,7 +360,7 @@ def test_runs_side_by_side_show_what_differs(confirmed: Path) -> None:
         (f"[{baseline[0]},{'0' * 32}]", f"compare={'0' * 32}: no such run is recorded"),
     ):
         with pytest.raises(ConfigError, match=re.escape(line)):
-            comparison.compare(wanted, config)
+            comparison.compare(wanted, reference, config)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import re
 import shutil
 import sqlite3
@@ -19,10 +20,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 
-from digitcnn import embedded, outbox, records, storage, store, study, sweep, tracking, writes
-from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load
+from digitcnn import embedded, outbox, records, report, storage, store, study, sweep, tracking, writes
+from digitcnn.config import RunConfig, StudyReference, SweepConfig, TrackingConfig, load
 from digitcnn.errors import MachineError
+from digitcnn.report import ReportConfig
 from tests.conftest import Command, command_line, with_study
+from tests.processes import FORKS
 from tests.recorded import STRANGE, assert_complete, config_in, record_a_run
 from tests.servers import Line, MLflowServer, free_port
 from tests.test_sweep import Quiet, assert_stores_agree, open_records, work
@@ -310,6 +313,24 @@ def test_a_report_that_finds_no_space_says_so_and_the_trials_are_there(
     # Nothing is left to train.
     assert work(config, BrokenTrainer()).finished == 2
     assert (disk / "small" / "leaderboard.csv").read_text().count("\n") == 3
+
+
+def test_a_report_that_finds_no_space_leaves_the_old_one_whole(
+    disk: Path, root: Path, sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+    (root / "reports").symlink_to(disk)
+    work(with_study(sweep_config, workers=1, trials=1), InstantTrainer())
+    config = ReportConfig(study=StudyReference(name="small"), tracking=sweep_config.tracking)
+    report.write(config)
+    before = {path.name: path.read_bytes() for path in (disk / "small").iterdir()}
+    assert before["report.html"].endswith(b"</html>")
+    fill(disk)
+    with pytest.raises(MachineError) as caught:
+        report.write(config)
+    page = root / "reports" / "small" / "report.html"
+    assert str(caught.value) == f"{page} cannot be written: No space left on device; the study is recorded"
+    assert {path.name: path.read_bytes() for path in (disk / "small").iterdir()} == before
 
 
 @pytest.fixture
