@@ -6,7 +6,7 @@ PYTHON ?= python3
 OVERRIDES = $(foreach word,$(filter-out PYTHON=% PORT=%,$(MAKEOVERRIDES)),'$(word)')
 PORT ?= 5000
 
-.PHONY: help study train ui test soak lint lock .venv
+.PHONY: help study train ui test soak lint lock audit .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,11 @@ lint: .venv/complete ## ruff, ruff format and mypy --strict
 lock: .venv/complete ## writes requirements.lock anew from pyproject.toml
 	@.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --quiet --upgrade --output-file requirements.lock
+
+# Strict: what the service does not know, or cannot be asked about, is no good news.
+audit: .venv/complete ## asks the package index for known vulnerabilities of what requirements.lock names
+	@.venv/bin/uv tool run --quiet pip-audit@2.10.1 --strict --progress-spinner off --require-hashes --disable-pip \
+	  --requirement requirements.lock
 
 .venv: .venv/complete ## the environment alone; every other target makes it first
 

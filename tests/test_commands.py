@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -167,6 +168,46 @@ def test_a_full_traceback_is_there_for_those_who_ask(small_overrides: list[str])
     )
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
+
+
+def test_a_run_that_is_interrupted_in_an_epoch_is_recorded_as_killed(
+    small_overrides: list[str], root: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C and SIGTERM, each to a run of its own; both are at work at once."""
+    # An epoch of a second or more: the signal meets it in its middle.
+    overrides = [*small_overrides, "training.epochs=1000", "training.steps_per_epoch=500"]
+    runs = {
+        number: subprocess.Popen(
+            command_line("train", *overrides, f"training.seed={number}"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        for number, process in runs.items():
+            assert process.stdout is not None
+            first = next((line for line in process.stdout if line.startswith("epoch 1/1000")), None)
+            assert first is not None, process.wait()
+            os.killpg(process.pid, number)
+        # 10 s by the design; a busy machine may make more of it, but not an endless run.
+        ends = {number: (process.communicate(timeout=60)[0], process.returncode) for number, process in runs.items()}
+    finally:
+        for process in runs.values():
+            process.kill()
+            process.wait()
+    assert {number: status for number, (_, status) in ends.items()} == {signal.SIGINT: 130, signal.SIGTERM: 143}
+    assert "Traceback" not in "".join(said for said, _ in ends.values())
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    experiment = client.get_experiment_by_name("digitcnn")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in found] == ["KILLED", "KILLED"]
+    assert {run.data.params["training.seed"] for run in found} == {"2", "15"}
+    assert all(client.get_metric_history(run.info.run_id, "train_loss")[0].step == 1 for run in found)
+    assert client.search_logged_models([experiment.experiment_id]) == []
 
 
 @pytest.mark.soak
