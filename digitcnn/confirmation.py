@@ -27,6 +27,7 @@ from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, l
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_whole
 from digitcnn.frozen import write_frozen
+from digitcnn.store import end_abandoned
 from digitcnn.sweep import SweepDisplay
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.verdicts import Contender
@@ -160,6 +161,7 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
     ):
         store = tracking.open_store(config.tracking, shown.note)
         tracking.deliver(store)
+        end_abandoned(store)
         plan = _reconciled(plan, shown, store, opened)
         for each in records.confirmations(store, name):
             if each.info.status == "RUNNING":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import socket
 import threading
 import time
 import zlib
@@ -13,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import optuna
-import psutil
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, text
@@ -21,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, Pending
 
 from digitcnn.addresses import without_credentials
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.processes import this_host
 
 # A process says this often that it is at work on its trials; after the grace without a word the others take them over.
 HEARTBEAT_SECONDS = 10.0
@@ -47,13 +45,6 @@ _CONNECTION = {
 }
 
 Result = TypeVar("Result")
-
-
-@functools.cache
-def this_host() -> str:
-    """Who works on a trial: host name, process and its start, so that a number that is given again is another one."""
-    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(psutil.Process().create_time()))
-    return f"{socket.gethostname()}, process {os.getpid()} of {began}"
 
 
 class LockLost(StorageInternalError):

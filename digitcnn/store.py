@@ -18,6 +18,7 @@ from digitcnn.addresses import without_credentials
 from digitcnn.config import TrackingConfig
 from digitcnn.errors import MachineError
 from digitcnn.outbox import Record
+from digitcnn.processes import is_gone
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -293,6 +294,20 @@ def deliver(store: Store) -> None:
     finally:
         if records:
             store.say(f"delivered {_counted(records, 'record')} of {_counted(runs, 'run')} that had been kept")
+
+
+def end_abandoned(store: Store) -> None:
+    """Ends runs of no study whose process on this machine is gone: a full disk or a SIGKILL kept it from doing so.
+
+    Those of a study are ended by its sweep or confirmation.
+    """
+    for run in store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
+        tags, run_id = run.data.tags, run.info.run_id
+        if "study" not in tags and is_gone(tags.get("host", "")):
+            put(store, run_id, writes.tags({"failure": "its process ended"}))
+            put(store, run_id, writes.without_models())
+            put(store, run_id, writes.ended("KILLED"))
+            store.say(f"run {run_id} was still open, and its process is gone: it is closed")
 
 
 def deliver_if_there(store: Store) -> None:

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from digitcnn import storage
 from digitcnn.config import RunConfig, StudyConfig, StudyReference
 from digitcnn.errors import ConfigError
-from digitcnn.hosts import this_host
+from digitcnn.processes import this_host
 from digitcnn.samplers import PRUNABLE, pruner_of, sampler_of
 from digitcnn.space import Choices, Range, Scalar, Space, describe, grid
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from digitcnn import reconcile, storage, tracking, trials
 from digitcnn.config import SweepConfig
 from digitcnn.errors import MachineError
-from digitcnn.hosts import LockLost, this_host
+from digitcnn.hosts import LockLost
+from digitcnn.processes import this_host
 from digitcnn.study import FrozenTrial, OpenStudy
 
 

@@ -29,8 +29,8 @@ from digitcnn import (
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_whole
-from digitcnn.hosts import this_host
 from digitcnn.space import Space, corners, parse_space
+from digitcnn.store import end_abandoned
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import (
     Job,
@@ -140,6 +140,7 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
                 opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
                 with storage.errors(plan.url), tracking.store_errors(config.tracking):
                     tracking.deliver(store)
+                    end_abandoned(store)
                     return _Sweep(plan, shown, pool, store, opened, received).work()
         finally:
             pool.close()
@@ -210,7 +211,7 @@ class _Sweep:
                 raise self._interrupted(trial)
             config = self.plan.baseline.replace(parameters)
             name = f"{self.plan.config.study.name}-{trial.number}"
-            tags = {"study": self.plan.config.study.name, "trial": str(trial.number), "host": this_host()}
+            tags = {"study": self.plan.config.study.name, "trial": str(trial.number)}
             run_id = tracking.create_run(self.store, config, name, tags, self.parent)
             trial.set_user_attr("run_id", run_id)
             twin = self._twin(key)

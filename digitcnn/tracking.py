@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import yaml
 
-from digitcnn import environment, plots, writes
+from digitcnn import environment, plots, processes, writes
 from digitcnn.config import RunConfig, SweepConfig, flatten
 from digitcnn.data import Splits
 from digitcnn.errors import TrainingDiverged
@@ -24,7 +24,7 @@ from digitcnn.outbox import Record
 from digitcnn.store import Store as Store
 from digitcnn.store import deliver as deliver
 from digitcnn.store import deliver_if_there as deliver_if_there
-from digitcnn.store import deliver_run, is_away, put
+from digitcnn.store import deliver_run, end_abandoned, is_away, put
 from digitcnn.store import open_store as open_store
 from digitcnn.store import patiently as patiently
 from digitcnn.store import store_errors as store_errors
@@ -83,10 +83,10 @@ def _create(store: Store, name: str, tags: Mapping[str, str], parameters: Mappin
 
 
 def _source() -> dict[str, str]:
-    """The tags from which MLflow's UI shows a run's source."""
+    """The tags from which MLflow's UI shows a run's source, and who works on it."""
     commit = environment.git_state().get("commit")
     name = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
-    return name | ({"mlflow.source.git.commit": commit} if commit else {})
+    return {"host": processes.this_host()} | name | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 def create_study_run(store: Store, config: SweepConfig) -> str:
@@ -341,6 +341,7 @@ def run(
         created = run_id is None
         store = open_store(config.tracking, say, patient=not created)
         if run_id is None:
+            patiently(store, lambda: end_abandoned(store))
             run_id = create_run(store, config, f"{config.model.name}-{time.strftime('%m%d-%H%M%S')}", tags)
         with _recording(store, config, run_id) as current:
             yield current

@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from digitcnn.errors import MachineError
-from digitcnn.hosts import LockLost, SharedStorage, beating, this_host
+from digitcnn.hosts import LockLost, SharedStorage, beating
+from digitcnn.processes import this_host
 from digitcnn.storage import exclusively
 from digitcnn.study import OpenStudy, parameters_of
 

@@ -26,7 +26,7 @@ from digitcnn.errors import MachineError
 from digitcnn.report import ReportConfig
 from tests.conftest import Command, command_line, with_study
 from tests.processes import FORKS
-from tests.recorded import STRANGE, assert_complete, config_in, record_a_run
+from tests.recorded import STRANGE, assert_complete, config_in, epoch, record_a_run
 from tests.servers import Line, MLflowServer, free_port
 from tests.test_sweep import Quiet, assert_stores_agree, open_records, work
 from tests.trainers import BrokenTrainer, InstantTrainer
@@ -256,6 +256,38 @@ def test_a_full_disk_ends_a_run_in_one_line_and_all_before_is_intact(disk: Path,
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert_complete(config, before)
     assert_complete(config, record_a_run(config, lambda _: None, tmp_path))
+
+
+def test_a_run_whose_end_found_no_space_is_ended_by_the_next_command(disk: Path, root: Path, tmp_path: Path) -> None:
+    """Given a process that could not say that its run ended, and others that are at work or of another machine."""
+    config = config_in(shutil.copytree(root, disk / "records"))
+    process = FORKS.Process(target=_record_until_full, args=(config.model_dump(), disk))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 1
+    (disk / "filler").unlink()
+    said: list[str] = []
+    with tracking.run(config, {}, say=said.append) as run:
+        assert [line.rpartition(", ")[2] for line in said] == ["and its process is gone: it is closed"]
+        elsewhere = tracking.create_run(run.store, config, "elsewhere", {"host": "elsewhere, process 1 of 2026-01-01"})
+        of_a_study = tracking.create_run(run.store, config, "trial", {"study": "a", "host": "b, process 1 of c"})
+        store.end_abandoned(run.store)
+        client = run.store.client
+        states = {each.info.run_id: each.info.status for each in client.search_runs([run.store.experiment_id])}
+    (left,) = set(states) - {run.run_id, elsewhere, of_a_study}
+    assert states[left] == "KILLED"
+    assert [states[each] for each in (run.run_id, elsewhere, of_a_study)] == ["RUNNING"] * 3
+    assert client.get_run(left).data.tags["failure"] == "its process ended"
+
+
+def _record_until_full(values: dict[str, Any], disk: Path) -> None:
+    try:
+        with tracking.run(load(RunConfig, values), {}) as run:
+            run.log_epoch(epoch(1))
+            fill(disk)
+            run.ending = "completed"
+    except MachineError:
+        sys.exit(1)
 
 
 def test_a_disk_full_at_the_model_leaves_no_half_of_it(disk: Path, root: Path, tmp_path: Path) -> None:

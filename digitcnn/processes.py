@@ -1,0 +1,36 @@
+"""Who works on a run: a process by a name under which others know it, and whether it is still there."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import time
+
+import psutil
+
+_TIME = "%Y-%m-%d %H:%M:%S"
+# A clock that is set, or another offset from UTC, moves the start of a process by as much.
+_TOLERANCE_SECONDS = 2 * 3600.0
+
+
+@functools.cache
+def this_host() -> str:
+    """Who works on a trial: host name, process and its start, so that a number that is given again is another one."""
+    began = time.strftime(_TIME, time.localtime(psutil.Process().create_time()))
+    return f"{socket.gethostname()}, process {os.getpid()} of {began}"
+
+
+def is_gone(host: str) -> bool:
+    """Whether a process that `this_host` named was one of this machine and is there no more; if in doubt it is not."""
+    machine, _, rest = host.rpartition(", process ")
+    number, _, began = rest.partition(" of ")
+    if machine != socket.gethostname():
+        return False
+    try:
+        now = psutil.Process(int(number)).create_time()
+        return abs(now - time.mktime(time.strptime(began, _TIME))) > _TOLERANCE_SECONDS
+    except psutil.NoSuchProcess:
+        return True
+    except ValueError:
+        return False
