@@ -160,7 +160,6 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
         storage.alone(opened.store, name, config.tracking.folder) as make_sure,
     ):
         store = tracking.open_store(config.tracking, shown.note)
-        tracking.deliver(store)
         end_abandoned(store)
         plan = _reconciled(plan, shown, store, opened)
         for each in records.confirmations(store, name):

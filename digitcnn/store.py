@@ -299,8 +299,10 @@ def deliver(store: Store) -> None:
 def end_abandoned(store: Store) -> None:
     """Ends runs of no study whose process on this machine is gone: a full disk or a SIGKILL kept it from doing so.
 
-    Those of a study are ended by its sweep or confirmation.
+    Delivers what is kept first: the end of a run may be among it. Those of a study are ended by its sweep or
+    confirmation. Raises as the store does.
     """
+    deliver(store)
     for run in store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
         tags, run_id = run.data.tags, run.info.run_id
         if "study" not in tags and is_gone(tags.get("host", "")):

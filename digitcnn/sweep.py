@@ -139,7 +139,6 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
                 store = tracking.open_store(config.tracking, shown.note, pool.stop.is_set)
                 opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
                 with storage.errors(plan.url), tracking.store_errors(config.tracking):
-                    tracking.deliver(store)
                     end_abandoned(store)
                     return _Sweep(plan, shown, pool, store, opened, received).work()
         finally:

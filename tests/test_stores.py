@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -271,12 +272,18 @@ def test_a_run_whose_end_found_no_space_is_ended_by_the_next_command(disk: Path,
         assert [line.rpartition(", ")[2] for line in said] == ["and its process is gone: it is closed"]
         elsewhere = tracking.create_run(run.store, config, "elsewhere", {"host": "elsewhere, process 1 of 2026-01-01"})
         of_a_study = tracking.create_run(run.store, config, "trial", {"study": "a", "host": "b, process 1 of c"})
+        # A number that no process has.
+        gone = {"host": f"{socket.gethostname()}, process {2**22 + 1} of 2026-01-01 00:00:00"}
+        kept = tracking.create_run(run.store, config, "its end is kept", gone)
+        outbox.keep(run.store.outbox, run.store.kept_for, kept, writes.ended("FINISHED"))
         store.end_abandoned(run.store)
         client = run.store.client
         states = {each.info.run_id: each.info.status for each in client.search_runs([run.store.experiment_id])}
-    (left,) = set(states) - {run.run_id, elsewhere, of_a_study}
+    (left,) = set(states) - {run.run_id, elsewhere, of_a_study, kept}
     assert states[left] == "KILLED"
     assert [states[each] for each in (run.run_id, elsewhere, of_a_study)] == ["RUNNING"] * 3
+    assert states[kept] == "FINISHED"
+    assert "failure" not in client.get_run(kept).data.tags
     assert client.get_run(left).data.tags["failure"] == "its process ended"
 
 
