@@ -44,8 +44,7 @@ class InstantTrainer:
             else:
                 run.ending = "completed"
             summary = {"validation_accuracy": accuracy, "validation_loss": 1 - accuracy, "cpu_seconds": float(epoch)}
-            for name, value in summary.items():
-                run.store.client.log_metric(run.run_id, name, value, step=epoch)
+            tracking.put(run.store, run.run_id, writes.metrics(summary, epoch))
             self.at_the_end(job, run)
         return Outcome(run.ending, epoch, summary)
 
