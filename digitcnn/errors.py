@@ -9,5 +9,9 @@ class MachineError(Exception):
     """A failure of the machine. The message is one line: what failed and what is safe. Exit status 1."""
 
 
+class StoreAway(MachineError):
+    """A store that does not answer for now, and was not waited for any longer."""
+
+
 class TrainingDiverged(Exception):
     """The loss became NaN or infinite: the run has no result. Trying again would give the same."""

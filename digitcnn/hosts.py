@@ -14,10 +14,17 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+    TimeoutError,
+)
 
 from digitcnn.addresses import without_credentials
-from digitcnn.errors import ConfigError, MachineError
+from digitcnn.errors import ConfigError, StoreAway
 from digitcnn.processes import this_host
 
 # A process says this often that it is at work on its trials; after the grace without a word the others take them over.
@@ -31,7 +38,7 @@ _HOLD_SECONDS = 20
 # The first of the two numbers that an advisory lock of PostgreSQL has; the second stands for the study.
 _LOCK, _PRESENCE, _ALONE = 1_684_629_353, 1_684_629_354, 1_684_629_355
 _HELD = (
-    "FROM pg_locks WHERE locktype = 'advisory' AND classid = :kind AND objid = :study "
+    "FROM pg_locks WHERE locktype = 'advisory' AND classid = :kind AND objid = :name "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 # A dead connection is noticed within 30 s. In UTC no heartbeat jumps by an hour with the server's daylight saving time.
@@ -51,18 +58,22 @@ class LockLost(StorageInternalError):
     """The server took the study's lock away before it was given back: another host may have held it meanwhile."""
 
 
-def _is_away(error: Exception) -> bool:
+def is_away(error: Exception) -> bool:
     """Whether an error comes from a server that cannot be reached, restarts, or has ended the connection."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    return isinstance(cause, OperationalError | InterfaceError | PendingRollbackError) or (
-        isinstance(cause, DBAPIError) and cause.connection_invalidated
+    # TimeoutError: all connections of the pool are held by threads that wait for the server.
+    away = OperationalError | InterfaceError | PendingRollbackError | TimeoutError
+    return (
+        isinstance(error, LockLost)
+        or isinstance(cause, away)
+        or (isinstance(cause, DBAPIError) and cause.connection_invalidated)
     )
 
 
 class SharedStorage(optuna.storages.RDBStorage):
     """An Optuna store on a PostgreSQL server.
 
-    Its methods do not fail while the server is away, but wait for it, once it has been reached; MachineError is raised
+    Its methods do not fail while the server is away, but wait for it, once it has been reached; StoreAway is raised
     after PATIENCE_SECONDS, or at once when `hurried` is set.
     """
 
@@ -70,6 +81,7 @@ class SharedStorage(optuna.storages.RDBStorage):
         self.hurried = threading.Event()
         self._patient = False
         self._presence: Connection | None = None
+        self._present_under: str | None = None
         gate = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=_CONNECTION)
         with gate.begin() as connection:
             # Two hosts that begin at once would both create the tables.
@@ -93,14 +105,14 @@ class SharedStorage(optuna.storages.RDBStorage):
             try:
                 return work()
             except (StorageInternalError, SQLAlchemyError) as error:
-                if not self._patient or not _is_away(error):
+                if not self._patient or not is_away(error):
                     raise
                 self._last_away = time.monotonic()
                 deadline = deadline or self._last_away + PATIENCE_SECONDS
                 if self._last_away >= deadline or self.hurried.is_set():
                     cause = without_credentials(str(error.__cause__ or error)).splitlines()[0]
                     place = without_credentials(self.url)
-                    raise MachineError(
+                    raise StoreAway(
                         f"the study's store {place} went away and did not come back in time: {cause}; "
                         "what had been recorded is safe"
                     ) from None
@@ -118,16 +130,17 @@ class SharedStorage(optuna.storages.RDBStorage):
         finally:
             try:
                 connection.commit()
-            except DBAPIError as error:
+            except SQLAlchemyError as error:
                 raise LockLost from error
             finally:
-                connection.close()
+                with contextlib.suppress(SQLAlchemyError):
+                    connection.close()
 
     def _locked(self, study: str) -> Connection:
         connection = self.engine.connect()
         try:
             connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_HOLD_SECONDS}s'"))
-            connection.execute(text("SELECT pg_advisory_xact_lock(:kind, :study)"), _keys(_LOCK, study))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:kind, :name)"), _keys(_LOCK, study))
         except BaseException:
             connection.close()
             raise
@@ -154,30 +167,38 @@ class SharedStorage(optuna.storages.RDBStorage):
 
         return self.patiently(ask)
 
-    def be_present(self, study: str) -> None:
-        """Says to the others that this process is at work on a study, until it leaves or dies. For one thread."""
-        self.patiently(lambda: self._be_present(study))
+    def be_present(self, run_id: str) -> None:
+        """Says to the others that this process works under a study's run, until it leaves or dies. For one thread."""
+        self._present_under = run_id
+        self.stay_present()
 
-    def _be_present(self, study: str) -> None:
+    def stay_present(self) -> None:
+        """Says it again if the connection that said it was lost. For one thread."""
+        self.patiently(self._be_present)
+
+    def _be_present(self) -> None:
+        if self._present_under is None:
+            return
         if self._presence is not None:
             try:
                 self._presence.execute(text("SELECT 1"))
                 return
             except SQLAlchemyError:
-                self._presence.close()
+                with contextlib.suppress(SQLAlchemyError):
+                    self._presence.close()
                 self._presence = None
         connection = self._own_session()
-        connection.execute(text("SELECT pg_advisory_lock_shared(:kind, :study)"), _keys(_PRESENCE, study))
+        connection.execute(text("SELECT pg_advisory_lock_shared(:kind, :name)"), _keys(_PRESENCE, self._present_under))
         self._presence = connection
 
-    def others_are_present(self, study: str) -> bool:
-        """Whether other processes are at work on a study."""
+    def others_are_present(self, run_id: str) -> bool:
+        """Whether other processes work under a study's run."""
 
         def ask() -> int:
             with self.engine.connect() as connection:
-                return int(connection.execute(text(f"SELECT count(*) {_HELD}"), _keys(_PRESENCE, study)).scalar_one())
+                return int(connection.execute(text(f"SELECT count(*) {_HELD}"), _keys(_PRESENCE, run_id)).scalar_one())
 
-        self.be_present(study)
+        self.be_present(run_id)
         return self.patiently(ask) > 1
 
     def _own_session(self) -> Connection:
@@ -219,7 +240,7 @@ class SharedStorage(optuna.storages.RDBStorage):
         session, keys = self._own_session(), _keys(_ALONE, study)
         # The others see it, whoever they are on the server.
         session.execute(text("SELECT set_config('application_name', :host, false)"), {"host": this_host()})
-        if session.execute(text("SELECT pg_try_advisory_lock(:kind, :study)"), keys).scalar_one():
+        if session.execute(text("SELECT pg_try_advisory_lock(:kind, :name)"), keys).scalar_one():
             return session
         others = text(f"SELECT application_name FROM pg_stat_activity WHERE pid IN (SELECT pid {_HELD})")
         holder = session.execute(others, keys).scalar() or "another process"
@@ -228,15 +249,16 @@ class SharedStorage(optuna.storages.RDBStorage):
 
     def leave(self) -> None:
         """Ends this process's presence."""
+        self._present_under = None
         if self._presence is not None:
-            with contextlib.suppress(DBAPIError):
+            with contextlib.suppress(SQLAlchemyError):
                 self._presence.close()
             self._presence = None
 
 
-def _keys(kind: int, study: str) -> dict[str, int]:
-    # Two studies with one number would only wait for each other.
-    return {"kind": kind, "study": zlib.crc32(study.encode()) & 0x7FFF_FFFF}
+def _keys(kind: int, name: str) -> dict[str, int]:
+    # Two with one number would only wait for each other.
+    return {"kind": kind, "name": zlib.crc32(name.encode()) & 0x7FFF_FFFF}
 
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -259,10 +281,8 @@ for _name in (
 
 
 @contextlib.contextmanager
-def beating(
-    storage: SharedStorage, study: str, trials: set[int], failed: Callable[[Exception], None]
-) -> Iterator[None]:
-    """While the body runs, tells the others that this process is at work on a study and on these trials, by their ids.
+def beating(storage: SharedStorage, trials: set[int], failed: Callable[[Exception], None]) -> Iterator[None]:
+    """While the body runs, tells the others that this process is at work, and on these trials, by their ids.
 
     `failed` is called if the server has gone for good.
     """
@@ -273,11 +293,10 @@ def beating(
             while not over.wait(HEARTBEAT_SECONDS):
                 for trial_id in list(trials):
                     storage.record_heartbeat(trial_id)
-                storage.be_present(study)
+                storage.stay_present()
         except Exception as error:
             failed(error)
 
-    storage.be_present(study)
     thread = threading.Thread(target=beat, name="heartbeats", daemon=True)
     thread.start()
     try:

@@ -21,14 +21,17 @@ def reconcile(opened: study.OpenStudy, store: tracking.Store) -> str:
     """Repairs a study's records for the one process that works on it; says in one line what it repaired, if anything.
 
     A trial that was running, but whose run had FINISHED, gets the result that was recorded; the others that were
-    running are lost, and will be repeated. A run that is open is ended as its trial was. Three queries and one for
+    running are lost, and will be repeated. A run that is open is ended as its trial was. Three queries and some for
     each trial that was cut off, however many are recorded. On a shared store nothing is done: hosts watch each other.
     """
     if isinstance(opened.store, SharedStorage):
         # What runs there may be another host's. Its heartbeats tell.
         return ""
-    open_runs = _search(store, f"tags.study = '{opened.study_name}' and {_NOT_ENDED}")
     parent = str(opened.user_attrs.get("parent_run_id"))
+    # By its run: another study in this MLflow store may have the same name.
+    own = search(store, f"attributes.run_id = '{parent}'")
+    open_runs = [run for run in own if run.info.status == "RUNNING"]
+    open_runs += search(store, f"tags.`mlflow.parentRunId` = '{parent}' and {_NOT_ENDED}")
     _note_runs(opened, open_runs, parent)
     finished = [trial.number for trial in _running(opened) if _finish(opened, store, trial)]
     lost = [trial.number for trial in trials.recover(opened)]
@@ -38,7 +41,7 @@ def reconcile(opened: study.OpenStudy, store: tracking.Store) -> str:
         f"trials {_listed(lost)} had been cut off; their parameters are queued again" if lost else "",
         f"{closed} open runs were closed" if closed else "",
         f"{corrected} runs were marked as finished, as their trials are" if corrected else "",
-        _missing(opened, store, {run.info.run_id for run in open_runs}),
+        _missing(opened, store, own),
     ]
     return "; ".join(part for part in said if part)
 
@@ -52,7 +55,9 @@ def recorded_outcome(store: tracking.Store, run_id: str) -> Outcome | None:
 
     That is the last thing that is recorded of a run, so that its metrics and its model are complete by then.
     """
-    found = _search(store, f"attributes.run_id = '{run_id}' and attributes.status = 'FINISHED'")
+    # It may be its process's last words that are still kept.
+    tracking.patiently(store, lambda: tracking.deliver_run(store, run_id))
+    found = search(store, f"attributes.run_id = '{run_id}' and attributes.status = 'FINISHED'")
     if not found:
         return None
     data = found[0].data
@@ -72,8 +77,14 @@ def run_job(
     """
     try:
         return worker.run(job, on_epoch, stop)
-    except WorkerDied:
-        outcome = recorded_outcome(store, job.run_id)
+    except WorkerDied as death:
+        try:
+            outcome = recorded_outcome(store, job.run_id)
+        except Exception as error:
+            if not (stop.is_set() and tracking.is_away(error)):
+                raise
+            # It was killed since it was to stop: nobody waits for a store.
+            raise death from None
         if outcome is None:
             raise
         return outcome
@@ -123,21 +134,20 @@ def _end_runs(opened: study.Study, store: tracking.Store, open_runs: Sequence[An
     return closed, corrected
 
 
-def _missing(opened: study.Study, store: tracking.Store, closed: set[str]) -> str:
-    """Says it if one of the two stores was deleted while the other was kept."""
-    parent, name = opened.user_attrs.get("parent_run_id"), opened.study_name
-    if parent is not None:
-        return "" if has_run(store, str(parent)) else "MLflow's records of it are gone; its trials count without them"
-    earlier = _search(store, f"attributes.run_name = '{name}' and tags.study = '{name}'")
-    # One that was open is that of this study, whose process was killed before it could note it.
-    if any(run.info.run_id not in closed for run in earlier):
-        return "MLflow also has the runs of an earlier study of this name"
+def _missing(opened: study.OpenStudy, store: tracking.Store, own: Sequence[Any]) -> str:
+    """Says it if one of the two stores was deleted while the other was kept, as far as that can be told."""
+    name = opened.study_name
+    if "parent_run_id" in opened.user_attrs:
+        return "" if own else "MLflow's records of it are gone; its trials count without them"
+    others = search(store, f"attributes.run_name = '{name}' and tags.study = '{name}'")
+    if any(run.data.tags.get("study.key") != opened.key for run in others):
+        return "MLflow also has the runs of another study of this name"
     return ""
 
 
 def has_run(store: tracking.Store, run_id: str) -> bool:
     """Whether a run is recorded, and has not been deleted."""
-    return bool(_search(store, f"attributes.run_id = '{run_id}'"))
+    return bool(search(store, f"attributes.run_id = '{run_id}'"))
 
 
 def _is_trial_of(run: Any, parent: str) -> bool:
@@ -149,9 +159,10 @@ def _running(opened: study.Study) -> list[study.FrozenTrial]:
     return [trial for trial in opened.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
 
 
-def _search(store: tracking.Store, filters: str) -> list[Any]:
-    search = partial(store.client.search_runs, [store.experiment_id], filters, max_results=_MOST_RUNS)
-    return list(tracking.patiently(store, search))
+def search(store: tracking.Store, filters: str) -> list[Any]:
+    """The runs that a filter finds, as soon as the store answers."""
+    ask = partial(store.client.search_runs, [store.experiment_id], filters, max_results=_MOST_RUNS)
+    return list(tracking.patiently(store, ask))
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -15,10 +16,12 @@ from digitcnn import locks
 from digitcnn.addresses import without_credentials
 from digitcnn.embedded import LOCK_SECONDS, check, create, sqlite_path
 from digitcnn.embedded import sqlite_url as sqlite_url
-from digitcnn.errors import ConfigError, MachineError
-from digitcnn.hosts import SharedStorage
+from digitcnn.errors import ConfigError, MachineError, StoreAway
+from digitcnn.hosts import SharedStorage, is_away
 
 _threads = threading.Lock()
+
+Result = TypeVar("Result")
 
 
 def address(given: str | None, folder: Path) -> str:
@@ -56,6 +59,18 @@ def connect(url: str) -> optuna.storages.RDBStorage:
 
 
 @contextlib.contextmanager
+def only_process(url: str, folder: Path, study: str) -> Iterator[None]:
+    """Holds the locks of a study in an embedded store: of the folder of its records, and of that of its file.
+
+    Raises ConfigError, naming who holds it, if another process does.
+    """
+    with contextlib.ExitStack() as held:
+        for each in sorted({folder.resolve(), sqlite_path(url).resolve().parent}):
+            held.enter_context(locks.only_one(each, study))
+        yield
+
+
+@contextlib.contextmanager
 def exclusively(store: optuna.storages.RDBStorage, study: str) -> Iterator[None]:
     """Holds the lock of a study: among the threads of this process, and on a shared store among all hosts.
 
@@ -63,6 +78,20 @@ def exclusively(store: optuna.storages.RDBStorage, study: str) -> Iterator[None]
     """
     with _threads, store.lock(study) if isinstance(store, SharedStorage) else contextlib.nullcontext():
         yield
+
+
+def decide(store: optuna.storages.RDBStorage, study: str, work: Callable[[], Result]) -> Result:
+    """What some work returns that is done under the lock of a study, `exclusively`.
+
+    It is done again if a shared store went away in it, or took the lock away. No other store is to be waited for in it:
+    one who says nothing to the server for long loses the lock.
+    """
+
+    def locked() -> Result:
+        with exclusively(store, study):
+            return work()
+
+    return store.patiently(locked) if isinstance(store, SharedStorage) else locked()
 
 
 @contextlib.contextmanager
@@ -75,18 +104,20 @@ def alone(store: optuna.storages.RDBStorage, study: str, folder: Path) -> Iterat
         with store.alone(study) as make_sure:
             yield make_sure
     else:
-        with locks.only_one(folder, study):
+        with only_process(store.url, folder, study):
             yield lambda: None
 
 
 @contextlib.contextmanager
 def errors(url: str) -> Iterator[None]:
-    """Turns a failure of the study's store inside the body into a MachineError of one line."""
+    """Turns a failure of the study's store inside the body into a MachineError of one line, StoreAway if it is away."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
         cause = without_credentials(str(error.__cause__ or error)).splitlines()[0]
         place = without_credentials(url)
-        raise MachineError(f"the study's store {place} failed: {cause}; what had been recorded is safe") from None
+        away = is_away(error) if is_shared(url) else "database is locked" in cause
+        kind = StoreAway if away else MachineError
+        raise kind(f"the study's store {place} failed: {cause}; what had been recorded is safe") from None
     except ImportError as error:
         raise ConfigError(f"study.storage: needs a database driver: {str(error).splitlines()[0]}") from None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from digitcnn import embedded, outbox, writes
 from digitcnn.addresses import without_credentials
 from digitcnn.config import TrackingConfig
-from digitcnn.errors import MachineError
+from digitcnn.errors import MachineError, StoreAway
 from digitcnn.outbox import Record
 from digitcnn.processes import is_gone
 
@@ -160,7 +160,7 @@ def _probe(uri: str) -> None:
 
 @contextlib.contextmanager
 def store_errors(config: TrackingConfig) -> Iterator[None]:
-    """Turns a failure of the MLflow store inside the body into a MachineError of one line."""
+    """Turns a failure of the MLflow store inside the body into a MachineError of one line, StoreAway if it is away."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -169,8 +169,10 @@ def store_errors(config: TrackingConfig) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, RequestException) as error:
         place = without_credentials(config.store_uri)
-        raise MachineError(
-            f"the MLflow store {place} failed: {_cause(error)}; what had been recorded is safe"
+        away = is_away(error)
+        safe = (kept(config) if away else "") or "what had been recorded is safe"
+        raise (StoreAway if away else MachineError)(
+            f"the MLflow store {place} failed: {_cause(error)}; {safe}"
         ) from None
 
 

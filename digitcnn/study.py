@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import threading
+import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class OpenStudy(Study):
     def __init__(self, name: str, store: optuna.storages.RDBStorage) -> None:
         super().__init__(name, store)
         self.store = store
+
+    @property
+    def key(self) -> str:
+        """What tells the study from every other, whatever their names: its run in MLflow is found by it."""
+        return str(self.user_attrs["key"])
 
 
 def identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str, Any]:
@@ -137,6 +143,8 @@ def _created(store: optuna.storages.RDBStorage, config: StudyConfig, wanted: Map
         optuna.create_study(study_name=config.name, storage=store, directions=_directions(config.objective))
         study = OpenStudy(config.name, store)
     refuse_another(study, wanted)
+    if "key" not in study.user_attrs:
+        study.set_user_attr("key", uuid.uuid4().hex)
     if "identity" not in study.user_attrs:
         study.set_metric_names(list(config.objective))
         # The last of what makes a study: one that has it is whole.

@@ -16,7 +16,6 @@ import pandas as pd
 from digitcnn import (
     architecture,
     leaderboard,
-    locks,
     reconcile,
     runs,
     samplers,
@@ -29,6 +28,7 @@ from digitcnn import (
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_whole
+from digitcnn.hosts import SharedStorage
 from digitcnn.space import Space, corners, parse_space
 from digitcnn.store import end_abandoned
 from digitcnn.training import Decision, EpochMetrics
@@ -109,10 +109,11 @@ def plan(config: SweepConfig) -> Plan:
     samplers.check(config.study, space)
     url = storage.address(config.study.storage, config.tracking.folder)
     existing = study.existing_study(url, config.study.name)
+    total = missing = study.total_trials(config.study, space, baseline)
     if existing is not None:
-        study.refuse_another(existing, study.identity(config.study, space, baseline))
-    total = study.total_trials(config.study, space, baseline)
-    missing = total - (0 if existing is None else trials.finished(existing))
+        with storage.errors(url):
+            study.refuse_another(existing, study.identity(config.study, space, baseline))
+            missing -= trials.finished(existing)
     workers = min(config.study.workers or len(core_shares(1)[0]), max(missing, 1))
     return Plan(
         config=config,
@@ -128,16 +129,18 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
     """Creates or resumes the study and works on it until its total is finished, time is up or it is interrupted.
 
     On a shared store other hosts may do the same at the same time. Raises ConfigError if another sweep is at work on
-    an embedded one, MachineError if the machine fails.
+    an embedded one, MachineError if the machine fails. A signal ends the process if a store is away then.
     """
     config = plan.config
-    shared = storage.is_shared(plan.url)
-    with contextlib.nullcontext() if shared else locks.only_one(config.tracking.folder, config.study.name):
+    alone = storage.only_process(plan.url, config.tracking.folder, config.study.name)
+    with contextlib.nullcontext() if storage.is_shared(plan.url) else alone:
         pool = Pool(trainer or RecordedTraining(), plan.workers, plan.threads)
         try:
             with pool.stopped_by_signals(shown.note) as received:
                 store = tracking.open_store(config.tracking, shown.note, pool.stop.is_set)
                 opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
+                if isinstance(opened.store, SharedStorage):
+                    opened.store.hurried = pool.stop
                 with storage.errors(plan.url), tracking.store_errors(config.tracking):
                     end_abandoned(store)
                     return _Sweep(plan, shown, pool, store, opened, received).work()
@@ -188,12 +191,12 @@ class _Sweep:
                 self.pool.stop,
                 lambda trial: self.shown.note(study_run.end_taken(self.store, trial)),
             )
-            status = "KILLED" if self.signals else "FINISHED"
+            status = "FINISHED"
         finally:
             try:
                 path, table = self._write_leaderboard()
             finally:
-                status = "FAILED" if self.abort else status
+                status = "FAILED" if self.abort else "KILLED" if self.signals else status
                 study_run.end(self.opened, self.store, self.parent, self.plan.total, status)
                 tracking.deliver_if_there(self.store)
         if self.abort is not None:
@@ -323,7 +326,7 @@ class _Sweep:
         table = leaderboard.ranked(self.opened)
         path = config.tracking.folder / "reports" / config.study.name / "leaderboard.csv"
         write_whole(path, table.to_csv(index=False), "the trials are recorded")
-        tracking.log_study(self.store, self.parent, table.to_csv(index=False), _best_metrics(self.opened))
+        study_run.log(self.store, self.parent, table.to_csv(index=False), _best_metrics(self.opened))
         return path, table
 
 

@@ -17,16 +17,19 @@ import numpy as np
 import yaml
 
 from digitcnn import environment, plots, processes, writes
-from digitcnn.config import RunConfig, SweepConfig, flatten
+from digitcnn.config import RunConfig
 from digitcnn.data import Splits
 from digitcnn.errors import TrainingDiverged
 from digitcnn.outbox import Record
 from digitcnn.store import Store as Store
 from digitcnn.store import deliver as deliver
 from digitcnn.store import deliver_if_there as deliver_if_there
-from digitcnn.store import deliver_run, end_abandoned, is_away, put
+from digitcnn.store import deliver_run as deliver_run
+from digitcnn.store import end_abandoned
+from digitcnn.store import is_away as is_away
 from digitcnn.store import open_store as open_store
 from digitcnn.store import patiently as patiently
+from digitcnn.store import put as put
 from digitcnn.store import store_errors as store_errors
 from digitcnn.training import EpochMetrics, TrainingResult
 from digitcnn.writes import Status as Status
@@ -59,27 +62,29 @@ def create_run(store: Store, config: RunConfig, name: str, tags: Mapping[str, st
     """
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    all_tags = _source() | dict(tags) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
-    return _create(store, name, all_tags, config.parameters())
+    all_tags = dict(tags) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+    return create(store, name, all_tags, config.parameters())
 
 
-def _create(store: Store, name: str, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> str:
+def create(store: Store, name: str, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> str:
+    """Creates a run of whatever kind, as `create_run` does."""
     from mlflow.entities import Param
 
+    tags = _source() | dict(tags)
     began = int(time.time() * 1000)
 
-    def create() -> str:
+    def attempt() -> str:
         deliver(store)
         # If it was the answer that got lost, the run is there.
         found = store.client.search_runs([store.experiment_id], f"attributes.start_time = {began}") if tried else []
         same = [each.info.run_id for each in found if each.info.run_name == name]
         tried.append(began)
-        run_id = same[0] if same else store.client.create_run(store.experiment_id, began, dict(tags), name).info.run_id
+        run_id = same[0] if same else store.client.create_run(store.experiment_id, began, tags, name).info.run_id
         store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
         return str(run_id)
 
     tried: list[int] = []
-    return patiently(store, create)
+    return patiently(store, attempt)
 
 
 def _source() -> dict[str, str]:
@@ -87,50 +92,6 @@ def _source() -> dict[str, str]:
     commit = environment.git_state().get("commit")
     name = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
     return {"host": processes.this_host()} | name | ({"mlflow.source.git.commit": commit} if commit else {})
-
-
-def create_study_run(store: Store, config: SweepConfig) -> str:
-    """Creates the parent run of a study, with the study's config as parameters, and returns its id."""
-    values = flatten({"study": config.study.model_dump(exclude={"storage"})})
-    run_id = _create(store, config.study.name, _source() | _study_tags(config), values)
-    baseline = config.model_dump(exclude={"tracking": True, "preview": True, "study": {"storage"}})
-    put_text(store, run_id, "config.yaml", _yaml(baseline))
-    return run_id
-
-
-def running_trials(store: Store, study: str, host: str | None = None) -> list[str]:
-    """The ids of a study's child runs that are RUNNING; of one host's alone, if it is given. None of a store away.
-
-    A run whose end is still kept is not one of them.
-    """
-    filters = f"attributes.status = 'RUNNING' and tags.study = '{study}'"
-    filters += f" and tags.host = '{host}'" if host else ""
-    try:
-        deliver(store)
-        found = store.client.search_runs([store.experiment_id], filters, max_results=1000)
-    except Exception as error:
-        if not is_away(error):
-            raise
-        return []
-    return [run.info.run_id for run in found if "trial" in run.data.tags]
-
-
-def reopen_study_run(store: Store, run_id: str, config: SweepConfig) -> None:
-    """Sets a study's run to RUNNING again, with what it is resumed with as tags: parameters cannot change."""
-    store.client.update_run(run_id, status="RUNNING")
-    put(store, run_id, writes.tags(_study_tags(config)))
-
-
-def _study_tags(config: SweepConfig) -> dict[str, str]:
-    description = environment.describe(config.training.threads or environment.available_cores())
-    tags = {"study": config.study.name, "study.trials": str(config.study.trials)}
-    return tags | environment.flatten_tags(description)
-
-
-def log_study(store: Store, run_id: str, leaderboard: str, metrics: Mapping[str, float]) -> None:
-    """Records a study's leaderboard (CSV) and the values of its best trial on its parent run."""
-    put(store, run_id, writes.metrics(metrics, step=0))
-    put_text(store, run_id, "leaderboard.csv", leaderboard)
 
 
 def metric_histories(store: Store, run_ids: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
@@ -162,10 +123,6 @@ def _histories(store: Store, run_ids: Sequence[str], metric: str) -> list[tuple[
     return [(point["run_id"], int(point["step"]), float(point["value"])) for point in points]
 
 
-def _yaml(tree: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-
-
 def copy_run(store: Store, source: str, target: str, status: Status) -> None:
     """Gives a run the metrics of another with the same parameters, says so in a tag, and closes it."""
 
@@ -190,6 +147,11 @@ def close_run(store: Store, run_id: str, status: Status, failure: str | None = N
     if status != "FINISHED":
         put(store, run_id, writes.without_models())
     put(store, run_id, writes.ended(status))
+
+
+def put_yaml(store: Store, run_id: str, name: str, tree: Mapping[str, Any]) -> None:
+    """Records values as a YAML file, an artifact of a run."""
+    put_text(store, run_id, name, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def put_text(store: Store, run_id: str, name: str, text: str) -> None:
@@ -309,7 +271,7 @@ def _recording(store: Store, config: RunConfig, run_id: str) -> Iterator[Run]:
         description = environment.describe(threads)
         put(store, run_id, writes.tags(environment.flatten_tags(description)))
         current.log_file("environment.json", json.dumps(description, indent=2, sort_keys=True))
-        current.log_file("config.yaml", _yaml(config.model_dump(exclude={"tracking"})))
+        put_yaml(store, run_id, "config.yaml", config.model_dump(exclude={"tracking"}))
         yield current
         status = _ENDINGS[current.ending]
     except (KeyboardInterrupt, SystemExit):

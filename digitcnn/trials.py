@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from digitcnn.errors import MachineError
-from digitcnn.hosts import LockLost, SharedStorage, beating
+from digitcnn.hosts import SharedStorage, beating
 from digitcnn.processes import this_host
-from digitcnn.storage import exclusively
+from digitcnn.storage import decide, exclusively
 from digitcnn.study import OpenStudy, parameters_of
 
 # How often a worker that has nothing to do looks whether a trial that runs elsewhere was lost.
@@ -118,18 +118,33 @@ def _standing(trials: list[FrozenTrial]) -> tuple[int, int]:
     return _finished(trials), sum(trial.state == TrialState.RUNNING for trial in trials)
 
 
-def leave(study: OpenStudy, total: int) -> tuple[bool, bool]:
-    """Ends this process's presence in a shared study: whether it was the last, and whether all trials are finished.
+@dataclass(frozen=True)
+class Left:
+    """How a process left a study: whether it was the last, whether all trials are finished, and which are lost.
+
+    Those are the trials without a result, by their numbers, that no process works on any more. None if others do.
+    """
+
+    last: bool
+    over: bool
+    lost: frozenset[int]
+
+
+def leave(study: OpenStudy, total: int, run_id: str) -> Left:
+    """Ends this process's presence under the run of a shared study.
 
     Under the study's lock. Whoever is still there when all is finished and nothing runs has nothing left to do.
     """
     if not isinstance(study.store, SharedStorage):
-        return True, False
-    others = study.store.others_are_present(study.study_name)
+        return Left(last=True, over=False, lost=frozenset())
+    others = study.store.others_are_present(run_id)
     study.store.leave()
-    done, running = _standing(study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    done, running = _standing(trials)
     over = done >= total and not running
-    return over or not others, over
+    last = over or not others
+    lost = [trial.number for trial in trials if trial.state in (TrialState.RUNNING, TrialState.FAIL)]
+    return Left(last, over, frozenset(lost if last else ()))
 
 
 @dataclass(frozen=True)
@@ -161,8 +176,7 @@ def optimize(
     work = _Work(study, objective, limits, retries, stop, taken)
     pulse: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if isinstance(study.store, SharedStorage):
-        study.store.hurried = stop
-        pulse = beating(study.store, study.study_name, work.running, work.fail)
+        pulse = beating(study.store, work.running, work.fail)
     with pulse:
         with ThreadPoolExecutor(workers) as threads:
             for thread in [threads.submit(work.loop) for _ in range(workers)]:
@@ -173,15 +187,7 @@ def optimize(
             with unavailable, exclusively(study.store, study.study_name):
                 _requeue_lost(study, retries)
             raise work.failure
-
-        def requeue() -> None:
-            with exclusively(study.store, study.study_name):
-                _requeue_lost(study, retries)
-
-        if isinstance(study.store, SharedStorage):
-            study.store.patiently(requeue)
-        else:
-            requeue()
+        decide(study.store, study.study_name, lambda: _requeue_lost(study, retries))
 
 
 @dataclass
@@ -244,8 +250,9 @@ class _Work:
                     return False
                 if not silent and done + running < self.limits.trials:
                     found.append(self._begin())
-        except LockLost:
-            # This process stalled in between. Another may have taken the room that it saw.
+        except Exception:
+            # This process stalled, or the store went away. Another may have taken the room that it saw, and this begins
+            # anew: a trial that is left in `running` would seem alive, and be waited for without end.
             for trial in found:
                 self._mark_and_tell(trial, "its host stalled as it began")
                 self.running.discard(trial._trial_id)

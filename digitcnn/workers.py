@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from digitcnn import environment, runs, signals
 from digitcnn.config import RunConfig
-from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
+from digitcnn.errors import ConfigError, MachineError, StoreAway, TrainingDiverged
 from digitcnn.training import Decision, EpochMetrics
 
 # How long a worker may go on with its epoch after it was asked to stop; all of a command's ending is to take 10 s.
@@ -208,7 +208,10 @@ class Pool:
 
     @contextlib.contextmanager
     def stopped_by_signals(self, note: Callable[[str], None]) -> Iterator[list[signal.Signals]]:
-        """Inside the body a signal lets the workers end in order; a second one kills them. Gives those that came."""
+        """Inside the body a signal lets the workers end in order; a second one kills them. Gives those that came.
+
+        A store that is away is not waited for after a signal: the process ends as the signal does, with one line.
+        """
 
         def stop() -> None:
             self.stop.set()
@@ -219,7 +222,13 @@ class Pool:
                 worker.process.kill()
 
         with signals.taken(stop, kill) as received:
-            yield received
+            try:
+                yield received
+            except StoreAway as error:
+                if not received:
+                    raise
+                note(f"interrupted: {error}")
+                signals.end(received[0])
 
     def close(self) -> None:
         """Ends all worker processes."""

@@ -25,12 +25,12 @@ def search(config: SweepConfig) -> int:
     print(f"leaderboard: {result.leaderboard_path}")
     if result.interrupted is not None:
         print(f"stopped at {result.finished} of {result.total} trials; resume with: {_this_command()}")
-        return 128 + result.interrupted
-    if result.finished < result.total:
+    elif result.finished < result.total:
         print(f"time is up at {result.finished} of {result.total} trials; go on with: {_this_command()}")
     else:
         print(f"recorded as run {result.parent_run_id}; next: make ui, and compare the trials")
-    return settled(config.tracking)
+    status = settled(config.tracking)
+    return status if result.interrupted is None else 128 + result.interrupted
 
 
 def _this_command() -> str:

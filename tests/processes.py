@@ -21,7 +21,7 @@ import mlflow.store.db.utils
 import optuna
 import psutil
 
-from digitcnn import confirmation, sweep, tracking
+from digitcnn import confirmation, study_run, sweep, tracking
 from digitcnn.config import SweepConfig, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import ConfigError, MachineError
@@ -107,7 +107,7 @@ KILLED = {
     "Optuna's tables are created": Point(optuna.storages._rdb.storage._VersionManager, "__init__", after=False),
     "the study is created": Point(STORAGE, "create_new_study"),
     "the study is said to be ours": Point(optuna.Study, "set_user_attr"),
-    "the study's run is created": Point(tracking, "create_study_run"),
+    "the study's run is created": Point(study_run, "create"),
     "a trial is asked for": Point(optuna.Study, "ask"),
     "a trial's parameters are drawn": Point(sweep.study, "suggest"),
     "a trial's run is created": Point(tracking, "create_run"),
@@ -119,7 +119,7 @@ KILLED = {
 }
 # The same when no trial is left to do.
 KILLED_AT_THE_END = {
-    "the leaderboard is recorded": Point(tracking, "log_study", after=False),
+    "the leaderboard is recorded": Point(study_run, "log", after=False),
     "the study's run is closed": Point(tracking, "close_run", after=False, when=lambda *a, **_: a[2] == "FINISHED"),
 }
 # Of a worker process, which kills the sweep's process there.
@@ -127,7 +127,7 @@ KILLED_BY_A_WORKER = ("mid-epoch", "the model is written", "the run has ended")
 SIGNALLED = {
     "SIGTERM while the workers start": Point(tracking, "open_store", number=signal.SIGTERM),
     "SIGINT when a trial is asked for": Point(optuna.Study, "ask", number=signal.SIGINT),
-    "SIGHUP while the leaderboard is recorded": Point(tracking, "log_study", after=False, number=signal.SIGHUP),
+    "SIGHUP while the leaderboard is recorded": Point(study_run, "log", after=False, number=signal.SIGHUP),
 }
 
 

@@ -25,7 +25,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from digitcnn import confirmation, locks, reconcile, storage, study, sweep, tracking, trials
+from digitcnn import confirmation, locks, outbox, reconcile, storage, study, sweep, tracking, trials, writes
 from digitcnn.config import SweepConfig, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import ConfigError, MachineError
@@ -349,7 +349,7 @@ def copied(finished_study: SweepConfig, tmp_path: Path) -> SweepConfig:
 
 
 @pytest.fixture
-def opened(copied: SweepConfig) -> study.Study:
+def opened(copied: SweepConfig) -> study.OpenStudy:
     found = study.existing_study(storage.sqlite_url(copied.tracking.folder / "optuna.db"), "small")
     assert found is not None
     return found
@@ -382,6 +382,27 @@ def test_a_second_process_on_a_study_is_refused_in_one_line(copied: SweepConfig,
         assert "study.storage=postgresql" in line
     # The file that is left says nothing, and is no obstacle.
     assert work(copied, InstantTrainer()).finished == 3
+
+
+def test_two_folders_of_records_with_one_study_file_are_used_one_after_the_other(
+    copied: SweepConfig, tmp_path: Path
+) -> None:
+    elsewhere = with_study(copied, storage=storage.sqlite_url(tmp_path / "here" / "studies.db"))
+    (tmp_path / "here").mkdir()
+    here = load(SweepConfig, elsewhere.model_dump() | {"tracking": {"root": str(tmp_path / "here")}})
+    for held, refused in ((here, elsewhere), (elsewhere, here)):
+        with (
+            storage.only_process(str(held.study.storage), held.tracking.folder, "small"),
+            pytest.raises(ConfigError, match=f"process {os.getpid()}, since .* is at work on this study"),
+        ):
+            work(refused, InstantTrainer())
+
+
+def test_a_study_that_cannot_be_read_is_one_line(copied: SweepConfig) -> None:
+    with closing(sqlite3.connect(copied.tracking.folder / "optuna.db")) as database, database:
+        database.execute("alter table trial_values rename column value to lost")
+    with pytest.raises(MachineError, match=r"^the study's store .* failed: .*no such column[^\n]*$"):
+        sweep.plan(copied)
 
 
 def _confirm(config: SweepConfig) -> None:
@@ -447,7 +468,19 @@ def test_a_result_that_the_study_was_never_told_counts(copied: SweepConfig, stor
     _assert_whole(root, 3)
 
 
-def test_a_run_ends_as_its_trial_did(copied: SweepConfig, opened: study.Study, store: tracking.Store) -> None:
+def test_a_run_whose_last_words_were_kept_has_its_outcome(opened: study.OpenStudy, store: tracking.Store) -> None:
+    """Given a worker that was killed after its run FINISHED, which a store that was away did not take."""
+    trial = opened.trials[0]
+    run_id = trial.user_attrs["run_id"]
+    store.client.update_run(run_id, status="RUNNING")
+    assert reconcile.recorded_outcome(store, run_id) is None
+    outbox.keep(store.outbox, store.kept_for, run_id, writes.ended("FINISHED"))
+    outcome = reconcile.recorded_outcome(store, run_id)
+    assert outcome is not None
+    assert outcome.summary["validation_accuracy"] == trial.values[0]
+
+
+def test_a_run_ends_as_its_trial_did(copied: SweepConfig, opened: study.OpenStudy, store: tracking.Store) -> None:
     runs = [trial.user_attrs["run_id"] for trial in opened.trials]
     store.client.update_run(runs[0], status="RUNNING")
     store.client.set_terminated(runs[1], "FAILED")
@@ -460,7 +493,7 @@ def test_a_run_ends_as_its_trial_did(copied: SweepConfig, opened: study.Study, s
 
 @pytest.mark.usefixtures("quick_workers")
 def test_a_trial_without_a_run_and_runs_without_a_trial_are_ended(
-    copied: SweepConfig, opened: study.Study, store: tracking.Store
+    copied: SweepConfig, opened: study.OpenStudy, store: tracking.Store
 ) -> None:
     space = sweep.plan(copied).space
     opened.enqueue_trial({"training.batch_size": 150})
@@ -469,17 +502,19 @@ def test_a_trial_without_a_run_and_runs_without_a_trial_are_ended(
     parent = opened.user_attrs["parent_run_id"]
     unnoted = tracking.create_run(store, copied.baseline, "small-4", {"study": "small", "trial": "4"}, parent)
     nobody = tracking.create_run(store, copied.baseline, "small-99", {"study": "small", "trial": "99"}, parent)
-    second = tracking.create_study_run(store, copied)
-    other = tracking.create_run(store, copied.baseline, "other-0", {"study": "other", "trial": "0"})
+    store.client.update_run(parent, status="RUNNING")
+    # Of a study of the same name in another folder, which records in the same MLflow store.
+    other = tracking.create_run(store, copied.baseline, "small-0", {"study": "small", "trial": "0"}, "another's run")
     said = reconcile.reconcile(opened, store)
     assert said == "trials 3, 4 had been cut off; their parameters are queued again; 3 open runs were closed"
-    assert [store.client.get_run(run).info.status for run in (unnoted, nobody, second)] == ["KILLED"] * 3
+    assert [store.client.get_run(run).info.status for run in (unnoted, nobody, parent)] == ["KILLED"] * 3
     assert store.client.get_run(other).info.status == "RUNNING"
     assert opened.trials[noted.number].user_attrs["run_id"] == unnoted
     store.client.delete_run(nobody)
-    store.client.delete_run(other)
     # The first had parameters, and is repeated with them; the other had none.
     result = work(with_study(copied, trials=4), InstantTrainer())
+    assert store.client.get_run(other).info.status == "RUNNING"
+    store.client.delete_run(other)
     assert result.finished == 4
     repeated = [trial for trial in open_records(copied.tracking.folder)[0].trials if "repeats" in trial.user_attrs]
     assert [(each.user_attrs["repeats"], each.params) for each in repeated] == [(3, {"training.batch_size": 150})]
@@ -487,7 +522,7 @@ def test_a_trial_without_a_run_and_runs_without_a_trial_are_ended(
 
 
 @pytest.mark.usefixtures("quick_workers")
-def test_mlflow_records_that_were_deleted_do_not_stop_the_study(copied: SweepConfig, opened: study.Study) -> None:
+def test_mlflow_records_that_were_deleted_do_not_stop_the_study(copied: SweepConfig, opened: study.OpenStudy) -> None:
     root, shown = copied.tracking.folder, Quiet()
     opened.enqueue_trial(opened.trials[1].params)
     (root / "mlflow.db").unlink()
@@ -510,7 +545,7 @@ def test_a_study_that_was_deleted_begins_anew_beside_its_old_runs(copied: SweepC
     before = {run.info.run_id: run.info.status for run in _children(store)}
     (root / "optuna.db").unlink()
     assert work(copied, InstantTrainer(), shown).finished == 3
-    assert shown.notes == ["MLflow also has the runs of an earlier study of this name"]
+    assert shown.notes == ["MLflow also has the runs of another study of this name"]
     after = {run.info.run_id: run.info.status for run in _children(store)}
     assert before.items() <= after.items()
     assert len(after) == 6

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,10 +26,11 @@ from mlflow import MlflowClient
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
-from sqlalchemy import text
+from sqlalchemy import QueuePool, text
+from sqlalchemy.exc import OperationalError
 
-from digitcnn import confirmation, hosts, study, sweep, trials
-from digitcnn.config import SweepConfig, load
+from digitcnn import confirmation, hosts, storage, study, study_run, sweep, tracking, trials
+from digitcnn.config import SweepConfig, TrackingConfig, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.space import parse_space
@@ -324,6 +326,124 @@ def test_a_trial_that_began_while_the_lock_was_lost_is_given_back(site: Site, da
     assert found[0].user_attrs["lost"] == "its host stalled as it began"
     # It was the baseline, which is tried again.
     assert [trial.user_attrs.get("repeats") for trial in found if trial.user_attrs.get("baseline")] == [None, 0]
+
+
+def test_a_trial_that_began_as_the_server_went_away_holds_up_nobody(site: Site) -> None:
+    opened = _open(with_study(site.config, trials=3))
+    space = _space_of(site.config)
+    lock, locked = opened.store.lock, []
+
+    @contextlib.contextmanager
+    def lock_and_fail(study: str) -> Iterator[None]:
+        with lock(study):
+            yield
+        locked.append(study)
+        if len(locked) == 1:
+            raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+
+    opened.store.lock = lock_and_fail  # type: ignore[method-assign]
+
+    def objective(trial: study.Trial) -> list[float]:
+        study.suggest(trial, space)
+        return [0.5]
+
+    # A trial that nobody works on would be waited for until time is up.
+    until = time.monotonic() + 60
+    limits = trials.Limits(3, lambda: until - time.monotonic())
+    trials.optimize(opened, objective, limits, 1, 2, threading.Event(), pytest.fail)
+    assert [trial.state for trial in opened.get_trials()].count(TrialState.COMPLETE) == 3
+
+
+def test_a_thread_that_gets_no_connection_in_time_waits_as_for_a_server_that_is_away(site: Site) -> None:
+    opened = _open(site.config)
+    pool = opened.store.engine.pool
+    assert isinstance(pool, QueuePool)
+    pool._timeout = 0.1
+    with contextlib.ExitStack() as held:
+        for _ in range(6):
+            held.enter_context(opened.store.engine.connect())
+        releasing = threading.Timer(1.0, held.pop_all().close)
+        releasing.start()
+        assert opened.store.get_trial(opened.trials[0]._trial_id).number == 0
+
+
+# The study's run.
+
+
+@pytest.fixture
+def slow(site: Site, root: Path, monkeypatch: pytest.MonkeyPatch) -> tracking.Store:
+    """A store that answers more slowly than the study's lock may be held."""
+    monkeypatch.setattr(hosts, "_HOLD_SECONDS", 0.2)
+    store = tracking.open_store(TrackingConfig(root=str(root)))
+    for name in ("search_runs", "create_run", "update_run", "set_terminated"):
+        monkeypatch.setattr(store.client, name, _slowed(getattr(store.client, name)))
+    return store
+
+
+def _slowed(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        time.sleep(0.4)
+        return method(*arguments, **named)
+
+    return call
+
+
+def test_a_slow_mlflow_does_not_cost_the_lock_of_a_study(site: Site, slow: tracking.Store) -> None:
+    opened = _open(site.config)
+    run_id = study_run.begin(opened, slow, site.config)
+    assert slow.client.get_run(run_id).info.status == "RUNNING"
+    study_run.end(opened, slow, run_id, 16, "KILLED")
+    assert slow.client.get_run(run_id).info.status == "KILLED"
+
+
+def test_a_host_that_leaves_closes_nothing_of_one_that_joins(
+    site: Site, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tracking.open_store(TrackingConfig(root=str(root)))
+    first, second = _open(site.config), site.opened()
+    run_id = study_run.begin(first, store, site.config)
+    begun: list[str] = []
+
+    def join() -> None:
+        assert study_run.begin(second, store, site.config) == run_id
+        tags = {"trial": str(second.ask().number), "host": "another"}
+        begun.append(tracking.create_run(store, site.config.baseline, "joined", tags, run_id))
+
+    def status(run: str) -> str:
+        return str(store.client.get_run(run).info.status)
+
+    decide = storage.decide
+
+    def decide_and_join(*arguments: Any) -> Any:
+        """What the first decides, which is alone by then; before it closes anything, the second joins."""
+        monkeypatch.setattr(storage, "decide", decide)
+        decided = decide(*arguments)
+        join()
+        return decided
+
+    monkeypatch.setattr(storage, "decide", decide_and_join)
+    study_run.end(first, store, run_id, 16, "KILLED")
+    assert status(begun[0]) == "RUNNING"
+    # One that joins before that decision keeps the study's run open too.
+    assert study_run.begin(first, store, site.config) == run_id
+    study_run.end(first, store, run_id, 16, "KILLED")
+    assert [status(begun[0]), status(run_id)] == ["RUNNING", "RUNNING"]
+    study_run.end(second, store, run_id, 16, "KILLED")
+    assert [status(begun[0]), status(run_id)] == ["KILLED", "KILLED"]
+
+
+def test_hosts_that_record_in_stores_of_their_own_have_a_run_each(
+    site: Site, root: Path, empty_records: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(empty_records, tmp_path / "second")
+    stores = [tracking.open_store(TrackingConfig(root=str(folder))) for folder in (root, tmp_path / "second")]
+    opened = [_open(site.config), site.opened()]
+    runs = [study_run.begin(each, store, site.config) for each, store in zip(opened, stores, strict=True)]
+    for each, store, run_id in zip(opened, stores, runs, strict=True):
+        study_run.end(each, store, run_id, 16, "KILLED")
+        assert store.client.get_run(run_id).info.status == "KILLED"
+    # Whoever comes back finds its own.
+    assert [study_run.begin(each, store, site.config) for each, store in zip(opened, stores, strict=True)] == runs
 
 
 def test_only_the_silent_lose_their_trials(site: Site, database: PostgreSQL) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -25,6 +27,7 @@ from digitcnn import embedded, outbox, records, report, storage, store, study, s
 from digitcnn.config import RunConfig, StudyReference, SweepConfig, TrackingConfig, load
 from digitcnn.errors import MachineError
 from digitcnn.report import ReportConfig
+from tests import processes
 from tests.conftest import Command, command_line, with_study
 from tests.processes import FORKS
 from tests.recorded import STRANGE, assert_complete, config_in, epoch, record_a_run
@@ -70,8 +73,12 @@ def line(server: MLflowServer) -> Iterator[Line]:
     laid.down()
 
 
+def served_at(line: Line) -> str:
+    return f"http://127.0.0.1:{line.port}"
+
+
 def served(tmp_path: Path, line: Line) -> RunConfig:
-    return config_in(tmp_path / "records", uri=f"http://127.0.0.1:{line.port}", experiment="served")
+    return config_in(tmp_path / "records", uri=served_at(line), experiment="served")
 
 
 def test_a_server_that_is_down_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -168,6 +175,26 @@ def test_a_run_whose_creation_was_not_answered_is_not_created_twice(tmp_path: Pa
     (run,) = opened.client.search_runs([opened.experiment_id], "attributes.run_name = 'unanswered'")
     assert run.info.run_id == run_id
     assert run.data.params == {name: str(value) for name, value in config.parameters().items()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_server_is_gone_is_what_ends_a_sweep(
+    sweep_config: SweepConfig, tmp_path: Path, line: Line, number: signal.Signals
+) -> None:
+    config = in_folder(with_study(sweep_config, workers=1), tmp_path / "records", uri=served_at(line))
+    lines = tmp_path / "lines"
+    process = processes.start(config, InstantTrainer(0.3), lines)
+    processes.wait_for(lines, "epoch 1", process)
+    line.down()
+    # The next trial waits for it.
+    processes.wait_for(lines, "does not answer", process)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(120)
+    assert process.exitcode == 128 + number, lines.read_text()
+    said = [text for text in lines.read_text().splitlines() if text.startswith("interrupted: ")]
+    assert len(said) == 1
+    assert f"they are kept in {tmp_path}/records/outbox" in said[0]
 
 
 # A database that another process holds.
