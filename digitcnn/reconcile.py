@@ -20,9 +20,10 @@ _CAUSE = "its process ended"
 def reconcile(opened: study.OpenStudy, store: tracking.Store) -> str:
     """Repairs a study's records for the one process that works on it; says in one line what it repaired, if anything.
 
-    A trial that was running, but whose run had FINISHED, gets the result that was recorded; the others that were
-    running are lost, and will be repeated. A run that is open is ended as its trial was. Three queries and some for
-    each trial that was cut off, however many are recorded. On a shared store nothing is done: hosts watch each other.
+    A trial that was running, but whose run had FINISHED or was pruned, gets the result that was recorded; the others
+    that were running are lost, and will be repeated. A run that is open is ended as its trial was. Three queries and
+    some for each trial that was cut off, however many are recorded. On a shared store nothing is done: hosts watch each
+    other.
     """
     if isinstance(opened.store, SharedStorage):
         # What runs there may be another host's. Its heartbeats tell.
@@ -51,17 +52,21 @@ _NOT_ENDED = "attributes.status != 'FINISHED' and attributes.status != 'KILLED'"
 
 
 def recorded_outcome(store: tracking.Store, run_id: str) -> Outcome | None:
-    """The outcome of a run that FINISHED although its process could not say so; None if it did not.
+    """The outcome of a run that FINISHED or was pruned although its process could not say so; None if it was not.
 
-    That is the last thing that is recorded of a run, so that its metrics and its model are complete by then.
+    How it ended is the last thing that is recorded of a run, so that its metrics and its model are complete by then.
     """
     # It may be its process's last words that are still kept.
     tracking.patiently(store, lambda: tracking.deliver_run(store, run_id))
-    found = search(store, f"attributes.run_id = '{run_id}' and attributes.status = 'FINISHED'")
+    found = search(store, f"attributes.run_id = '{run_id}' and attributes.status != 'RUNNING'")
     if not found:
         return None
-    data = found[0].data
-    return Outcome("completed", int(data.params["training.epochs"]), dict(data.metrics))
+    data, status = found[0].data, found[0].info.status
+    if status == "FINISHED":
+        return Outcome("completed", int(data.params["training.epochs"]), dict(data.metrics))
+    if status == "KILLED" and tracking.PRUNED_AFTER in data.tags:
+        return Outcome("pruned", int(data.tags[tracking.PRUNED_AFTER]), dict(data.metrics))
+    return None
 
 
 def run_job(
@@ -103,7 +108,7 @@ def _note_runs(opened: study.Study, open_runs: Sequence[Any], parent: str) -> No
             study.note(opened, trial, {"run_id": created[str(trial.number)]})
 
 
-def _finish(opened: study.Study, store: tracking.Store, trial: study.FrozenTrial) -> bool:
+def _finish(opened: study.OpenStudy, store: tracking.Store, trial: study.FrozenTrial) -> bool:
     """Gives a trial the result that its run recorded; False if it recorded none."""
     run_id = trial.user_attrs.get("run_id")
     outcome = None if run_id is None else recorded_outcome(store, str(run_id))
@@ -111,7 +116,7 @@ def _finish(opened: study.Study, store: tracking.Store, trial: study.FrozenTrial
     if outcome is None or not all(name in outcome.summary for name in names):
         return False
     study.note(opened, trial, study.outcome_attributes(outcome.epochs, outcome.summary))
-    opened.tell(trial.number, [outcome.summary[name] for name in names])
+    trials.tell_recorded(opened, trial, {name: outcome.summary[name] for name in names}, outcome.ending == "pruned")
     return True
 
 

@@ -52,6 +52,8 @@ PREDICTIONS = "test_predictions.csv"
 MODEL_FILE = "data/model.keras"
 # The tag of a run that failed because its loss was no number: training it again would give the same.
 DIVERGED = "diverged"
+# The tag with the number of epochs of a run that was pruned after them.
+PRUNED_AFTER = "pruned_after"
 _COPIED_TAGS = ("weights_sha256", "data_sha256", "backend", "engine")
 
 
@@ -169,6 +171,7 @@ class Run:
     run_id: str
     config: RunConfig
     ending: Literal["completed", "pruned", "stopped"] = "stopped"
+    epochs: int = 0
 
     def log_data(self, splits: Splits) -> None:
         """Records the data set as the run's input, and its digest as a tag."""
@@ -192,6 +195,7 @@ class Run:
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Records the metrics of an epoch at step `epoch`, in one transaction."""
         self._put(writes.metrics(metrics.metrics(), metrics.epoch))
+        self.epochs = metrics.epoch
 
     def log_result(self, result: TrainingResult, model: keras.Model) -> None:
         """Records the final metrics, the pictures, the weights digest and, of a completed training, the model."""
@@ -274,6 +278,9 @@ def _recording(store: Store, config: RunConfig, run_id: str) -> Iterator[Run]:
         put_yaml(store, run_id, "config.yaml", config.model_dump(exclude={"tracking"}))
         yield current
         status = _ENDINGS[current.ending]
+        if current.ending == "pruned":
+            # Unlike one that was stopped or cut off it has a result, which must be told apart from those.
+            put(store, run_id, writes.tags({PRUNED_AFTER: str(current.epochs)}))
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -44,6 +44,15 @@ def recover(study: OpenStudy) -> list[FrozenTrial]:
     return [
         trial for trial in study.get_trials(states=(TrialState.RUNNING,)) if _end(study, trial, "its process ended")
     ]
+
+
+def tell_recorded(study: OpenStudy, trial: FrozenTrial, values: Mapping[str, float], pruned: bool) -> None:
+    """Ends a trial whose process is gone with the values of the objectives that its run recorded."""
+    if pruned:
+        study._storage.set_trial_user_attr(trial._trial_id, "reached", dict(values))
+        study.tell(trial.number, state=TrialState.PRUNED)
+    else:
+        study.tell(trial.number, list(values.values()))
 
 
 def _end(study: OpenStudy, trial: FrozenTrial, cause: str, deaths: int = 0) -> bool:
