@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from digitcnn import study, tracking, trials
@@ -56,9 +55,13 @@ def recorded_outcome(store: tracking.Store, run_id: str) -> Outcome | None:
 
     How it ended is the last thing that is recorded of a run, so that its metrics and its model are complete by then.
     """
-    # It may be its process's last words that are still kept.
-    tracking.patiently(store, lambda: tracking.deliver_run(store, run_id))
-    found = search(store, f"attributes.run_id = '{run_id}' and attributes.status != 'RUNNING'")
+
+    def read() -> Sequence[Any]:
+        # It may be its process's last words that are still kept.
+        tracking.deliver_run(store, run_id)
+        return _find(store, f"attributes.run_id = '{run_id}' and attributes.status != 'RUNNING'")
+
+    found = tracking.patiently(store, read)
     if not found:
         return None
     data, status = found[0].data, found[0].info.status
@@ -166,8 +169,11 @@ def _running(opened: study.Study) -> list[study.FrozenTrial]:
 
 def search(store: tracking.Store, filters: str) -> list[Any]:
     """The runs that a filter finds, as soon as the store answers."""
-    ask = partial(store.client.search_runs, [store.experiment_id], filters, max_results=_MOST_RUNS)
-    return list(tracking.patiently(store, ask))
+    return tracking.patiently(store, lambda: _find(store, filters))
+
+
+def _find(store: tracking.Store, filters: str) -> list[Any]:
+    return list(store.client.search_runs([store.experiment_id], filters, max_results=_MOST_RUNS))
 
 
 def _listed(numbers: Sequence[int]) -> str:
