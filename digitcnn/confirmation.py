@@ -163,7 +163,8 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
         end_abandoned(store)
         plan = _reconciled(plan, shown, store, opened)
         for each in records.confirmations(store, name):
-            if each.info.status == "RUNNING":
+            # Another study in this store may have the name too.
+            if each.info.status == "RUNNING" and each.data.tags.get("mlflow.parentRunId") == plan.parent_run_id:
                 tracking.close_run(store, each.info.run_id, "KILLED", "its process ended")
         known = _known(plan, store)
         _Confirmation(plan, shown, store, known, make_sure).work(trainer or RecordedTraining())
