@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from digitcnn import records, references, tracking
-from digitcnn.config import StudyReference, TrackingConfig
+from digitcnn.config import LATER_KEYS, StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError
 
 _TAGS = ("engine", "cpu", "flags", "git.commit", "git.dirty", "data_sha256", "weights_sha256")
@@ -39,7 +39,8 @@ def compare(
     for run in found:
         tags = {k: v for k, v in run.data.tags.items() if k in _TAGS or k.startswith("version.")}
         status = {"name": run.info.run_name, "status": run.info.status}
-        columns.append(status | dict(sorted(run.data.params.items())) | dict(sorted(run.data.metrics.items())) | tags)
+        parameters = dict(sorted((LATER_KEYS | run.data.params).items()))
+        columns.append(status | parameters | dict(sorted(run.data.metrics.items())) | tags)
     names = list(dict.fromkeys(name for column in columns for name in column))
     values = {name: [column.get(name) for column in columns] for name in names}
     differing = {name: row for name, row in values.items() if any(each != row[0] for each in row)}

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from digitcnn import addresses
 from digitcnn.embedded import sqlite_url
@@ -25,6 +25,7 @@ Units = Annotated[int, Field(ge=1, le=65_536)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 
+Backend = Literal["tensorflow", "jax", "torch"]
 Objective = Literal[
     "validation_accuracy",
     "best_validation_accuracy",
@@ -37,6 +38,8 @@ Objective = Literal[
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# Keys that runs and studies recorded before them do not name, and what those had.
+LATER_KEYS = {"backend": "tensorflow"}
 # What file systems allow, in bytes.
 _LONGEST_PATH, _LONGEST_NAME = 4000, 255
 # An error names the value, but not all of a long one.
@@ -177,12 +180,21 @@ class TrackingConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything that one training run depends on, and where it is recorded."""
+    """Everything that one training run depends on, and where it is recorded. `backend` is what Keras computes with."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = CnnConfig()
     training: TrainingConfig = TrainingConfig()
+    backend: Backend = "tensorflow"
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _has_its_engine(self) -> RunConfig:
+        if self.training.engine == "compiled" and self.backend != "tensorflow":
+            raise ValueError(
+                f"training.engine=compiled: needs backend=tensorflow; with {self.backend} choose auto or keras"
+            )
+        return self
 
     def parameters(self) -> dict[str, Any]:
         """Every value that defines the run, by its dotted name; not where the run is recorded."""
@@ -192,8 +204,8 @@ class RunConfig(Config):
         """This config with other values under the given dotted names. Raises ConfigError as `load` does."""
         tree = self.model_dump()
         for name, value in values.items():
-            group, _, key = name.partition(".")
-            tree[group] = {**tree[group], key: value}
+            group, _, key = name.rpartition(".")
+            (tree[group] if group else tree)[key] = value
         return load(RunConfig, tree)
 
 
@@ -229,7 +241,7 @@ class SweepConfig(RunConfig):
     @property
     def baseline(self) -> RunConfig:
         """The run that every trial is a variation of."""
-        return RunConfig(data=self.data, model=self.model, training=self.training, tracking=self.tracking)
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
 
 
 def expanded(path: str) -> Path:
@@ -263,6 +275,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of flatten, for names of at most one dot."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        group, _, key = name.rpartition(".")
+        (tree.setdefault(group, {}) if group else tree)[key] = value
+    return tree
 
 
 def nearest(name: str, names: list[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 from pydantic import Field
@@ -23,7 +23,7 @@ from digitcnn import (
     tracking,
     verdicts,
 )
-from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load
+from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load, nested
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_whole
 from digitcnn.frozen import write_frozen
@@ -126,11 +126,7 @@ def plan(config: ConfirmConfig) -> Plan:
 def _contenders(existing: study.Study, config: ConfirmConfig) -> tuple[Contender, ...]:
     """The baseline and the trials with the best first objective, each config once."""
     flat = {**existing.user_attrs["identity"]["baseline"], "data.validation": "test_once"}
-    tree: dict[str, Any] = {"tracking": config.tracking.model_dump()}
-    for name, value in flat.items():
-        group, _, key = name.partition(".")
-        tree.setdefault(group, {})[key] = value
-    base = load(RunConfig, tree)
+    base = load(RunConfig, {**nested(flat), "tracking": config.tracking.model_dump()})
     searched = [name for name in existing.user_attrs["identity"]["space"] if name != "training.seed"]
     start = {name: base.parameters()[name] for name in searched}
     table = leaderboard.ranked(existing)
@@ -167,7 +163,8 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
             if each.info.status == "RUNNING" and each.data.tags.get("mlflow.parentRunId") == plan.parent_run_id:
                 tracking.close_run(store, each.info.run_id, "KILLED", "its process ended")
         known = _known(plan, store)
-        _Confirmation(plan, shown, store, known, make_sure).work(trainer or RecordedTraining())
+        training = trainer or RecordedTraining(plan.contenders[0].config.backend)
+        _Confirmation(plan, shown, store, known, make_sure).work(training)
         tracking.deliver(store)
         table, rows = verdicts.tables(plan.contenders, store, known.runs, known.diverged)
         return _conclude(plan, store, table, rows)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from digitcnn import backends
 from digitcnn.config import TrainingConfig
 from digitcnn.data import Examples
 from digitcnn.errors import ConfigError
@@ -56,11 +57,13 @@ class Engine(Protocol):
 
 
 def engine_for(model: keras.Model, examples: Examples, config: TrainingConfig) -> Engine:
-    """The engine of a config: `auto` is the compiled one where it can train the model.
+    """The engine of a config: `auto` is the compiled one where it can train the model, which takes TensorFlow.
 
     Raises ConfigError if `compiled` was asked for and cannot, with the reason.
     """
-    if config.engine == "keras":
+    import keras
+
+    if config.engine == "keras" or keras.backend.backend() != "tensorflow":
         return KerasEngine(model, examples, config)
     from digitcnn.plan import unsupported
 
@@ -77,10 +80,9 @@ class KerasEngine:
 
     def __init__(self, model: keras.Model, examples: Examples, config: TrainingConfig, name: str = "keras") -> None:
         import keras
-        import tensorflow as tf
 
         # Without it two runs of one config may differ in the last bits of their weights.
-        tf.config.experimental.enable_op_determinism()
+        backends.repeat_exactly(keras.backend.backend())
         self.name, self.model, self.examples, self.batch_size = name, model, examples, config.batch_size
         model.compile(
             keras.optimizers.Adam(config.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]

@@ -18,20 +18,14 @@ from typing import Any
 
 import psutil
 
+from digitcnn import backends
 from digitcnn.addresses import without_credentials
+from digitcnn.config import Backend
 from digitcnn.errors import ConfigError
 
-_PACKAGES = ("digitcnn", "tensorflow", "keras", "numpy", "mlflow", "optuna", "hydra-core")
-# For the compiled engine, measured on its network: XLA's own threads lose against a share of the batch per thread; its
-# concurrent scheduler spills the cache (2,100 against 3,400 images/s); its new emitters compile up to twice as long.
-_XLA_FLAGS = (
-    "--xla_cpu_multi_thread_eigen=false",
-    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-    "--xla_cpu_use_fusion_emitters=false",
-)
-_THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+_PACKAGES = ("keras", "numpy", "mlflow", "optuna", "hydra-core")
 # What can change the arithmetic of a run. The thread variables are set here and recorded as `threads`.
-_FLAG_PREFIXES = ("TF_", "XLA_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
+_FLAG_PREFIXES = ("TF_", "XLA_", "JAX_", "TORCH_", "ATEN_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
 
 # Of those, what a run that somebody else recorded may set here, and how it may look: it changes arithmetic and nothing
 # else. TF_ and XLA_FLAGS can also load libraries and write files, and XLA ends the process at a flag it does not know.
@@ -56,25 +50,23 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def import_keras(threads: int | None = None) -> None:
-    """Imports Keras on TensorFlow with this many threads, without the notices that TensorFlow prints.
+def import_keras(threads: int | None = None, backend: Backend | None = None) -> None:
+    """Imports Keras on a backend with this many threads, without the notices that frameworks print.
 
-    Threads, backend and compiler flags are settled before the import, as they cannot be changed after it. Without a
-    number: one a core, or as this process has begun. Raises ConfigError if it has begun with another number.
+    Both are settled before the import, as they cannot be changed after it. Without a backend: TensorFlow; without a
+    number: one a core; or as this process has begun. Raises ConfigError if it has begun with others.
     """
-    if "tensorflow" in sys.modules:
-        before = os.environ.get("TF_NUM_INTRAOP_THREADS")
+    if "keras" in sys.modules:
+        import keras
+
+        begun, before = keras.backend.backend(), os.environ.get("OMP_NUM_THREADS")
+        if backend not in (None, begun):
+            raise ConfigError(f"backend={backend}: this process has begun with {begun}; give each a command of its own")
         if threads is not None and before != str(threads):
             raise ConfigError(f"training.threads={threads}: this process has begun with {before or 'other'} threads")
         return
-    for variable in _THREAD_VARIABLES:
-        os.environ[variable] = str(threads or available_cores())
-    os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*os.environ.get("XLA_FLAGS", "").split(), *_XLA_FLAGS]))
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _silent_stderr():
-        import keras  # noqa: F401
+        backends.load(backend or "tensorflow", threads or available_cores())
 
 
 @contextlib.contextmanager
@@ -96,20 +88,20 @@ def resident_memory_mb() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
-def describe(threads: int) -> dict[str, Any]:
+def describe(threads: int, backend: Backend = "tensorflow") -> dict[str, Any]:
     """The environment of a run as plain values: what `environment.json` holds."""
     return {
         "python": platform.python_version(),
-        "packages": package_versions(),
+        "packages": package_versions(backend),
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "backend": "tensorflow",
+        "backend": backend,
         "flags": {
             name: without_credentials(value)
             for name, value in sorted(os.environ.items())
-            if name.startswith(_FLAG_PREFIXES) and name not in (*_THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
+            if name.startswith(_FLAG_PREFIXES) and name not in (*backends.THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
         },
         "git": git_state(),
         "command": shlex.join(["python", *map(without_credentials, sys.argv)]),
@@ -126,10 +118,10 @@ def repeatable_flags(recorded: Mapping[str, Any]) -> dict[str, str]:
     return known
 
 
-def package_versions() -> dict[str, str]:
+def package_versions(backend: Backend = "tensorflow") -> dict[str, str]:
     """The installed versions of the packages that a run's numbers or records depend on."""
     versions = {}
-    for name in _PACKAGES:
+    for name in ("digitcnn", *backends.PACKAGES[backend], *_PACKAGES):
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions

@@ -16,6 +16,7 @@ Row = Literal["a", "b", "c", "d", "e", "f", "g", "h", "i"]
 class BenchmarkConfig(RunConfig):
     """Which rows are measured, how often, and on how much."""
 
+    backend: Literal["tensorflow"] = "tensorflow"
     rows: list[Row]
     rounds: Annotated[int, Field(ge=1, le=100)] = 5
     images: Count = 20_000

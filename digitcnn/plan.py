@@ -30,8 +30,6 @@ def unsupported(model: keras.Model) -> str | None:
 def plan_of(model: keras.Model) -> Plan | str:  # noqa: PLR0911
     """Read Rescaling, Reshape, Conv2D + MaxPooling2D, Flatten and Dense, or say what does not fit."""
     layers = keras.layers
-    if keras.backend.backend() != "tensorflow":
-        return f"the Keras backend is {keras.backend.backend()}, not tensorflow"
     if not isinstance(model, keras.Sequential) or not model.built or len(model.input_shape) != 3:
         return "the model is not a built Sequential with input (height, width)"
     height, width = model.input_shape[1:]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from digitcnn import architecture, confirmation, environment, runs, study, trials
-from digitcnn.config import RunConfig
+from digitcnn.config import Backend, RunConfig
 from digitcnn.data import Examples
 from digitcnn.display import duration
 from digitcnn.engines import engine_for
@@ -41,11 +41,14 @@ class Speed:
     validation: float
 
 
+@dataclass(frozen=True)
 class Calibration:
     """A trainer that measures the speed of a config instead of recording a run."""
 
+    backend: Backend
+
     def prepare(self, threads: int) -> None:
-        environment.import_keras(threads)
+        environment.import_keras(threads, self.backend)
 
     def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
         splits = runs.check(job.config)
@@ -70,7 +73,7 @@ class Calibration:
 
 def measure(baseline: RunConfig, workers: int) -> Speed:
     """Times some steps of the baseline in as many workers at once as there will be; the slowest counts."""
-    pool = Pool(Calibration(), workers, baseline.training.threads)
+    pool = Pool(Calibration(baseline.backend), workers, baseline.training.threads)
     try:
         job = Job(baseline, {}, "")
         with ThreadPoolExecutor(workers) as threads:

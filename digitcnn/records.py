@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from digitcnn.config import RunConfig, TrackingConfig
+from digitcnn.config import LATER_KEYS, RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.tracking import PREDICTIONS, Store, deliver, open_store
 
@@ -59,7 +59,8 @@ def _search(store: Store, filters: str) -> list[Any]:
 def is_of(run: Any, config: RunConfig) -> bool:
     """Whether a run was trained with this config; threads aside, which change its last bits and its speed."""
     wanted = {name: str(value) for name, value in config.parameters().items() if name != "training.threads"}
-    return all(run.data.params.get(name) == value for name, value in wanted.items())
+    recorded = LATER_KEYS | run.data.params
+    return all(recorded.get(name) == value for name, value in wanted.items())
 
 
 def predictions(store: Store, run_id: str) -> str:

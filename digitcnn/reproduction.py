@@ -98,7 +98,7 @@ def frozen_of(store: tracking.Store, run_id: str) -> Frozen:
 def reproduce(frozen: Frozen, store: TrackingConfig, threads: int | None, on_epoch: Any) -> Reproduction:
     """Trains the run again in this process, with its own threads unless others are asked for, and compares.
 
-    For a process that has not imported TensorFlow: threads and flags are settled before that.
+    For a process that has not imported Keras: threads and flags are settled before that.
     """
     os.environ.update(environment.repeatable_flags(frozen.environment.get("flags", {})))
     config = frozen.config.model_copy(update={"tracking": store})
@@ -111,7 +111,7 @@ def reproduce(frozen: Frozen, store: TrackingConfig, threads: int | None, on_epo
     result = finished.result
     final = result.summary() if result.judged_once else {}
     metrics = _side_by_side(frozen, result.epochs, final, splits)
-    now = environment.describe(config.training.threads or 1) | {"engine": result.engine}
+    now = environment.describe(config.training.threads or 1, config.backend) | {"engine": result.engine}
     differences = _differences({**frozen.environment, "engine": frozen.engine}, now)
     verdict, reasons = judge(frozen.weights_sha256, result.weights_sha256, differences, metrics)
     code = _code(frozen.environment.get("git", {}), environment.git_state())

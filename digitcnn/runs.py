@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from digitcnn import architecture, data, environment, tracking
+from digitcnn import architecture, backends, data, environment, tracking
 from digitcnn.config import DataConfig, RunConfig
 from digitcnn.errors import ConfigError
 from digitcnn.model import build_model
@@ -24,10 +24,12 @@ class FinishedRun:
 
 
 def check(config: RunConfig) -> data.Splits:
-    """The data of a run, after checking that the network fits them. Imports neither TensorFlow nor MLflow.
+    """The data of a run, after checking that the network fits them and its backend is there. Imports neither that nor
+    MLflow.
 
     Raises ConfigError; nothing has been created by then.
     """
+    backends.check_installed(config.backend)
     splits = _load_once(config.data)
     height, width = splits.image_shape
     architecture.check_fits(config.model, height, width, splits.classes)
@@ -59,7 +61,7 @@ def record_run(
     """
     config = with_threads(config)
     splits = check(config)
-    environment.import_keras(config.training.threads or 1)
+    environment.import_keras(config.training.threads or 1, config.backend)
     import keras
 
     # Layers of earlier runs in this process are let go.

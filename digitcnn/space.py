@@ -108,6 +108,8 @@ def parse_space(tree: Mapping[str, Any], baseline: RunConfig) -> Space:
     known = {name: value for name, value in baseline.parameters().items() if _group(name) in _SEARCHED_GROUPS}
     space: Space = {}
     for name, description in _leaves(tree):
+        if name == "backend":
+            raise ConfigError("study.space.backend: cannot be searched, as a process has one; give each its own study")
         if name not in known:
             raise ConfigError(f"study.space.{name}: unknown key; {nearest(name, list(known))}")
         if description is not None:

@@ -21,7 +21,7 @@ from optuna.trial import Trial as Trial
 from optuna.trial import TrialState
 
 from digitcnn import storage
-from digitcnn.config import RunConfig, StudyConfig, StudyReference
+from digitcnn.config import LATER_KEYS, RunConfig, StudyConfig, StudyReference
 from digitcnn.errors import ConfigError
 from digitcnn.processes import this_host
 from digitcnn.samplers import PRUNABLE, pruner_of, sampler_of
@@ -115,7 +115,7 @@ def _directions(objectives: Sequence[str]) -> list[StudyDirection]:
 
 def _named(identity: Mapping[str, Any]) -> dict[str, Any]:
     space = {f"study.space.{name}": value for name, value in identity["space"].items()}
-    return {"study.objective": identity["objective"], **space, **identity["baseline"]}
+    return {"study.objective": identity["objective"], **space, **LATER_KEYS, **identity["baseline"]}
 
 
 def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig) -> OpenStudy:

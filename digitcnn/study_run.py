@@ -55,7 +55,7 @@ def create(opened: OpenStudy, store: tracking.Store, config: SweepConfig) -> str
 
 
 def _tags(opened: OpenStudy, config: SweepConfig) -> dict[str, str]:
-    description = environment.describe(config.training.threads or environment.available_cores())
+    description = environment.describe(config.training.threads or environment.available_cores(), config.backend)
     tags = {"study": config.study.name, "study.key": opened.key, "study.trials": str(config.study.trials)}
     return tags | environment.flatten_tags(description)
 

@@ -134,7 +134,7 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
     config = plan.config
     alone = storage.only_process(plan.url, config.tracking.folder, config.study.name)
     with contextlib.nullcontext() if storage.is_shared(plan.url) else alone:
-        pool = Pool(trainer or RecordedTraining(), plan.workers, plan.threads)
+        pool = Pool(trainer or RecordedTraining(config.backend), plan.workers, plan.threads)
         try:
             with pool.stopped_by_signals(shown.note) as received:
                 store = tracking.open_store(config.tracking, shown.note, pool.stop.is_set)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import yaml
 
-from digitcnn import environment, plots, processes, writes
+from digitcnn import backends, environment, plots, processes, writes
 from digitcnn.config import RunConfig
 from digitcnn.data import Splits
 from digitcnn.errors import TrainingDiverged
@@ -236,9 +236,11 @@ class Run:
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *bare.input_shape[1:]))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *bare.output_shape[1:]))]),
         )
-        versions = environment.package_versions()
+        versions = environment.package_versions(self.config.backend)
         # Without the pins MLflow spends 10 s a model on working them out.
-        pins = [f"{package}=={versions[package]}" for package in ("tensorflow", "keras", "numpy")]
+        packages = (*backends.PACKAGES[self.config.backend], "keras", "numpy")
+        # Not which build of a version, as in 2.13.0+cpu: an index may have another one.
+        pins = [f"{package}=={versions[package].partition('+')[0]}" for package in packages]
         parameters = {name: str(value) for name, value in self.config.parameters().items()}
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
@@ -272,7 +274,7 @@ def _recording(store: Store, config: RunConfig, run_id: str) -> Iterator[Run]:
     try:
         current = Run(store, run_id, config)
         threads = config.training.threads or environment.available_cores()
-        description = environment.describe(threads)
+        description = environment.describe(threads, config.backend)
         put(store, run_id, writes.tags(environment.flatten_tags(description)))
         current.log_file("environment.json", json.dumps(description, indent=2, sort_keys=True))
         put_yaml(store, run_id, "config.yaml", config.model_dump(exclude={"tracking"}))

@@ -18,7 +18,7 @@ from multiprocessing import connection
 from typing import Any, Literal, Protocol
 
 from digitcnn import environment, runs, signals
-from digitcnn.config import RunConfig
+from digitcnn.config import Backend, RunConfig
 from digitcnn.errors import ConfigError, MachineError, StoreAway, TrainingDiverged
 from digitcnn.training import Decision, EpochMetrics
 
@@ -54,11 +54,14 @@ class Trainer(Protocol):
     def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome: ...
 
 
+@dataclass(frozen=True)
 class RecordedTraining:
-    """The trainer of every study: real Keras, recorded in MLflow."""
+    """The trainer of every study: real Keras on a backend, recorded in MLflow."""
+
+    backend: Backend = "tensorflow"
 
     def prepare(self, threads: int) -> None:
-        environment.import_keras(threads)
+        environment.import_keras(threads, self.backend)
 
     def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
         result = runs.record_run(job.config, tags=job.tags, run_id=job.run_id, on_epoch=on_epoch).result

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY, command_line
 # Each module may import those before it. A new module needs a place here.
 ORDER = [
     *("errors", "addresses", "files", "processes", "signals", "locks", "embedded"),
-    *("config", "frozen", "architecture", "space", "data", "environment"),
+    *("config", "frozen", "architecture", "space", "data", "backends", "environment"),
     *("model", "convolution", "plan", "compiled"),
     *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),
     *(
@@ -42,13 +42,15 @@ ONLY: dict[str, set[str]] = {
     "jinja2": {"report"},
     "matplotlib": {"plots"},
     "hydra": set(),
-    "tensorflow": {"engines", "compiled", "convolution", "timing"},
-    "keras": {"environment", "model", "engines", "compiled", "plan", "runs", "timing"},
+    "tensorflow": {"backends", "compiled", "convolution", "timing"},
+    "torch": {"backends"},
+    "jax": set(),
+    "keras": {"backends", "environment", "model", "engines", "compiled", "plan", "runs", "timing"},
     "rich": {"display"},
     "multiprocessing": {"workers"},
 }
 # What costs seconds to import is imported inside functions.
-SLOW = {"tensorflow", "keras", "mlflow", "matplotlib", "plotly"}
+SLOW = {"tensorflow", "torch", "jax", "keras", "mlflow", "matplotlib", "plotly"}
 
 
 def _imports(path: Path) -> list[tuple[str, bool]]:

@@ -477,7 +477,7 @@ INSTANT = """
 import pathlib, runpy, sys
 from digitcnn import sweep
 from tests.trainers import InstantTrainer
-sweep.RecordedTraining = lambda: InstantTrainer(0.3)
+sweep.RecordedTraining = lambda _: InstantTrainer(0.3)
 sys.argv = sys.argv[1:]
 sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
 runpy.run_path(sys.argv[0], run_name="__main__")
