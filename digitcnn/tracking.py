@@ -273,8 +273,7 @@ def _recording(store: Store, config: RunConfig, run_id: str) -> Iterator[Run]:
     failure: str | None = None
     try:
         current = Run(store, run_id, config)
-        threads = config.training.threads or environment.available_cores()
-        description = environment.describe(threads, config.backend)
+        description = environment.describe(config.training.threads or environment.available_cores(), config.backend)
         put(store, run_id, writes.tags(environment.flatten_tags(description)))
         current.log_file("environment.json", json.dumps(description, indent=2, sort_keys=True))
         put_yaml(store, run_id, "config.yaml", config.model_dump(exclude={"tracking"}))

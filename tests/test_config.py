@@ -34,6 +34,11 @@ def test_the_model_is_chosen_by_its_name() -> None:
         ({"training": {"epochs": 10**9}}, "training.epochs=1000000000: must be less than or equal to 100000"),
         ({"training": {"learning_rate": -0.1}}, "training.learning_rate=-0.1: must be greater than 0"),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate=nan: must be a finite number"),
+        ({"backend": "cntk"}, "backend=cntk: must be 'tensorflow', 'jax' or 'torch'"),
+        (
+            {"backend": "jax", "training": {"engine": "compiled"}},
+            "training.engine=compiled: needs backend=tensorflow; with jax choose auto or keras",
+        ),
         ({"training": {"engine": "warp"}}, "training.engine=warp: must be 'auto', 'keras' or 'compiled'"),
         (
             {"training": {"steps_per_epoch": "x"}},

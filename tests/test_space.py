@@ -77,6 +77,7 @@ def test_a_continuous_space_has_no_grid() -> None:
         ({"training": {"epochs": None}}, "study.space: is empty"),
         ({"training": {"bach_size": [1]}}, "unknown key; did you mean training.batch_size?"),
         ({"data": {"train_size": [1, 2]}}, "study.space.data.train_size: unknown key"),
+        ({"backend": ["tensorflow", "jax"]}, "study.space.backend: cannot be searched, as a process has one"),
         ({"training": {"epochs": 7}}, "study.space.training.epochs=7: must be a list of choices"),
         ({"training": {"epochs": []}}, "must be a list of at least one value"),
         ({"training": {"epochs": [1, 1]}}, "must name each value once"),

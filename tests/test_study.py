@@ -143,6 +143,18 @@ def test_another_study_under_the_same_name_is_refused(
     assert "choose another study.name" in str(caught.value)
 
 
+def test_a_study_from_before_there_was_a_choice_of_backend_is_one_of_tensorflow(
+    sweep_config: SweepConfig, tmp_path: Path
+) -> None:
+    opened = _open(sweep_config, tmp_path)
+    recorded = opened.user_attrs["identity"]
+    assert recorded["baseline"].pop("backend") == "tensorflow"
+    opened.set_user_attr("identity", recorded)
+    _open(sweep_config, tmp_path)
+    with pytest.raises(ConfigError, match="backend=jax: study small was begun with tensorflow"):
+        _open(sweep_config.model_copy(update={"backend": "jax"}), tmp_path)
+
+
 def test_a_foreign_study_is_refused(sweep_config: SweepConfig, tmp_path: Path) -> None:
     optuna.create_study(study_name="small", storage=storage.sqlite_url(tmp_path / "optuna.db")).ask()
     with pytest.raises(ConfigError, match="was not made by digitcnn"):
