@@ -50,6 +50,8 @@ def load(backend: Backend, threads: int) -> None:
     if flags:
         os.environ["XLA_FLAGS"] = " ".join(flags)
     if backend == "torch":
+        # Its threads would spin while they wait: 13 s of processor time instead of 6 for 5,100 images, measured.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import torch
 
         # MKL_NUM_THREADS would win over OMP_NUM_THREADS.

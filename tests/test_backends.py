@@ -102,7 +102,9 @@ def test_a_fresh_process_trains_to_the_same_bits(trained: Trained, command: Comm
 def test_a_study_and_its_confirmation_run_on_a_backend(
     backend: Backend, command: Command, small_overrides: list[str], tmp_path: Path
 ) -> None:
-    study = ("study.name=small", "study.trials=2", "study.workers=1", "study.pruner=none")
+    study = ["study.name=small", "study.trials=2", "study.workers=1", "study.pruner=none"]
+    study += ["study.space.training.batch_size=[50,100]", "study.space.training.epochs=null"]
+    study += [f"study.space.model.{layer}_filters=null" for layer in ("conv1", "conv2")]
     ended = command("sweep", *small_overrides, *study, f"backend={backend}", "training.epochs=1")
     assert ended.returncode == 0, ended.stderr
     again = command("sweep", *small_overrides, *study, "training.epochs=1")
