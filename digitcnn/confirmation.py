@@ -239,7 +239,12 @@ class _Confirmation:
             threads = len(core_shares(workers)[-1])
             pool = Pool(trainer, workers, threads)
             try:
-                with pool.stopped_by_signals(self.shown.note) as received, ThreadPoolExecutor(workers) as executor:
+                with (
+                    pool.stopped_by_signals(self.shown.note) as received,
+                    tracking.store_errors(self.plan.config.tracking),
+                    ThreadPoolExecutor(workers) as executor,
+                ):
+                    self.store.stopped = pool.stop.is_set
                     futures = [executor.submit(self._confirm, pool, threads, *job) for job in missing]
                     try:
                         for future in futures:

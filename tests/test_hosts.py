@@ -372,8 +372,8 @@ def test_a_thread_that_gets_no_connection_in_time_waits_as_for_a_server_that_is_
 
 @pytest.fixture
 def slow(site: Site, root: Path, monkeypatch: pytest.MonkeyPatch) -> tracking.Store:
-    """A store that answers more slowly than the study's lock may be held."""
-    monkeypatch.setattr(hosts, "_HOLD_SECONDS", 0.2)
+    """A store whose first answers take longer than the study's lock may be held."""
+    monkeypatch.setattr(hosts, "_HOLD_SECONDS", 2)
     store = tracking.open_store(TrackingConfig(root=str(root)))
     for name in ("search_runs", "create_run", "update_run", "set_terminated"):
         monkeypatch.setattr(store.client, name, _slowed(getattr(store.client, name)))
@@ -381,8 +381,10 @@ def slow(site: Site, root: Path, monkeypatch: pytest.MonkeyPatch) -> tracking.St
 
 
 def _slowed(method: Callable[..., Any]) -> Callable[..., Any]:
+    waits = [2.5]
+
     def call(*arguments: Any, **named: Any) -> Any:
-        time.sleep(0.4)
+        time.sleep(waits.pop() if waits else 0)
         return method(*arguments, **named)
 
     return call

@@ -25,6 +25,7 @@ from optuna.trial import TrialState
 
 from digitcnn import embedded, outbox, records, report, storage, store, study, sweep, tracking, writes
 from digitcnn.config import RunConfig, StudyReference, SweepConfig, TrackingConfig, load
+from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import MachineError
 from digitcnn.report import ReportConfig
 from tests import processes
@@ -182,11 +183,26 @@ def test_a_signal_while_the_server_is_gone_is_what_ends_a_sweep(
     sweep_config: SweepConfig, tmp_path: Path, line: Line, number: signal.Signals
 ) -> None:
     config = in_folder(with_study(sweep_config, workers=1), tmp_path / "records", uri=served_at(line))
-    lines = tmp_path / "lines"
+    _end_while_the_server_is_gone(config, tmp_path / "lines", line, number)
+
+
+def test_a_signal_while_the_server_is_gone_is_what_ends_a_confirmation(
+    sweep_config: SweepConfig, tmp_path: Path, line: Line
+) -> None:
+    config = in_folder(with_study(sweep_config, workers=1, trials=2), tmp_path / "records", uri=served_at(line))
+    work(config, InstantTrainer())
+    confirm = {"study": {"name": config.study.name}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
+    confirmed = load(ConfirmConfig, confirm | {"tracking": config.tracking.model_dump()})
+    _end_while_the_server_is_gone(confirmed, tmp_path / "lines", line, signal.SIGINT)
+
+
+def _end_while_the_server_is_gone(
+    config: SweepConfig | ConfirmConfig, lines: Path, line: Line, number: signal.Signals
+) -> None:
     process = processes.start(config, InstantTrainer(0.3), lines)
     processes.wait_for(lines, "epoch 1", process)
     line.down()
-    # The next trial waits for it.
+    # The next run waits for it.
     processes.wait_for(lines, "does not answer", process)
     assert process.pid is not None
     os.kill(process.pid, number)
@@ -194,7 +210,7 @@ def test_a_signal_while_the_server_is_gone_is_what_ends_a_sweep(
     assert process.exitcode == 128 + number, lines.read_text()
     said = [text for text in lines.read_text().splitlines() if text.startswith("interrupted: ")]
     assert len(said) == 1
-    assert f"they are kept in {tmp_path}/records/outbox" in said[0]
+    assert f"they are kept in {config.tracking.folder}/outbox" in said[0]
 
 
 # A database that another process holds.
@@ -326,7 +342,7 @@ def _record_until_full(values: dict[str, Any], disk: Path) -> None:
 
 def test_a_disk_full_at_the_model_leaves_no_half_of_it(disk: Path, root: Path, tmp_path: Path) -> None:
     """The artifacts are on another disk than the database."""
-    (root / "artifacts").rmdir() if (root / "artifacts").exists() else None
+    shutil.rmtree(root / "artifacts", ignore_errors=True)
     (root / "artifacts").symlink_to(disk)
     config = config_in(root)
     run_ids: list[str] = []
