@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from digitcnn import environment, reconcile, storage, tracking, trials, writes
+from digitcnn import environment, reconcile, storage, study, tracking, trials, writes
 from digitcnn.config import SweepConfig, flatten
 from digitcnn.errors import MachineError
 from digitcnn.hosts import LockLost, SharedStorage
 from digitcnn.processes import this_host
+from digitcnn.space import parse_space
 from digitcnn.study import FrozenTrial, OpenStudy
 
 
@@ -56,7 +57,9 @@ def create(opened: OpenStudy, store: tracking.Store, config: SweepConfig) -> str
 
 def _tags(opened: OpenStudy, config: SweepConfig) -> dict[str, str]:
     description = environment.describe(config.training.threads or environment.available_cores(), config.backend)
-    tags = {"study": config.study.name, "study.key": opened.key, "study.trials": str(config.study.trials)}
+    # A grid may have fewer points than the trials that were asked for.
+    total = study.total_trials(config.study, parse_space(config.study.space, config.baseline), config.baseline)
+    tags = {"study": config.study.name, "study.key": opened.key, "study.trials": str(total)}
     return tags | environment.flatten_tags(description)
 
 

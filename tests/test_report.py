@@ -387,3 +387,13 @@ def test_the_command_writes_the_report_and_shows_differences(confirmed: Path, co
     assert ended.returncode == 0, ended.stderr
     assert re.search(rf"run +{runs[0][:8]} +{runs[-1][:8]}", ended.stdout)
     assert "the same in all:" in ended.stdout
+
+
+def test_a_grid_with_fewer_points_than_trials_is_finished(tmp_path: Path, small_npz: Path) -> None:
+    # Given
+    space = {"training": {"batch_size": [20, 50]}}
+    work(_config(tmp_path, small_npz, sampler="grid", trials=9, space=space), InstantTrainer())
+    # When
+    text = (_written(tmp_path) / "report.md").read_text()
+    # Then
+    assert "2 of 2 trials finished" in text
