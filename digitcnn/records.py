@@ -37,15 +37,16 @@ def read_text(store: Store, run_id: str, name: str) -> str:
 
 def study_runs(store: Store, study: str) -> list[Any]:
     """Every run of a study, of whatever status: its own, its trials and those that confirm it."""
-    return _search(store, f"tags.study = '{study}'")
+    return search(store, f"tags.study = '{study}'")
 
 
 def confirmations(store: Store, study: str) -> list[Any]:
     """The runs that confirm a study, of whatever status."""
-    return _search(store, f"tags.study = '{study}' AND tags.confirms LIKE '%'")
+    return search(store, f"tags.study = '{study}' AND tags.confirms LIKE '%'")
 
 
-def _search(store: Store, filters: str) -> list[Any]:
+def search(store: Store, filters: str) -> list[Any]:
+    """Every run of the experiment that MLflow's filters let through, the newest first."""
     found: list[Any] = []
     token = None
     while True:

@@ -74,6 +74,15 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(n, mean, sd, mean - half, mean + half)
 
 
+def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where 95 % of further single values lie, for normal values of which these are a sample of at least two."""
+    from scipy import stats
+
+    summary = summarize(values)
+    half = float(stats.t.ppf(1 - SIGNIFICANCE / 2, summary.n - 1)) * summary.sd * (1 + 1 / summary.n) ** 0.5
+    return summary.mean - half, summary.mean + half
+
+
 def standard_error(accuracy: float, images: int) -> float:
     """The binomial standard error of an accuracy (a fraction) that was measured once on this many images."""
     return float((accuracy * (1 - accuracy) / images) ** 0.5)
@@ -87,16 +96,22 @@ def compare(
     `resolution` is the smallest step of a value (1 / images for an accuracy): a spread below it cannot be seen, so
     the test does not assume a smaller one. With fewer than two seeds nothing is distinguishable.
     """
-    differences = [np.subtract(candidate, baseline) for candidate in candidates]
+    return compare_pairs([(candidate, baseline) for candidate in candidates], resolution)
+
+
+def compare_pairs(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], resolution: float = 0.0
+) -> list[Comparison]:
+    """Candidates, each against a baseline of its own; otherwise as `compare`."""
+    differences = [np.subtract(candidate, baseline) for candidate, baseline in pairs]
     p_values = [_paired_p(each, resolution) for each in differences]
-    corrected = holm(p_values)
     found = []
-    for each, p, p_holm in zip(differences, p_values, corrected, strict=True):
+    for each, p, p_holm in zip(differences, p_values, holm(p_values), strict=True):
         summary = summarize([float(value) for value in each])
         verdict: Verdict = "not distinguishable"
         if p_holm < SIGNIFICANCE:
             verdict = "better" if summary.mean > 0 else "worse"
-        needed = None if verdict != "not distinguishable" else _seeds_needed(summary, resolution, len(candidates))
+        needed = None if verdict != "not distinguishable" else _seeds_needed(summary, resolution, len(pairs))
         more = None if needed is None else max(needed - summary.n, 1)
         found.append(Comparison(summary, p, p_holm, verdict, more))
     return found

@@ -13,6 +13,7 @@ from digitcnn.config import RunConfig, SweepConfig, known_keys, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.measurement import BenchmarkConfig
 from digitcnn.prediction import PredictConfig
+from digitcnn.publication import PublishConfig
 from digitcnn.report import ReportConfig
 from digitcnn.reproduction import ReproduceConfig
 from digitcnn.space import parse_space
@@ -29,6 +30,7 @@ KINDS = {
     "reproduce": ReproduceConfig,
     "predict": PredictConfig,
     "benchmark": BenchmarkConfig,
+    "publish": PublishConfig,
 }
 OURS = [command for command in COMMANDS if "experiments/" in command]
 

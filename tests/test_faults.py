@@ -433,7 +433,7 @@ def test_a_confirmation_that_is_interrupted_is_recorded_as_such(copied: SweepCon
     _, client, runs = open_records(copied.tracking.folder)
     confirming = [run for run in runs if "confirms" in run.data.tags]
     assert {run.info.status for run in confirming} == {"KILLED"}
-    assert any(len(client.get_metric_history(run.info.run_id, "validation_accuracy")) >= 2 for run in confirming)
+    assert any(len(client.get_metric_history(run.info.run_id, "train_accuracy")) >= 2 for run in confirming)
     assert_stores_agree(copied.tracking.folder, models=False)
 
 

@@ -30,11 +30,13 @@ class InstantTrainer:
 
     def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
         training = job.config.training
+        kind = "test" if job.config.data.validation == "test_once" else "validation"
         with tracking.run(job.config, job.tags, job.run_id) as run:
             for epoch in range(1, training.epochs + 1):
                 time.sleep(self.seconds)
                 accuracy = 0.5 + 0.001 * training.batch_size + 0.01 * epoch
-                metrics = EpochMetrics(epoch, 1.0, 0.5, 1 - accuracy, accuracy, 1.0, 100.0)
+                judged = (None, None) if kind == "test" else (1 - accuracy, accuracy)
+                metrics = EpochMetrics(epoch, 1.0, 0.5, *judged, 1.0, 100.0)
                 run.log_epoch(metrics)
                 self.after_epoch(job, metrics)
                 decision = on_epoch(metrics)
@@ -43,7 +45,7 @@ class InstantTrainer:
                     break
             else:
                 run.ending = "completed"
-            summary = {"validation_accuracy": accuracy, "validation_loss": 1 - accuracy, "cpu_seconds": float(epoch)}
+            summary = {f"{kind}_accuracy": accuracy, f"{kind}_loss": 1 - accuracy, "cpu_seconds": float(epoch)}
             tracking.put(run.store, run.run_id, writes.metrics(summary, epoch))
             self.at_the_end(job, run)
         return Outcome(run.ending, epoch, summary)
