@@ -27,6 +27,7 @@ from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, l
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_whole
 from digitcnn.frozen import write_frozen
+from digitcnn.hosts import SharedStorage
 from digitcnn.store import end_abandoned
 from digitcnn.sweep import SweepDisplay
 from digitcnn.training import Decision, EpochMetrics
@@ -164,7 +165,7 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
                 tracking.close_run(store, each.info.run_id, "KILLED", "its process ended")
         known = _known(plan, store)
         training = trainer or RecordedTraining(plan.contenders[0].config.backend)
-        _Confirmation(plan, shown, store, known, make_sure).work(training)
+        _Confirmation(plan, shown, store, opened, known, make_sure).work(training)
         tracking.deliver(store)
         table, rows = verdicts.tables(plan.contenders, store, known.runs, known.diverged)
         return _conclude(plan, store, table, rows)
@@ -197,14 +198,16 @@ def _known(plan: Plan, store: tracking.Store) -> Known:
     data = runs.check(plan.contenders[0].config).sha256
     of_data = [each for each in found if each.data.tags.get("data_sha256", data) == data]
     known = Known({}, {})
-    for contender, seed in plan.jobs:
-        config = contender.config.replace({"training.seed": seed})
-        its = [each for each in of_data if records.is_of(each, config)]
-        finished = [each.info.run_id for each in its if each.info.status == "FINISHED"]
-        if finished:
-            known.runs[contender.name, seed] = finished[0]
-        elif any(tracking.DIVERGED in each.data.tags for each in its):
-            known.diverged.setdefault(contender.name, seed)
+    for contender in plan.contenders:
+        for each in reversed(of_data):
+            seed = int(each.data.params["training.seed"])
+            if not records.is_of(each, contender.config.replace({"training.seed": seed})):
+                continue
+            if tracking.DIVERGED in each.data.tags:
+                # Whatever seeds are asked for now: the others alone would flatter it.
+                known.diverged.setdefault(contender.name, seed)
+            elif each.info.status == "FINISHED" and seed in plan.seeds:
+                known.runs[contender.name, seed] = each.info.run_id
     _need_baseline(known)
     return known
 
@@ -222,6 +225,7 @@ class _Confirmation:
     plan: Plan
     shown: SweepDisplay
     store: tracking.Store
+    opened: study.OpenStudy
     known: Known
     make_sure: Callable[[], None]
     failed: dict[str, str] = field(default_factory=dict)
@@ -245,6 +249,8 @@ class _Confirmation:
                     ThreadPoolExecutor(workers) as executor,
                 ):
                     self.store.stopped = pool.stop.is_set
+                    if isinstance(self.opened.store, SharedStorage):
+                        self.opened.store.hurried = pool.stop
                     futures = [executor.submit(self._confirm, pool, threads, *job) for job in missing]
                     try:
                         for future in futures:

@@ -25,7 +25,12 @@ from digitcnn.errors import ConfigError
 
 _PACKAGES = ("keras", "numpy", "mlflow", "optuna", "hydra-core")
 # What can change the arithmetic of a run. The thread variables are set here and recorded as `threads`.
-_FLAG_PREFIXES = ("TF_", "XLA_", "JAX_", "TORCH_", "ATEN_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
+_FLAG_PREFIXES = ("XLA_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
+_BACKENDS_FLAG_PREFIXES: dict[Backend, tuple[str, ...]] = {
+    "tensorflow": ("TF_",),
+    "jax": ("JAX_",),
+    "torch": ("TORCH_", "ATEN_"),
+}
 
 # Of those, what a run that somebody else recorded may set here, and how it may look: it changes arithmetic and nothing
 # else. TF_ and XLA_FLAGS can also load libraries and write files, and XLA ends the process at a flag it does not know.
@@ -101,7 +106,8 @@ def describe(threads: int, backend: Backend = "tensorflow") -> dict[str, Any]:
         "flags": {
             name: without_credentials(value)
             for name, value in sorted(os.environ.items())
-            if name.startswith(_FLAG_PREFIXES) and name not in (*backends.THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
+            if name.startswith((*_FLAG_PREFIXES, *_BACKENDS_FLAG_PREFIXES[backend]))
+            and name not in (*backends.THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
         },
         "git": git_state(),
         "command": shlex.join(["python", *map(without_credentials, sys.argv)]),

@@ -48,7 +48,9 @@ _CONNECTION = {
     "keepalives_interval": 5,
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
-    "options": f"-c TimeZone=UTC -c idle_in_transaction_session_timeout={_HOLD_SECONDS}s",
+    # The server, too, notices within 30 s that a host is gone: only then does it give back the locks of that host.
+    "options": f"-c TimeZone=UTC -c idle_in_transaction_session_timeout={_HOLD_SECONDS}s "
+    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=4",
 }
 
 Result = TypeVar("Result")
@@ -257,7 +259,7 @@ class SharedStorage(optuna.storages.RDBStorage):
 
 
 def _keys(kind: int, name: str) -> dict[str, int]:
-    # Two with one number would only wait for each other.
+    # Two with one number would wait for each other, or refuse each other.
     return {"kind": kind, "name": zlib.crc32(name.encode()) & 0x7FFF_FFFF}
 
 

@@ -6,13 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from digitcnn import study, tracking, trials
+from digitcnn import records, study, tracking, trials
 from digitcnn.errors import MachineError
 from digitcnn.hosts import SharedStorage
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import Job, Outcome, RunFailed, Worker, WorkerDied
 
-_MOST_RUNS = 1000
 _CAUSE = "its process ended"
 
 
@@ -59,7 +58,7 @@ def recorded_outcome(store: tracking.Store, run_id: str) -> Outcome | None:
     def read() -> Sequence[Any]:
         # It may be its process's last words that are still kept.
         tracking.deliver_run(store, run_id)
-        return _find(store, f"attributes.run_id = '{run_id}' and attributes.status != 'RUNNING'")
+        return records.search(store, f"attributes.run_id = '{run_id}' and attributes.status != 'RUNNING'")
 
     found = tracking.patiently(store, read)
     if not found:
@@ -169,11 +168,7 @@ def _running(opened: study.Study) -> list[study.FrozenTrial]:
 
 def search(store: tracking.Store, filters: str) -> list[Any]:
     """The runs that a filter finds, as soon as the store answers."""
-    return tracking.patiently(store, lambda: _find(store, filters))
-
-
-def _find(store: tracking.Store, filters: str) -> list[Any]:
-    return list(store.client.search_runs([store.experiment_id], filters, max_results=_MOST_RUNS))
+    return tracking.patiently(store, lambda: records.search(store, filters))
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Finding what was recorded: runs by reference, their files, the runs that confirm a study, and the champion."""
+"""Finding what was recorded: a study's runs and those that confirm it, their files, and the champion."""
 
 from __future__ import annotations
 

@@ -308,6 +308,10 @@ def end_abandoned(store: Store) -> None:
     for run in store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
         tags, run_id = run.data.tags, run.info.run_id
         if "study" not in tags and is_gone(tags.get("host", "")):
+            # It may have ended after it was looked for. Now that it is gone nobody writes of it any more.
+            deliver_run(store, run_id)
+            if store.client.get_run(run_id).info.status != "RUNNING":
+                continue
             put(store, run_id, writes.tags({"failure": "its process ended"}))
             put(store, run_id, writes.without_models())
             put(store, run_id, writes.ended("KILLED"))

@@ -1,8 +1,9 @@
-"""The run that stands for a study in MLflow: all hosts have one, the first opens it and the last closes it."""
+"""The run that stands for a study in MLflow: the hosts that record in one store share it; the last closes it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from digitcnn import environment, reconcile, storage, study, tracking, trials, writes
@@ -28,8 +29,9 @@ def begin(opened: OpenStudy, store: tracking.Store, config: SweepConfig) -> str:
     for other in _runs(opened, store):
         if other != chosen:
             # Its process was killed before it could note it, or another host was faster.
-            store.client.delete_run(other)
+            tracking.patiently(store, partial(store.client.delete_run, other))
     tracking.patiently(store, lambda: store.client.update_run(chosen, status="RUNNING"))
+    _forget_failure(store, chosen)
     # What it is resumed with: parameters cannot change.
     tracking.put(store, chosen, writes.tags(_tags(opened, config)))
     return chosen
@@ -103,9 +105,21 @@ def end(opened: OpenStudy, store: tracking.Store, run_id: str, total: int, statu
         if run.data.tags.get("host") == this_host() or int(run.data.tags["trial"]) in left.lost:
             tracking.close_run(store, run.info.run_id, "KILLED", cause or "its process ended")
     if left.last:
+        if left.over:
+            _forget_failure(store, run_id)
         tracking.close_run(store, run_id, "FINISHED" if left.over else status, cause)
     if failure is not None:
         raise failure
+
+
+def _forget_failure(store: tracking.Store, run_id: str) -> None:
+    """What an earlier end said no longer holds: the study goes on, or is all there. Nothing, of a store away."""
+    try:
+        if "failure" in store.client.get_run(run_id).data.tags:
+            store.client.delete_tag(run_id, "failure")
+    except Exception as error:
+        if not tracking.is_away(error):
+            raise
 
 
 def _open_trials(store: tracking.Store, run_id: str) -> list[Any]:

@@ -116,7 +116,7 @@ class MLflowServer:
             time.sleep(0.2)
 
     def kill(self) -> None:
-        if self.process is not None:
+        if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 

@@ -50,6 +50,19 @@ def test_every_file_that_readme_names_is_there() -> None:
         assert (REPOSITORY / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_test_that_readme_names_is_there() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", README)
+    assert len(named) > 5
+    for file, name in named:
+        assert f"def {name}(" in (REPOSITORY / "tests" / file).read_text()
+
+
+def test_readme_names_every_command() -> None:
+    assert {path.stem for path in (REPOSITORY / "experiments").glob("*.py") if "main(" in path.read_text()} - {
+        "command"
+    } <= set(re.findall(r"experiments/(\w+)\.py", README))
+
+
 def test_every_make_target_that_readme_names_is_there() -> None:
     targets = set(re.findall(r"^([.a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake ([.\w]+)", README + (REPOSITORY / "mlruns" / "README.md").read_text()))

@@ -373,7 +373,7 @@ def test_a_thread_that_gets_no_connection_in_time_waits_as_for_a_server_that_is_
 @pytest.fixture
 def slow(site: Site, root: Path, monkeypatch: pytest.MonkeyPatch) -> tracking.Store:
     """A store whose first answers take longer than the study's lock may be held."""
-    monkeypatch.setattr(hosts, "_HOLD_SECONDS", 2)
+    monkeypatch.setattr(hosts, "_HOLD_SECONDS", 3)
     store = tracking.open_store(TrackingConfig(root=str(root)))
     for name in ("search_runs", "create_run", "update_run", "set_terminated"):
         monkeypatch.setattr(store.client, name, _slowed(getattr(store.client, name)))
@@ -381,7 +381,7 @@ def slow(site: Site, root: Path, monkeypatch: pytest.MonkeyPatch) -> tracking.St
 
 
 def _slowed(method: Callable[..., Any]) -> Callable[..., Any]:
-    waits = [2.5]
+    waits = [3.5]
 
     def call(*arguments: Any, **named: Any) -> Any:
         time.sleep(waits.pop() if waits else 0)
@@ -390,12 +390,24 @@ def _slowed(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def test_a_slow_mlflow_does_not_cost_the_lock_of_a_study(site: Site, slow: tracking.Store) -> None:
+def test_a_slow_mlflow_does_not_cost_the_lock_of_a_study(
+    site: Site, slow: tracking.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = _open(site.config)
+    held: list[str] = []
+    lock = hosts.SharedStorage.lock
+
+    def counted(store: hosts.SharedStorage, name: str) -> contextlib.AbstractContextManager[None]:
+        held.append(name)
+        return lock(store, name)
+
+    monkeypatch.setattr(hosts.SharedStorage, "lock", counted)
     run_id = study_run.begin(opened, slow, site.config)
     assert slow.client.get_run(run_id).info.status == "RUNNING"
     study_run.end(opened, slow, run_id, 16, "KILLED")
     assert slow.client.get_run(run_id).info.status == "KILLED"
+    # Once for each decision: whoever loses it decides again.
+    assert len(held) == 2
 
 
 def test_a_host_that_leaves_closes_nothing_of_one_that_joins(

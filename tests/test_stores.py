@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from digitcnn import embedded, outbox, records, report, storage, store, study, s
 from digitcnn.config import RunConfig, StudyReference, SweepConfig, TrackingConfig, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import MachineError
+from digitcnn.processes import this_host
 from digitcnn.report import ReportConfig
 from tests import processes
 from tests.conftest import Command, command_line, with_study
@@ -307,7 +307,7 @@ def test_a_run_whose_end_found_no_space_is_ended_by_the_next_command(disk: Path,
     config = config_in(shutil.copytree(root, disk / "records"))
     process = FORKS.Process(target=_record_until_full, args=(config.model_dump(), disk))
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 1
     (disk / "filler").unlink()
     said: list[str] = []
@@ -316,7 +316,7 @@ def test_a_run_whose_end_found_no_space_is_ended_by_the_next_command(disk: Path,
         elsewhere = tracking.create_run(run.store, config, "elsewhere", {"host": "elsewhere, process 1 of 2026-01-01"})
         of_a_study = tracking.create_run(run.store, config, "trial", {"study": "a", "host": "b, process 1 of c"})
         # A number that no process has.
-        gone = {"host": f"{socket.gethostname()}, process {2**22 + 1} of 2026-01-01 00:00:00"}
+        gone = {"host": re.sub(r"process \d+", f"process {2**22 + 1}", this_host())}
         kept = tracking.create_run(run.store, config, "its end is kept", gone)
         outbox.keep(run.store.outbox, run.store.kept_for, kept, writes.ended("FINISHED"))
         store.end_abandoned(run.store)
@@ -503,9 +503,8 @@ def assert_served_sweep_is_complete(config: SweepConfig) -> None:
     for trial in opened.get_trials(states=(TrialState.COMPLETE,)):
         run = client.get_run(trial.user_attrs["run_id"])
         assert run.info.status == "FINISHED"
-        history = client.get_metric_history(run.info.run_id, "validation_accuracy")
-        epochs = trial.user_attrs["epochs_run"]
-        assert [point.step for point in history if point.step > 0] == list(range(1, epochs + 1))
+        history = client.get_metric_history(run.info.run_id, "train_loss")
+        assert [point.step for point in history] == list(range(1, trial.user_attrs["epochs_run"] + 1))
         assert history[epochs - 1].value == pytest.approx(trial.values[0])
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     assert experiment is not None
@@ -549,7 +548,7 @@ def test_what_a_sweep_found_before_its_server_was_gone_for_good_is_recorded_by_t
 ) -> None:
     config = with_study(in_folder(sweep_config, tmp_path / "r", uri=own_server.uri, experiment="served"), workers=2)
     monkeypatch.setattr(store, "PATIENCE_SECONDS", 3.0)
-    with pytest.raises(MachineError, match="Connection refused; what had been recorded is safe"):
+    with pytest.raises(MachineError, match="Connection refused; .* they are kept in .*/outbox"):
         work(config, InstantTrainer(0.5), During(1, own_server.kill))
     assert "they are kept in" in store.kept(config.tracking)
     own_server.start()
