@@ -30,7 +30,7 @@ ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0
 test: lint ## all tests, after lint
 	@.venv/bin/python -m pytest --numprocesses 2
 
-soak: .venv/complete ## the long fault tests that `make test` leaves out
+soak: .venv/complete ## the long fault tests that `make test` leaves out: an hour
 	@.venv/bin/python -m pytest --numprocesses 2 -m soak
 
 lint: .venv/complete ## ruff, ruff format and mypy --strict

@@ -544,7 +544,8 @@ def _work(site: Site, count: int = 2, **times: float) -> list[Host]:
 
 
 def _wait_for_finished(opened: study.OpenStudy, count: int) -> None:
-    wait_until(lambda: trials.finished(opened) >= count)
+    # Whoever goes on may be faster than the one that looks: there are no more than 80.
+    wait_until(lambda: trials.finished(opened) >= min(count, 80))
 
 
 @pytest.mark.soak
