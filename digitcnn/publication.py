@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import io
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from digitcnn import findings, records, results, storage, tracking
+from digitcnn import findings, provenance, records, results, storage, tracking
 from digitcnn.config import (
+    LATER_KEYS,
     Backend,
     Config,
     DataConfig,
@@ -35,9 +37,20 @@ BACKENDS: tuple[tuple[Backend, Literal["keras", "compiled"]], ...] = (
     ("jax", "keras"),
     ("torch", "keras"),
 )
-_VERSIONS = ("python", "version.tensorflow", "version.keras", "version.numpy")
+_HOW_ARTICLE = (
+    "python experiments/train.py --multirun experiment=article model=cnn,mlp training.seed=0,1,2,3,4 makes the runs"
+)
+_HOW_BACKENDS = (
+    "python experiments/train.py --multirun backend=NAME training.engine=keras training.epochs=2 training.seed=0,1,2 "
+    "makes the runs of tensorflow, jax and torch, and with backend=tensorflow training.engine=compiled the others"
+)
+# The tags of runs that are no answer by themselves: those of studies, and repetitions of a recorded run.
+_NOT_ALONE = {"study", "reproduces"}
 _SAFE = "the runs are recorded"
 _MEASURES = ("samples_seen", "updates", "parameters", "training_seconds", "cpu_seconds")
+
+
+_Key = tuple[Any, ...]
 
 
 class PublishConfig(Config):
@@ -50,8 +63,8 @@ class PublishConfig(Config):
 def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) -> Path:
     """Writes the tables, the champion's frozen form, the figure and RESULTS.md; returns the path of the last.
 
-    A part that is not recorded here stays as it was published before, and `say` is told so. Raises ConfigError, having
-    written nothing, if no part is recorded.
+    A part that is not recorded here, or not whole, stays as it was published before, if it was; `say` is told so.
+    Raises ConfigError if there is no other part. Nothing is written before all is made.
     """
     from digitcnn import figures
 
@@ -61,26 +74,26 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
         store = records.open_recorded(config.tracking, "publish", say)
         parts, missing = _collect(store, config.tracking)
     if not parts:
-        raise ConfigError(f"publish: nothing that it publishes is recorded in {config.tracking.folder}: {missing[0]}")
-    for line in missing:
-        say(f"left as it was published: {line}")
-    made = pd.concat([part.provenance for part in parts])
-    before = results.read(folder).get("provenance", made.head(0))
+        reason = next(iter(missing.values()))
+        raise ConfigError(f"publish: nothing that it publishes is recorded in {config.tracking.folder}: {reason}")
+    before = results.read(folder)
+    for question, reason in missing.items():
+        say(f"{'left as it was published' if results.has(before, question) else 'not published'}: {reason}")
     tables = {name: table for part in parts for name, table in part.tables.items()}
-    tables["provenance"] = pd.concat([made, before[~before["part"].isin(made["part"])]]).sort_values(
-        ["part", "command"]
-    )
-    for name, table in tables.items():
-        write_whole(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"), _SAFE)
+    tables["provenance"] = _made(parts, before.get("provenance"))
+    written = {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
+    # From the files' text, as anybody else makes it.
+    published = before | {name: results.parsed(name, io.StringIO(text)) for name, text in written.items()}
+    contents: dict[str, str | bytes] = {f"{name}.csv": text for name, text in written.items()}
+    picture = figures.drawn(published)
+    if picture is not None:
+        contents["results.png"] = picture
+    contents["RESULTS.md"] = results.text(published)
     for part in parts:
         if part.champion is not None:
             write_frozen(part.champion, folder / "champion.yaml", "The champion of the published study: RESULTS.md.")
-    # From the files, as anybody else makes it.
-    published = results.read(folder)
-    picture = figures.drawn(published)
-    if picture is not None:
-        write_whole(folder / "results.png", picture, _SAFE)
-    write_whole(folder / "RESULTS.md", results.text(published), _SAFE)
+    for name, content in contents.items():
+        write_whole(folder / name, content, _SAFE)
     return folder / "RESULTS.md"
 
 
@@ -89,39 +102,66 @@ class _Part:
     """What answers one question: its tables by name, how their runs were made, and the champion if it has one."""
 
     tables: dict[str, pd.DataFrame]
-    provenance: pd.DataFrame
+    made: list[dict[str, Any]]
     champion: Frozen | None = None
 
 
-def _collect(store: Store, config: TrackingConfig) -> tuple[list[_Part], list[str]]:
-    """The parts that are recorded, and for each other one what it lacks."""
-    parts, missing = [], []
-    for collect in (_article, _batch_sizes, _filters, _backends, _default):
+def _collect(store: Store, config: TrackingConfig) -> tuple[list[_Part], dict[str, str]]:
+    """The parts that are recorded, and by question what each other one lacks."""
+    questions: dict[str, Callable[[Store, TrackingConfig], _Part]] = {
+        "article": _article,
+        "batch_size": _batch_sizes,
+        "filters": _filters,
+        "backends": _backends,
+        "default": _default,
+    }
+    parts, missing = [], {}
+    for question, collect in questions.items():
         try:
             parts.append(collect(store, config))
         except ConfigError as error:
-            missing.append(str(error))
+            missing[question] = str(error)
     return parts, missing
 
 
+def _made(parts: Sequence[_Part], before: pd.DataFrame | None) -> pd.DataFrame:
+    """How these parts were made, and those that stay as they were before."""
+    made = [row for part in parts for row in part.made]
+    renewed = {row["part"] for row in made}
+    kept = [] if before is None else [row for row in before.to_dict("records") if row["part"] not in renewed]
+    return pd.DataFrame([*made, *kept], columns=list(provenance.COLUMNS)).sort_values(["part", "command"])
+
+
 def _article(store: Store, config: TrackingConfig) -> _Part:
-    runs = _runs_of_article(store)
+    """The article's two networks by its own protocol."""
+
+    def key(run: Any) -> _Key | None:
+        tree = {**_ARTICLE.model_dump(), "model": {"name": run.data.params["model.name"]}}
+        seed = int(run.data.params["training.seed"])
+        wanted = load_config(RunConfig, tree).replace({"training.seed": seed})
+        return (run.data.params["model.name"], seed) if records.is_of(run, wanted) else None
+
+    runs = list(_newest(store, "params.`data.validation` = 'test'", key).values())
     measured = _measured(runs, "validation_accuracy", "best_validation_accuracy", "best_epoch")
-    return _Part({"article": measured}, _provenance("article", runs))
+    _require_same_seeds(measured, ("network",), [(name,) for name in results.NETWORKS], _HOW_ARTICLE)
+    return _Part({"article": measured}, provenance.rows("article", runs))
 
 
 def _batch_sizes(store: Store, config: TrackingConfig) -> _Part:
     found = {name: _study(store, config, name) for name in results.BATCH_SIZES}
-    tables = {
-        "batch_size": pd.concat([_trials(name, *each) for name, each in found.items()], ignore_index=True),
-        "batch_size_curves": pd.concat([_curves(name, *each) for name, each in found.items()], ignore_index=True),
-    }
-    return _Part(tables, pd.concat([_provenance(name, _of_trials(runs)) for name, (_, runs) in found.items()]))
+    trials = pd.concat([_trials(name, *each) for name, each in found.items()], ignore_index=True)
+    _require_grid(trials, "training.batch_size")
+    curves = pd.concat([_curves(name, *each) for name, each in found.items()], ignore_index=True)
+    made = [row for name, (_, runs) in found.items() for row in provenance.rows(name, _of_trials(runs))]
+    return _Part({"batch_size": trials, "batch_size_curves": curves}, made)
 
 
 def _filters(store: Store, config: TrackingConfig) -> _Part:
-    found, runs = _study(store, config, results.FILTERS)
-    return _Part({"filters": _trials(results.FILTERS, found, runs)}, _provenance(results.FILTERS, _of_trials(runs)))
+    name = results.FILTERS
+    found, runs = _study(store, config, name)
+    trials = _trials(name, found, runs)
+    _require_grid(trials, "model.conv1_filters", "model.conv2_filters")
+    return _Part({"filters": trials}, provenance.rows(name, _of_trials(runs)))
 
 
 def _default(store: Store, config: TrackingConfig) -> _Part:
@@ -135,60 +175,89 @@ def _default(store: Store, config: TrackingConfig) -> _Part:
         "confirmation_runs": found.confirmation.runs,
     }
     confirming = [run for run in runs.values() if "confirms" in run.data.tags]
-    made = [_provenance(name, _of_trials(runs)), _provenance(f"{name} confirmed", confirming)]
-    return _Part(tables, pd.concat(made), found.confirmation.frozen)
+    made = provenance.rows(name, _of_trials(runs)) + provenance.rows(f"{name} confirmed", confirming)
+    return _Part(tables, made, found.confirmation.frozen)
 
 
 def _backends(store: Store, config: TrackingConfig) -> _Part:
-    """Keras's own fit on each backend that runs are recorded of, and TensorFlow's compiled engine."""
-    found: dict[tuple[str, str, int], Any] = {}
-    for run in reversed(records.search(store, "attributes.status = 'FINISHED' AND params.`training.epochs` = '2'")):
-        for backend, engine in BACKENDS:
-            seed = int(run.data.params["training.seed"])
-            training = TrainingConfig(epochs=2, engine=engine, seed=seed)
-            if records.is_of(run, RunConfig(backend=backend, training=training)):
-                found[backend, engine, seed] = run
-    runs = [found[key] for key in sorted(found)]
-    if {(backend, engine) for backend, engine, _ in found} != set(BACKENDS):
-        raise ConfigError(
-            "backend: needs runs of each backend and engine; python experiments/train.py --multirun backend=NAME "
-            "training.engine=keras training.epochs=2 training.seed=0,1,2 and with training.engine=compiled"
-        )
+    """Keras's own fit on each backend, and TensorFlow's compiled engine."""
+
+    def key(run: Any) -> _Key | None:
+        parameters = LATER_KEYS | run.data.params
+        backend, seed = parameters["backend"], int(parameters["training.seed"])
+        # Whichever engine it asked for: `auto` ends as one of them.
+        training = {"epochs": 2, "engine": parameters["training.engine"], "seed": seed}
+        wanted = load_config(RunConfig, {"backend": backend, "training": training})
+        engine = run.data.tags.get("engine")
+        return (backend, engine, seed) if (backend, engine) in BACKENDS and records.is_of(run, wanted) else None
+
+    found = _newest(store, "params.`training.epochs` = '2'", key)
+    runs = list(found.values())
     measured = _measured(runs, "validation_accuracy", "images_per_second")
-    measured.insert(0, "backend", [backend for backend, _, _ in sorted(found)])
-    measured.insert(1, "engine", [engine for _, engine, _ in sorted(found)])
-    return _Part({"backends": measured}, _provenance("backends", runs))
+    measured.insert(0, "backend", [backend for backend, *_ in found])
+    measured.insert(1, "engine", [engine for _, engine, _ in found])
+    _require_same_seeds(measured, ("backend", "engine"), BACKENDS, _HOW_BACKENDS)
+    return _Part({"backends": measured}, provenance.rows("backends", runs))
+
+
+def _newest(store: Store, query: str, key: Callable[[Any], _Key | None]) -> dict[_Key, Any]:
+    """The newest finished run of each key, in the order of the keys; those without a key are left out.
+
+    So are those that are no answer by themselves: a repetition of an older run would take its place.
+    """
+    found: dict[_Key, Any] = {}
+    for run in reversed(records.search(store, f"attributes.status = 'FINISHED' AND {query}")):
+        named = None if _NOT_ALONE & set(run.data.tags) else key(run)
+        if named is not None:
+            found[named] = run
+    return dict(sorted(found.items()))
+
+
+def _require_grid(trials: pd.DataFrame, *factors: str) -> None:
+    """Raises ConfigError unless each study has every combination of the factors' values, with every seed."""
+    columns = ("study", *factors)
+    _require_same_seeds(trials, columns, itertools.product(*(sorted(trials[name].unique()) for name in columns)))
+
+
+def _require_same_seeds(
+    table: pd.DataFrame, columns: Sequence[str], groups: Iterable[tuple[Any, ...]], how: str | None = None
+) -> None:
+    """Raises ConfigError, which ends with `how`, if one of the groups of rows lacks a seed that the table has.
+
+    They are compared seed by seed, each seed once, and it takes at least two.
+    """
+    end = f"; {how}" if how else ""
+    seeds = sorted(table["seed"].unique()) if len(table) else []
+    if len(seeds) < 2:
+        raise ConfigError(f"{'/'.join(columns)}: needs runs with several seeds{end}")
+    for group in groups:
+        values = dict(zip(columns, group, strict=True))
+        its = table.loc[(table[list(columns)] == list(group)).all(axis="columns"), "seed"].tolist()
+        named = " ".join(f"{column}={value}" for column, value in values.items())
+        for seed in seeds:
+            if its.count(seed) != 1:
+                raise ConfigError(f"{named}: has {its.count(seed)} runs with training.seed={seed}, needs one{end}")
 
 
 def _of_trials(runs: Mapping[str, Any]) -> list[Any]:
     return [run for run in runs.values() if "trial" in run.data.tags]
 
 
-def _runs_of_article(store: Store) -> list[Any]:
-    """The finished runs of the article's two networks by its own protocol, one a seed."""
-    query = "attributes.status = 'FINISHED' AND params.`data.validation` = 'test'"
-    found: dict[tuple[str, int], Any] = {}
-    for run in reversed(records.search(store, query)):
-        for network in results.NETWORKS:
-            seed = int(run.data.params["training.seed"])
-            tree = {**_ARTICLE.model_dump(), "model": {"name": network}}
-            if records.is_of(run, load_config(RunConfig, tree).replace({"training.seed": seed})):
-                found[network, seed] = run
-    for network in results.NETWORKS:
-        if sum(each == network for each, _ in found) < 2:
-            raise ConfigError(
-                "publish: needs the article's runs with several seeds; python experiments/train.py --multirun "
-                "experiment=article model=cnn,mlp training.seed=0,1,2,3,4"
-            )
-    return [found[key] for key in sorted(found)]
-
-
 def _study(store: Store, config: TrackingConfig, name: str) -> tuple[Findings, dict[str, Any]]:
-    """What is recorded of a finished study, and its runs by id."""
+    """What is recorded of a finished study, and the runs below its own, by id."""
     found = findings.read(store, StudyReference(name=name), config)
-    if found.status != "FINISHED":
-        raise ConfigError(f"study.name={name}: is not finished; python experiments/sweep.py study={name} goes on")
-    return found, {run.info.run_id: run for run in records.study_runs(store, name)}
+    if found.status != "FINISHED" or found.finished < found.total:
+        raise ConfigError(
+            f"study.name={name}: is not finished, with {found.finished} of {found.total} trials; "
+            f"python experiments/sweep.py study={name} goes on"
+        )
+    # A name is given again, to a study of other records in the same store.
+    every = records.study_runs(store, name)
+    runs = {run.info.run_id: run for run in every if run.data.tags.get("mlflow.parentRunId") == found.parent_run_id}
+    elsewhere = found.completed.loc[~found.completed["run_id"].isin(runs), "trial"].tolist()
+    if elsewhere:
+        raise ConfigError(f"study.name={name}: the run of trial {elsewhere[0]} is not recorded here")
+    return found, runs
 
 
 def _measured(runs: Sequence[Any], *metrics: str) -> pd.DataFrame:
@@ -227,39 +296,3 @@ def _curves(name: str, found: Findings, runs: dict[str, Any]) -> pd.DataFrame:
         "validation_accuracy": curves["validation_accuracy"],
     }
     return pd.DataFrame(columns).sort_values(["study", "batch_size", "seed", "epoch"], ignore_index=True)
-
-
-def _provenance(part: str, runs: Sequence[Any]) -> pd.DataFrame:
-    """By which command, when, on what and in which time some runs were made; a row per command.
-
-    The wall time is that in which at least one of them was at work: pauses between a sweep and its resumption are none.
-    """
-    rows = []
-    for command in dict.fromkeys(run.data.tags["command"] for run in runs):
-        some = [run for run in runs if run.data.tags["command"] == command]
-        rows.append(
-            {
-                "part": part,
-                "command": command,
-                "runs": len(some),
-                "wall_seconds": round(_busy([(run.info.start_time, run.info.end_time) for run in some]) / 1000),
-                "cpu_seconds": round(sum(run.data.metrics.get("cpu_seconds", 0.0) for run in some)),
-                "date": pd.Timestamp(min(run.info.start_time for run in some), unit="ms").strftime("%Y-%m-%d"),
-            }
-            | {name: _most(some, name) for name in ("cpu", "cores", "threads", "engine", *_VERSIONS, "git.commit")}
-        )
-    return pd.DataFrame(rows)
-
-
-def _busy(intervals: Sequence[tuple[int, int]]) -> int:
-    """The length of the union of some intervals."""
-    total, until = 0, 0
-    for begin, end in sorted(intervals):
-        total += max(end - max(begin, until), 0)
-        until = max(until, end)
-    return total
-
-
-def _most(runs: Sequence[Any], tag: str) -> str:
-    counts: Counter[str] = Counter(run.data.tags.get(tag, "") for run in runs)
-    return counts.most_common(1)[0][0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 
-from digitcnn import leaderboard, statistics, verdicts
+from digitcnn import leaderboard, provenance, statistics, verdicts
 from digitcnn.statistics import Comparison, Summary
 
 # Source: the article; one run of each network, on the test set.
@@ -27,6 +27,13 @@ TABLES = {
     "default": ("leaderboard", "confirmation", "confirmation_runs"),
     "made": ("provenance",),
 }
+_VERSIONS = {
+    "python": "Python",
+    "version.keras": "Keras",
+    "version.tensorflow": "TensorFlow",
+    "version.jax": "JAX",
+    "version.torch": "PyTorch",
+}
 ARTICLES_BATCH, ARTICLES_FILTERS = 250, (32, 64)
 # One of the 10,000 images that judge a run, in validation as in test: no smaller difference can be seen.
 _RESOLUTION = 1e-4
@@ -39,11 +46,19 @@ Tables = Mapping[str, pd.DataFrame]
 def read(folder: Path) -> dict[str, pd.DataFrame]:
     """The published tables by name: those whose files are there."""
     paths = {name: folder / f"{name}.csv" for names in TABLES.values() for name in names}
-    tables = {name: pd.read_csv(path, float_precision="round_trip") for name, path in paths.items() if path.exists()}
-    if "confirmation" in tables:
-        confirmation = tables["confirmation"].fillna({"verdict": ""})
-        tables["confirmation"] = confirmation.astype(dict.fromkeys(verdicts.COUNTS, "Int64"))
-    return tables
+    return {name: parsed(name, path) for name, path in paths.items() if path.exists()}
+
+
+def parsed(name: str, file: Path | TextIO) -> pd.DataFrame:
+    """A published table from its CSV."""
+    if name == "provenance":
+        # Versions and commits are no numbers.
+        texts = pd.read_csv(file, dtype=str, keep_default_na=False)
+        return texts.astype(dict.fromkeys(("runs", "wall_seconds", "cpu_seconds"), int))
+    table = pd.read_csv(file, float_precision="round_trip")
+    if name == "confirmation":
+        return table.fillna({"verdict": ""}).astype(dict.fromkeys(verdicts.COUNTS, "Int64"))
+    return table
 
 
 def text(tables: Tables) -> str:
@@ -76,7 +91,7 @@ def headline(tables: Tables) -> list[str]:
 
 
 def _line_of_article(tables: Tables) -> str:
-    cnn, mlp = (statistics.summarize(_accuracies(tables["article"], network=name)) for name in NETWORKS)
+    cnn, mlp = (statistics.summarize(_accuracies(tables["article"], network=name).tolist()) for name in NETWORKS)
     return (
         f"- The article's CNN gets {_mean(cnn)} of the test images right, its fully connected network {_mean(mlp)}; "
         f"the article says {_of(NETWORKS['cnn'])} and {_of(NETWORKS['mlp'])} %."
@@ -106,9 +121,9 @@ def _networks(tables: Tables) -> dict[str, str]:
     rows, said = [], []
     values = {name: _accuracies(tables["article"], network=name) for name in NETWORKS}
     for name, reported in NETWORKS.items():
-        low, high = statistics.prediction_interval(values[name])
+        low, high = statistics.prediction_interval(values[name].tolist())
         best = float(tables["article"].query("network == @name")["best_validation_accuracy"].mean())
-        summary = _summary(statistics.summarize(values[name]))
+        summary = _summary(statistics.summarize(values[name].tolist()))
         rows.append([name.upper(), *summary, f"{_of(low)} to {_of(high)}", _of(best), f"{_of(reported)} (n = 1)"])
         place = "within" if low <= reported <= high else "below" if reported < low else "above"
         said.append(f"The article's {_of(reported)} % is {place} what a single run of the {name.upper()} gives.")
@@ -116,10 +131,10 @@ def _networks(tables: Tables) -> dict[str, str]:
     over = f"{sum(value > 0.99 for value in cnn)} of {len(cnn)} runs of the CNN exceed 99 %"
     mean = (
         "and so does their mean"
-        if statistics.summarize(cnn).low > 0.99
+        if statistics.summarize(cnn.tolist()).low > 0.99
         else "but the interval of their mean does not lie above it"
     )
-    difference = statistics.compare(values["mlp"], [cnn], _RESOLUTION)[0]
+    difference = _compare([(cnn, values["mlp"])])[0]
     head = ["network", *_SUMMARY, "a single run (95 %)", "best epoch", "article"]
     return {
         "table": _table(head, rows),
@@ -132,8 +147,8 @@ def batch_size_comparisons(tables: Tables, study: str) -> dict[int, Comparison]:
     """Each batch size of a study against the article's, by batch size."""
     table = tables["batch_size"].query("study == @study")
     sizes = [int(size) for size in sorted(table["training.batch_size"].unique()) if size != ARTICLES_BATCH]
-    values = [_accuracies(table, **{"training.batch_size": size}) for size in (ARTICLES_BATCH, *sizes)]
-    return dict(zip(sizes, statistics.compare(values[0], values[1:], _RESOLUTION), strict=True))
+    articles, *others = (_accuracies(table, **{"training.batch_size": size}) for size in (ARTICLES_BATCH, *sizes))
+    return dict(zip(sizes, _compare([(other, articles) for other in others]), strict=True))
 
 
 def budget_comparisons(tables: Tables) -> dict[int, Comparison]:
@@ -144,7 +159,7 @@ def budget_comparisons(tables: Tables) -> dict[int, Comparison]:
     for size in sizes:
         article, equal = (_accuracies(table, **{"study": s, "training.batch_size": size}) for s in BATCH_SIZES)
         pairs.append((article, equal))
-    return dict(zip(sizes, statistics.compare_pairs(pairs, _RESOLUTION), strict=True))
+    return dict(zip(sizes, _compare(pairs), strict=True))
 
 
 def _batch_size(tables: Tables) -> dict[str, str]:
@@ -216,7 +231,7 @@ def _filters(tables: Tables) -> dict[str, str]:
     ]
     articles = pairs.index(ARTICLES_FILTERS)
     others = [index for index in range(len(pairs)) if index != articles]
-    compared = statistics.compare(values[articles], [values[index] for index in others], _RESOLUTION)
+    compared = _compare([(values[index], values[articles]) for index in others])
     against = dict(zip(others, compared, strict=True))
     rows = []
     for index in np.argsort(summaries["cpu_seconds"].to_numpy(), kind="stable"):
@@ -242,12 +257,12 @@ def _backends(tables: Tables) -> dict[str, str]:
     reference = ("tensorflow", "keras")
     others = [name for name in groups if name != reference]
     values = {name: _accuracies(part) for name, part in groups.items()}
-    compared = statistics.compare(values[reference], [values[name] for name in others], _RESOLUTION)
+    compared = _compare([(values[name], values[reference]) for name in others])
     against = dict(zip(others, compared, strict=True))
     rows = []
     for name, part in groups.items():
         speed = part["images_per_second"]
-        cells = [*name, *_summary(statistics.summarize(values[name]))]
+        cells = [*name, *_summary(statistics.summarize(values[name].tolist()))]
         spread = f"{speed.median():,.0f} ({speed.min():,.0f} to {speed.max():,.0f})"
         rows.append([*cells, spread, *_compared(against.get(name))])
     head = [
@@ -287,20 +302,26 @@ def _default(tables: Tables) -> dict[str, str]:
 
 
 def _made(tables: Tables) -> str:
-    provenance = tables["provenance"]
-    machines = provenance[["cores", "cpu"]].drop_duplicates().itertuples(index=False)
-    versions = provenance[["python", "version.tensorflow", "version.keras"]].drop_duplicates().itertuples(index=False)
-    commits = ", ".join(str(commit)[:10] for commit in provenance["git.commit"].unique())
+    made = tables["provenance"]
+    machines = dict.fromkeys(zip(made["cores"], made["cpu"], strict=True))
     processors = " and ".join(f"{cores} cores of {cpu}" for cores, cpu in machines)
+    versions = {label: " and ".join(_distinct(made, column)) for column, label in _VERSIONS.items()}
+    commits = ", ".join(commit[:10] for commit in _distinct(made, "git.commit"))
+    dirty = ", and code that differed from its commit" if "true" in _distinct(made, "git.dirty") else ""
     return (
         f"On {processors}, which had other work to do at times.\n"
-        + " and ".join(f"Python {python}, TensorFlow {tf}, Keras {keras}" for python, tf, keras in versions)
-        + f"; commits {commits}.\nThe wall time of a command is that in which a run of it was at work."
+        + ", ".join(f"{label} {numbers}" for label, numbers in versions.items() if numbers)
+        + f"; commits {commits}{dirty}.\nThe wall time of a command is that in which a run of it was at work."
     )
 
 
-def _commands(provenance: pd.DataFrame, parts: Sequence[str]) -> str:
-    rows = provenance[provenance["part"].isin(parts)]
+def _distinct(made: pd.DataFrame, column: str) -> list[str]:
+    """Every value that the runs have, each once."""
+    return list(dict.fromkeys(value for cell in made[column] for value in cell.split(provenance.SEPARATOR) if value))
+
+
+def _commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
+    rows = made[made["part"].isin(parts)]
     lines = [
         f"{row['command']}    # {row['runs']} runs, {row['wall_seconds'] / 60:.0f} min, {row['date']}"
         for _, row in rows.iterrows()
@@ -308,11 +329,17 @@ def _commands(provenance: pd.DataFrame, parts: Sequence[str]) -> str:
     return "\n".join(["```bash", *lines, "```"])
 
 
-def _accuracies(table: pd.DataFrame, **where: object) -> list[float]:
-    """The accuracies of the runs with these values, in the order of their seeds."""
+def _accuracies(table: pd.DataFrame, **where: object) -> pd.Series[float]:
+    """The accuracies of the runs with these values, by seed."""
     for column, value in where.items():
         table = table[table[column] == value]
-    return [float(value) for value in table.sort_values("seed")["validation_accuracy"]]
+    return table.set_index("seed")["validation_accuracy"].sort_index()
+
+
+def _compare(pairs: Sequence[tuple[pd.Series[float], pd.Series[float]]]) -> list[Comparison]:
+    """Candidates, each against its baseline, seed by seed. Raises KeyError if a candidate lacks one of the seeds."""
+    by_seed = [(candidate[baseline.index].tolist(), baseline.tolist()) for candidate, baseline in pairs]
+    return statistics.compare_pairs(by_seed, _RESOLUTION)
 
 
 _SUMMARY = ("n", "accuracy (%)", "sd", "95 % interval")

@@ -30,7 +30,7 @@ ORDER = [
         "sweep",
     ),
     *("references", "reproduction", "verdicts", "confirmation", "findings", "charts", "prose", "report", "comparison"),
-    *("results", "figures", "publication"),
+    *("provenance", "results", "figures", "publication"),
     *("display", "preview"),
     *("timing", "measurement", "study_timing", "benchmark"),
     *("loading", "preparation", "prediction"),

@@ -1,9 +1,12 @@
-"""The published tables hold what is recorded, each run once, and nothing is written while something is missing."""
+"""The published tables hold what is recorded, each run once, and a part that is not whole is not published."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,24 +17,31 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from digitcnn import confirmation, publication, results, tracking, writes
+from digitcnn import confirmation, embedded, provenance, publication, records, results, tracking, writes
 from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import ConfigError
 from digitcnn.publication import PublishConfig
-from digitcnn.store import put
+from digitcnn.store import Store, open_store, put
 from digitcnn.training import samples_per_epoch
 from digitcnn.workers import Job
 from tests.conftest import REPOSITORY
+from tests.processes import FORKS
 from tests.recorded import saved_model
 from tests.test_sweep import Quiet, work
 from tests.trainers import InstantTrainer
 
+sys.path.insert(0, str(REPOSITORY / "experiments"))
+import publish as command
+
 # Two seeds and two values of each are enough to tell what is recorded from what is not.
 FEWER = {
     **{name: {"training": {"batch_size": [50, 250], "seed": [0, 1]}} for name in results.BATCH_SIZES},
-    results.FILTERS: {"training": {"seed": [0, 1]}, "model": {"conv1_filters": [16, 32], "conv2_filters": [32, 64]}},
+    results.FILTERS: {"training": {"seed": [0, 1]}, "model": {"conv1_filters": [16, 32], "conv2_filters": [64]}},
 }
+
+
+_DIGESTS = {"weights_sha256": "0" * 64, "data_sha256": "1" * 64}
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,15 @@ class ThoroughTrainer(InstantTrainer):
         costs = {"updates": 7, "parameters": 9, "training_seconds": 3.0, "cpu_seconds": 4.0, "peak_memory_mb": 1.0}
         best = {"best_validation_accuracy": accuracy, "best_epoch": 1}
         put(run.store, run.run_id, writes.metrics(measured | costs | best, training.epochs))
-        put(
-            run.store, run.run_id, writes.tags({"weights_sha256": "0" * 64, "data_sha256": "1" * 64, "engine": "keras"})
-        )
+        # As the engines do: compiled where that can train.
+        engine = "keras" if training.engine == "auto" else training.engine
+        put(run.store, run.run_id, writes.tags(_DIGESTS | {"engine": engine}))
         labels = np.arange(20) % 10
         predictions = {"image": range(20), "label": labels, "predicted": labels, "probability": 1.0}
         run.log_file(tracking.PREDICTIONS, pd.DataFrame(predictions).to_csv(index=False))
-        put(run.store, run.run_id, writes.model(saved_model(self.folder / run.run_id), {"a": "1"}))
+        if judged == "test":
+            # The champion's.
+            put(run.store, run.run_id, writes.model(saved_model(self.folder / run.run_id), {"a": "1"}))
 
 
 def _preset(name: str, root: Path, **study: Any) -> SweepConfig:
@@ -77,76 +89,234 @@ def _on_backend(backend: str, engine: str, seed: int) -> dict[str, Any]:
     return {"backend": backend, "training": {"engine": engine, "epochs": 2, "seed": seed}}
 
 
-def test_what_is_recorded_is_published_and_the_rest_stays_as_it_was(tmp_path: Path) -> None:
-    # Given
-    root, folder = tmp_path / "records", tmp_path / "published"
-    (tmp_path / "models").mkdir()
-    trainer = ThoroughTrainer(folder=tmp_path / "models")
-    config = PublishConfig(folder=str(folder), tracking=TrackingConfig(root=str(root)))
-    said: list[str] = []
+@dataclass(frozen=True)
+class Records:
+    """A folder of records, and what trains into it."""
 
-    def record(tree: dict[str, Any]) -> None:
-        trainer.run(Job(load(RunConfig, tree | {"tracking": {"root": str(root)}}), {}, None), lambda _: "continue")
+    root: Path
+    trainer: ThoroughTrainer
 
-    with pytest.raises(ConfigError, match="publish: nothing is recorded"):
-        publication.publish(config)
-    # When only the article's runs are recorded, one of them twice, and one with another learning rate
-    record({"training": {"epochs": 3}})
-    with pytest.raises(ConfigError, match="publish: nothing that it publishes is recorded .* experiment=article"):
-        publication.publish(config)
-    assert not folder.exists()
-    for network, seed in itertools.product(results.NETWORKS, (0, 1, 1)):
-        record(_articles(network, seed))
+    @property
+    def tracking(self) -> TrackingConfig:
+        return TrackingConfig(root=str(self.root))
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.tracking)
+
+    def record(self, tree: dict[str, Any], tags: dict[str, str] | None = None) -> None:
+        config = load(RunConfig, tree | {"tracking": {"root": str(self.root)}})
+        self.trainer.run(Job(config, tags or {}, None), lambda _: "continue")
+
+    def publish(self, folder: Path) -> list[str]:
+        """Publishes, and returns what was said."""
+        said: list[str] = []
+        publication.publish(PublishConfig(folder=str(folder), tracking=self.tracking), said.append)
+        return said
+
+
+def _empty(empty_records: Path, folder: Path) -> Records:
+    root = shutil.copytree(empty_records, folder / "records")
+    embedded.bring_up_to_date(root)
+    (folder / "models").mkdir()
+    return Records(root, ThoroughTrainer(folder=folder / "models"))
+
+
+@pytest.fixture(scope="module")
+def article(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Records:
+    """The article's runs, one of them twice, and one with another learning rate."""
+    records = _empty(empty_records, tmp_path_factory.mktemp("article"))
+    for network, seed in (*itertools.product(results.NETWORKS, (0, 1)), ("cnn", 1)):
+        records.record(_articles(network, seed))
     other = _articles("cnn", 0)
-    record({**other, "training": {**other["training"], "learning_rate": 0.5}})
-    publication.publish(config, said.append)
-    # Then
-    tables = results.read(folder)
-    assert set(tables) == {"article", "provenance"}
-    article = tables["article"]
-    assert list(zip(article["network"], article["seed"], strict=True)) == [
-        ("cnn", 0),
-        ("cnn", 1),
-        ("mlp", 0),
-        ("mlp", 1),
-    ]
-    assert (folder / "RESULTS.md").read_text().count("\n## ") == 2
-    assert [line.partition(": ")[0] for line in said] == ["left as it was published"] * 4
-    # When all the rest is recorded, in a folder of its own
-    root = tmp_path / "others"
-    config = config.model_copy(update={"tracking": TrackingConfig(root=str(root))})
-    for name, space in FEWER.items():
-        work(_preset(name, root, space=space), trainer)
+    records.record({**other, "training": {**other["training"], "learning_rate": 0.5}})
+    return records
+
+
+@pytest.fixture(scope="module")
+def rest(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Records:
+    """All that is published but the article's runs."""
+    records = _empty(empty_records, tmp_path_factory.mktemp("rest"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(multiprocessing, "get_context", lambda _: FORKS)
+        for name, space in FEWER.items():
+            work(_preset(name, records.root, space=space), records.trainer)
+        work(_preset(results.DEFAULT, records.root, trials=2, pruner="none"), records.trainer)
+        confirm = {"study": {"name": results.DEFAULT}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
+        planned = confirmation.plan(load(ConfirmConfig, confirm | {"tracking": {"root": str(records.root)}}))
+        confirmation.run(planned, Quiet(), records.trainer)
     for (backend, engine), seed in itertools.product(publication.BACKENDS, (0, 1)):
-        record(_on_backend(backend, engine, seed))
-    work(_preset(results.DEFAULT, root, trials=4, pruner="none"), trainer)
-    confirm = {"study": {"name": results.DEFAULT}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
-    planned = confirmation.plan(load(ConfirmConfig, confirm | {"tracking": {"root": str(root)}}))
-    confirmation.run(planned, Quiet(), trainer)
-    written = publication.publish(config, said.append)
+        asked = "auto" if (backend, engine) == ("jax", "keras") else engine
+        records.record(_on_backend(backend, asked, seed))
+    return records
+
+
+@pytest.fixture
+def strays(rest: Records) -> Iterator[None]:
+    """Runs that are no part of what is published, and look like it."""
+    store, name = rest.store, results.DEFAULT
+    (parent,) = {run.data.tags["mlflow.parentRunId"] for run in records.confirmations(store, name)}
+    trial = {"study": name, "trial": "9"}
+    made = [
+        # Cut off before it could record by which command; a twin has no command either.
+        tracking.create_run(store, RunConfig(), "cut off", trial, parent),
+        # Still at work.
+        tracking.create_run(
+            store, RunConfig(), "at work", {"study": name, "confirms": "x", "command": "python x"}, parent
+        ),
+        # Of another study that had the name.
+        tracking.create_run(store, RunConfig(), "other", {**trial, "command": "python x"}, "0" * 32),
+    ]
+    for run_id in (made[0], made[2]):
+        tracking.close_run(store, run_id, "KILLED")
+    before = {run.info.run_id for run in records.search(store, "")}
+    rest.record(_on_backend("torch", "keras", 0), {"reproduces": "0" * 32})
+    rest.record(_on_backend("torch", "keras", 1), {"study": "other"})
+    yield
+    made += {run.info.run_id for run in records.search(store, "")} - before
+    for run_id in made:
+        store.client.delete_run(run_id)
+
+
+def test_the_parts_that_are_recorded_are_published(article: Records, tmp_path: Path) -> None:
+    # When
+    said = article.publish(tmp_path)
     # Then
-    assert "article" in said[-1]
-    published = results.read(folder)
-    assert written.read_text() == results.text(published)
-    assert written.read_text().count("\n## ") == 6
-    pd.testing.assert_frame_equal(published["article"], article)
+    tables = results.read(tmp_path)
+    assert set(tables) == {"article", "provenance"}
+    runs = tables["article"]
+    assert list(zip(runs["network"], runs["seed"], strict=True)) == [("cnn", 0), ("cnn", 1), ("mlp", 0), ("mlp", 1)]
+    assert tables["provenance"]["runs"].tolist() == [4]
+    assert (tmp_path / "RESULTS.md").read_text().count("\n## ") == 2
+    assert [line.partition(": ")[0] for line in said] == ["not published"] * 4
+
+
+def test_what_was_published_stays_until_it_is_made_anew(
+    article: Records, rest: Records, strays: None, tmp_path: Path
+) -> None:
+    # Given
+    article.publish(tmp_path)
+    before = results.read(tmp_path)
+    # When
+    (said,) = rest.publish(tmp_path)
+    # Then
+    assert said.startswith("left as it was published: network: needs runs with several seeds; python experiments/")
+    text, published = (tmp_path / "RESULTS.md").read_text(), results.read(tmp_path)
+    assert text == results.text(published)
+    assert text.count("\n## ") == 6
+    pd.testing.assert_frame_equal(published["article"], before["article"])
     sizes = published["batch_size"].groupby(["study", "training.batch_size"])
     assert sizes["seed"].apply(list).tolist() == [[0, 1]] * 4
     assert sizes["samples_seen"].first()["batch_size_article"].tolist() == [25_000, 625_000]
     assert sizes["samples_seen"].first()["batch_size"].tolist() == [250_000] * 2
     assert len(published["batch_size_curves"]) == 2 * 2 * 10 + 2 * 2 * 5
-    assert len(published["filters"]) == 8
-    assert len(published["backends"]) == 8
-    assert set(published["provenance"]["part"]) == {
-        *("article", *results.BATCH_SIZES, results.FILTERS, "backends", results.DEFAULT, "around_article confirmed")
+    assert len(published["filters"]) == 4
+    backends = published["backends"]
+    assert set(zip(backends["backend"], backends["engine"], strict=True)) == set(publication.BACKENDS)
+    assert published["provenance"].set_index("part")["runs"].to_dict() == {
+        "article": 4,
+        **dict.fromkeys((*results.BATCH_SIZES, results.FILTERS), 4),
+        "backends": 8,
+        results.DEFAULT: 2,
+        "around_article confirmed": 4,
     }
-    equal = results.batch_size_comparisons(published, "batch_size")[50]
-    assert equal.difference.mean == pytest.approx(0.001)
-    assert (folder / "champion.yaml").read_text().startswith("# The champion")
-    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    of_others = {run.info.run_id for run in records.search(rest.store, "") if "reproduces" in run.data.tags}
+    of_others |= {run.info.run_id for run in records.search(rest.store, "tags.study = 'other'")}
+    assert len(of_others) == 2
+    assert not of_others & set(backends["run_id"])
+    assert results.batch_size_comparisons(published, "batch_size")[50].difference.mean == pytest.approx(0.001)
+    assert (tmp_path / "champion.yaml").read_text().startswith("# The champion")
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_seed_that_one_of_two_lacks_is_named(article: Records, tmp_path: Path) -> None:
+    # Given
+    article.publish(tmp_path)
+    before = (tmp_path / "article.csv").read_text()
+    article.record(_articles("cnn", 2))
+    (added,) = records.search(article.store, "params.`training.seed` = '2'")
+    # When nothing else is recorded
+    with pytest.raises(ConfigError, match=r"network=mlp: has 0 runs with training\.seed=2, needs one; python exp"):
+        article.publish(tmp_path)
+    # Then
+    assert (tmp_path / "article.csv").read_text() == before
+    article.store.client.delete_run(added.info.run_id)
+
+
+def test_a_grid_must_be_full() -> None:
+    rows = itertools.product(["filters"], (16, 32), (32, 64), (0, 1))
+    names = ("study", "model.conv1_filters", "model.conv2_filters", "seed")
+    grid = pd.DataFrame(list(rows), columns=list(names))
+    require: Callable[..., None] = publication._require_grid
+    require(grid, *names[1:3])
+    with pytest.raises(ConfigError, match=r"conv1_filters=16 model\.conv2_filters=64: has 0 runs with training.seed=1"):
+        require(grid.drop(index=3), *names[1:3])
+    with pytest.raises(ConfigError, match=r"conv1_filters=16 model\.conv2_filters=32: has 0 runs with training.seed=0"):
+        require(grid.drop(index=[0, 1]), *names[1:3])
+    with pytest.raises(ConfigError, match="has 2 runs with training.seed=0"):
+        require(pd.concat([grid, grid.head(1)]), *names[1:3])
+
+
+def test_a_study_that_its_timeout_ended_is_not_published(rest: Records, tmp_path: Path) -> None:
+    # Given what a timeout leaves: FINISHED, with fewer trials than were asked for
+    store = rest.store
+    (run,) = [each for each in records.study_runs(store, results.FILTERS) if "study.key" in each.data.tags]
+    total = run.data.tags["study.trials"]
+    store.client.set_tag(run.info.run_id, "study.trials", "9")
+    # When
+    said = rest.publish(tmp_path)
+    # Then
+    assert [line for line in said if "filters" in line] == [
+        "not published: study.name=filters: is not finished, with 4 of 9 trials; "
+        "python experiments/sweep.py study=filters goes on"
+    ]
+    assert not (tmp_path / "filters.csv").exists()
+    store.client.set_tag(run.info.run_id, "study.trials", total)
+
+
+def test_nothing_is_written_before_all_is_made(article: Records, tmp_path: Path) -> None:
+    # Given tables from which no text can be made
+    for name in results.TABLES["batch_size"]:
+        (tmp_path / f"{name}.csv").write_text("study\n")
+    # When
+    with pytest.raises(KeyError):
+        article.publish(tmp_path)
+    # Then
+    assert {path.name for path in tmp_path.iterdir()} == {"batch_size.csv", "batch_size_curves.csv"}
+
+
+def test_without_records_nothing_is_published(root: Path, tmp_path: Path) -> None:
+    nothing = PublishConfig(folder=str(tmp_path / "published"), tracking=TrackingConfig(root=str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="publish: nothing is recorded"):
+        publication.publish(nothing)
+    empty = nothing.model_copy(update={"tracking": TrackingConfig(root=str(root))})
+    with pytest.raises(ConfigError, match="publish: nothing that it publishes is recorded .* experiment=article"):
+        publication.publish(empty)
+    assert not (tmp_path / "published").exists()
+
+
+def test_the_folder_is_below_the_repository_or_at_home(
+    article: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for folder, place in (("results", "repository/results"), ("~/results", "home/results")):
+        assert command.publish(PublishConfig(folder=folder, tracking=article.tracking)) == 0
+        assert f"written: {tmp_path / place / 'RESULTS.md'}," in capsys.readouterr().out
+        assert (tmp_path / place / "article.csv").exists()
+
+
+def test_a_published_command_is_without_the_places_of_a_machine() -> None:
+    published: Callable[[str], str] = provenance._published
+    recorded = (
+        "python '/home/a b/experiments/train.py' --multirun model=cnn,mlp tracking.root=/home/a training.seed=0,1"
+    )
+    assert published(recorded) == "python experiments/train.py --multirun model=cnn,mlp training.seed=0,1"
+    assert published("python train.py +tracking.uri=http://host tracking=server") == "python experiments/train.py"
 
 
 def test_time_in_which_nothing_ran_is_no_wall_time() -> None:
-    busy: Callable[[list[tuple[int, int]]], int] = publication._busy
+    busy: Callable[[list[tuple[int, int]]], int] = provenance._busy
     assert busy([(0, 10), (5, 12), (20, 30), (22, 25)]) == 22
     assert busy([]) == 0

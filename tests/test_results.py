@@ -7,7 +7,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from digitcnn import figures, results
+from digitcnn import figures, provenance, results, statistics
 from tests.conftest import REPOSITORY
 
 PUBLISHED = REPOSITORY / "experiments" / "results"
@@ -38,6 +38,91 @@ def test_the_batch_size_is_compared_within_each_study_seed_by_seed() -> None:
     assert equal.difference.mean == pytest.approx(0.01)
     assert equal.verdict == "better"
     assert {size: each.difference.mean for size, each in budget.items()} == pytest.approx({50: -0.02, 250: 0.02})
+
+
+def test_accuracies_are_paired_by_seed_and_not_by_position() -> None:
+    # Given
+    table = _batch_sizes()
+    shuffled = table.sample(frac=1, random_state=0)
+    fewer = table[(table["seed"] > 0) | (table["training.batch_size"] == 250)]
+    # Then
+    article = results.batch_size_comparisons({"batch_size": shuffled}, "batch_size_article")[50]
+    assert article.difference.sd == pytest.approx(0)
+    with pytest.raises(KeyError):
+        results.batch_size_comparisons({"batch_size": fewer[fewer["seed"] < 3]}, "batch_size_article")
+
+
+def test_a_prediction_interval_is_that_of_students_t() -> None:
+    # Mean 2, sd 1, t = 4.302653 with two degrees of freedom: 2 -+ 4.302653 * sqrt(1 + 1 / 3).
+    assert statistics.prediction_interval([1, 2, 3]) == pytest.approx((-2.968276, 6.968276), abs=1e-6)
+
+
+def _made(**values: str) -> pd.DataFrame:
+    row = {
+        "part": "article",
+        "command": "python x",
+        "runs": 6,
+        "wall_seconds": 90,
+        "cpu_seconds": 1,
+        "date": "2026-11-24",
+    }
+    return pd.DataFrame([row | values], columns=list(provenance.COLUMNS)).fillna("")
+
+
+def test_the_articles_networks_are_said_to_give_what_they_gave() -> None:
+    # Given
+    accuracies = {"cnn": (0.991, 0.992, 0.993), "mlp": (0.976, 0.978, 0.980)}
+    rows = [
+        {"network": name, "seed": seed, "validation_accuracy": value, "best_validation_accuracy": value + 0.001}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    # When
+    text = results.text({"article": pd.DataFrame(rows), "provenance": _made()})
+    # Then, with t = 4.302653 and differences of 1.5, 1.4 and 1.3 points
+    assert "| CNN | 3 | 99.20 | 0.10 | 98.95 to 99.45 | 98.70 to 99.70 | 99.30 | 99.29 (n = 1) |\n" in text
+    assert "| MLP | 3 | 97.80 | 0.20 | 97.30 to 98.30 | 96.81 to 98.79 | 97.90 | 98.01 (n = 1) |\n" in text
+    assert (
+        "3 of 3 runs of the CNN exceed 99 %, but the interval of their mean does not lie above it. The article's"
+        in text
+    )
+    assert "+1.40 points (n = 3, 95 % interval +1.15 to +1.65), p = 0.0017." in text
+    assert "python x    # 6 runs, 2 min, 2026-11-24\n" in text
+
+
+def test_the_backends_are_compared_with_tensorflows_fit() -> None:
+    # Given
+    measured = {("tensorflow", "keras"): ((0.96, 100), (0.97, 300)), ("jax", "keras"): ((0.97, 1000), (1.0, 3000))}
+    rows = [
+        {"backend": backend, "engine": engine, "seed": seed, "validation_accuracy": value, "images_per_second": speed}
+        for (backend, engine), values in measured.items()
+        for seed, (value, speed) in enumerate(values)
+    ]
+    # When
+    text = results.text({"backends": pd.DataFrame(rows), "provenance": _made()})
+    # Then, with t = 12.7062: differences of 1 and 3 points, so that t is 2 and p = 1 - 2 arctan(2) / pi
+    assert "| tensorflow | keras | 2 | 96.50 | 0.71 | 90.15 to 102.85 | 200 (100 to 300) |  |  |  |\n" in text
+    assert (
+        "| jax | keras | 2 | 98.50 | 2.12 | 79.44 to 117.56 | 2,000 (1,000 to 3,000) "
+        "| +2.00 (-10.71 to +14.71) | 0.3 | not distinguishable |\n"
+    ) in text
+    assert "All agree within their seeds." in text
+
+
+def test_every_version_and_commit_is_named_that_the_runs_had() -> None:
+    # Given
+    first = {"cores": "2", "cpu": "Fast", "python": "3.11.7", "version.keras": "3.15.1", "git.dirty": "false"}
+    tensorflow = {**first, "version.tensorflow": "2.21.0", "git.commit": "a" * 40}
+    torch = {**first, "version.torch": "2.13.0", "git.commit": f"{'a' * 40}; {'b' * 40}"}
+    clean = results.text({"provenance": pd.concat([_made(**tensorflow), _made(**torch)])})
+    dirty = results.text({"provenance": _made(**torch | {"git.dirty": "false; true", "cpu": "Fast; Slow"})})
+    # Then
+    assert "On 2 cores of Fast, which" in clean
+    assert (
+        "\nPython 3.11.7, Keras 3.15.1, TensorFlow 2.21.0, PyTorch 2.13.0; commits aaaaaaaaaa, bbbbbbbbbb.\n" in clean
+    )
+    assert "On 2 cores of Fast; Slow, which" in dirty
+    assert "; commits aaaaaaaaaa, bbbbbbbbbb, and code that differed from its commit.\n" in dirty
 
 
 def _filters(effect_of_seed: float) -> pd.DataFrame:

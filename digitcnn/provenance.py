@@ -1,0 +1,66 @@
+"""How published runs were made: by which command, when, on what, and in which time; a row per command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from digitcnn import backends
+
+_TAGS = (
+    *("cpu", "cores", "threads", "engine", "python", "version.keras", "version.numpy"),
+    *(f"version.{package}" for packages in backends.PACKAGES.values() for package in packages),
+    *("git.commit", "git.dirty"),
+)
+COLUMNS = ("part", "command", "runs", "wall_seconds", "cpu_seconds", "date", *_TAGS)
+# Between the values of a cell, if the runs of one command have several.
+SEPARATOR = "; "
+
+
+def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
+    """A row, of COLUMNS, per command that some runs were made by.
+
+    Without runs that tell of no command: those that were cut off while they began, and the twins of others, which took
+    no time. And without those that have not ended. The wall time is that in which at least one of the runs was at work:
+    pauses between a sweep and its resumption are none.
+    """
+    by_command: dict[str, list[Any]] = {}
+    for run in runs:
+        if "command" in run.data.tags and run.info.end_time is not None:
+            by_command.setdefault(_published(run.data.tags["command"]), []).append(run)
+    return [
+        {
+            "part": part,
+            "command": command,
+            "runs": len(some),
+            "wall_seconds": round(_busy([(run.info.start_time, run.info.end_time) for run in some]) / 1000),
+            "cpu_seconds": round(sum(run.data.metrics.get("cpu_seconds", 0.0) for run in some)),
+            "date": pd.Timestamp(min(run.info.start_time for run in some), unit="ms").strftime("%Y-%m-%d"),
+        }
+        | {tag: SEPARATOR.join(dict.fromkeys(_values(some, tag))) for tag in _TAGS}
+        for command, some in by_command.items()
+    ]
+
+
+def _published(command: str) -> str:
+    """A recorded command as anybody can type it: from the repository, with the records where that has them."""
+    python, script, *words = shlex.split(command)
+    kept = [word for word in words if not word.lstrip("+").startswith(("tracking.", "tracking="))]
+    return shlex.join([python, f"experiments/{Path(script).name}", *kept])
+
+
+def _busy(intervals: Sequence[tuple[int, int]]) -> int:
+    """The length of the union of some intervals."""
+    total, until = 0, 0
+    for begin, end in sorted(intervals):
+        total += max(end - max(begin, until), 0)
+        until = max(until, end)
+    return total
+
+
+def _values(runs: Sequence[Any], tag: str) -> list[str]:
+    return [run.data.tags[tag] for run in runs if tag in run.data.tags]
