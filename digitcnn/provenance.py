@@ -1,4 +1,4 @@
-"""How published runs were made: by which command, when, on what, and in which time; a row per command."""
+"""How published runs were made: by which command, when, on what, and in which time; as a table, and in words."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ _TAGS = (
     *("git.commit", "git.dirty"),
 )
 COLUMNS = ("part", "command", "runs", "wall_seconds", "cpu_seconds", "date", *_TAGS)
+_VERSIONS = {
+    "python": "Python",
+    "version.keras": "Keras",
+    "version.tensorflow": "TensorFlow",
+    "version.jax": "JAX",
+    "version.torch": "PyTorch",
+}
 # Between the values of a cell, if the runs of one command have several.
-SEPARATOR = "; "
+_SEPARATOR = "; "
 
 
 def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
@@ -41,7 +48,7 @@ def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
             "cpu_seconds": round(sum(run.data.metrics.get("cpu_seconds", 0.0) for run in some)),
             "date": pd.Timestamp(min(run.info.start_time for run in some), unit="ms").strftime("%Y-%m-%d"),
         }
-        | {tag: SEPARATOR.join(dict.fromkeys(_values(some, tag))) for tag in _TAGS}
+        | {tag: _SEPARATOR.join(dict.fromkeys(_values(some, tag))) for tag in _TAGS}
         for command, some in by_command.items()
     ]
 
@@ -64,3 +71,31 @@ def _busy(intervals: Sequence[tuple[int, int]]) -> int:
 
 def _values(runs: Sequence[Any], tag: str) -> list[str]:
     return [run.data.tags[tag] for run in runs if tag in run.data.tags]
+
+
+def described(made: pd.DataFrame) -> str:
+    """On what all of the rows were made, and from which code."""
+    machines = dict.fromkeys(zip(made["cores"], made["cpu"], strict=True))
+    processors = " and ".join(f"{cores} cores of {cpu}" for cores, cpu in machines)
+    versions = {label: " and ".join(_distinct(made, column)) for column, label in _VERSIONS.items()}
+    commits = ", ".join(commit[:10] for commit in _distinct(made, "git.commit"))
+    dirty = ", and code that differed from its commit" if "true" in _distinct(made, "git.dirty") else ""
+    return (
+        f"On {processors}, which had other work to do at times.\n"
+        + ", ".join(f"{label} {numbers}" for label, numbers in versions.items() if numbers)
+        + f"; commits {commits}{dirty}.\nThe wall time of a command is that in which a run of it was at work."
+    )
+
+
+def _distinct(made: pd.DataFrame, column: str) -> list[str]:
+    """Every value that the runs have, each once."""
+    return list(dict.fromkeys(value for cell in made[column] for value in cell.split(_SEPARATOR) if value))
+
+
+def commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
+    """The commands of some parts as Markdown, with their runs, minutes and day."""
+    lines = [
+        f"{row['command']}    # {row['runs']} runs, {row['wall_seconds'] / 60:.0f} min, {row['date']}"
+        for _, row in made[made["part"].isin(parts)].iterrows()
+    ]
+    return "\n".join(["```bash", *lines, "```"])

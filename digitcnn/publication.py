@@ -49,7 +49,7 @@ _NOT_ALONE = {"study", "reproduces"}
 _SAFE = "the runs are recorded"
 _MEASURES = ("samples_seen", "updates", "parameters", "training_seconds", "cpu_seconds")
 
-
+# What there is one run of: its network or backend, and its seed.
 _Key = tuple[Any, ...]
 
 

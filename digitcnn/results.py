@@ -27,13 +27,6 @@ TABLES = {
     "default": ("leaderboard", "confirmation", "confirmation_runs"),
     "made": ("provenance",),
 }
-_VERSIONS = {
-    "python": "Python",
-    "version.keras": "Keras",
-    "version.tensorflow": "TensorFlow",
-    "version.jax": "JAX",
-    "version.torch": "PyTorch",
-}
 ARTICLES_BATCH, ARTICLES_FILTERS = 250, (32, 64)
 # One of the 10,000 images that judge a run, in validation as in test: no smaller difference can be seen.
 _RESOLUTION = 1e-4
@@ -71,11 +64,15 @@ def text(tables: Tables) -> str:
         "filters": _filters,
         "backends": _backends,
     }
-    sections |= {"default": _default, "made": _made}
+    sections["default"] = _default
     said = {name: section(tables) if has(tables, name) else None for name, section in sections.items()}
+    made = tables["provenance"]
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        headline="\n".join(headline(tables)), commands=lambda *parts: _commands(tables["provenance"], parts), **said
+        headline="\n".join(headline(tables)),
+        commands=lambda *parts: provenance.commands(made, parts),
+        made=provenance.described(made),
+        **said,
     )
 
 
@@ -299,34 +296,6 @@ def _default(tables: Tables) -> dict[str, str]:
         "search": f"{leaderboard.best_against_baseline(table, ['validation_accuracy'])}.",
         "confirmed": "\n".join(f"- {line}" for line in verdicts.sentences(tables["confirmation"])),
     }
-
-
-def _made(tables: Tables) -> str:
-    made = tables["provenance"]
-    machines = dict.fromkeys(zip(made["cores"], made["cpu"], strict=True))
-    processors = " and ".join(f"{cores} cores of {cpu}" for cores, cpu in machines)
-    versions = {label: " and ".join(_distinct(made, column)) for column, label in _VERSIONS.items()}
-    commits = ", ".join(commit[:10] for commit in _distinct(made, "git.commit"))
-    dirty = ", and code that differed from its commit" if "true" in _distinct(made, "git.dirty") else ""
-    return (
-        f"On {processors}, which had other work to do at times.\n"
-        + ", ".join(f"{label} {numbers}" for label, numbers in versions.items() if numbers)
-        + f"; commits {commits}{dirty}.\nThe wall time of a command is that in which a run of it was at work."
-    )
-
-
-def _distinct(made: pd.DataFrame, column: str) -> list[str]:
-    """Every value that the runs have, each once."""
-    return list(dict.fromkeys(value for cell in made[column] for value in cell.split(provenance.SEPARATOR) if value))
-
-
-def _commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
-    rows = made[made["part"].isin(parts)]
-    lines = [
-        f"{row['command']}    # {row['runs']} runs, {row['wall_seconds'] / 60:.0f} min, {row['date']}"
-        for _, row in rows.iterrows()
-    ]
-    return "\n".join(["```bash", *lines, "```"])
 
 
 def _accuracies(table: pd.DataFrame, **where: object) -> pd.Series[float]:
