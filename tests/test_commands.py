@@ -147,7 +147,7 @@ def test_a_preview_says_what_would_happen_and_creates_nothing(
     assert "space: 490 points; the baseline is trial 0" in ended.stdout
     assert "training.epochs      one of 1, 2; baseline 2" in ended.stdout
     assert "baseline 4, off the grid" in ended.stdout
-    assert "trials to come: 20 of 20 (none recorded yet)" in ended.stdout
+    assert "trials to come: 12 of 12 (none recorded yet)" in ended.stdout
     assert "images/s a worker, measured" in ended.stdout
     assert "disk: about" in ended.stdout
     assert not (tmp_path / "records").exists()
