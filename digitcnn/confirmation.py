@@ -27,7 +27,6 @@ from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, l
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_whole
 from digitcnn.frozen import write_frozen
-from digitcnn.hosts import SharedStorage
 from digitcnn.store import end_abandoned
 from digitcnn.sweep import SweepDisplay
 from digitcnn.training import Decision, EpochMetrics
@@ -249,8 +248,7 @@ class _Confirmation:
                     ThreadPoolExecutor(workers) as executor,
                 ):
                     self.store.stopped = pool.stop.is_set
-                    if isinstance(self.opened.store, SharedStorage):
-                        self.opened.store.hurried = pool.stop
+                    storage.hurry(self.opened.store, pool.stop)
                     futures = [executor.submit(self._confirm, pool, threads, *job) for job in missing]
                     try:
                         for future in futures:

@@ -63,8 +63,8 @@ def text(tables: Tables) -> str:
         "batch_size": _batch_size,
         "filters": _filters,
         "backends": _backends,
+        "default": _default,
     }
-    sections["default"] = _default
     said = {name: section(tables) if has(tables, name) else None for name, section in sections.items()}
     made = tables["provenance"]
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)

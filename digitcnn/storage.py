@@ -94,6 +94,12 @@ def decide(store: optuna.storages.RDBStorage, study: str, work: Callable[[], Res
     return store.patiently(locked) if isinstance(store, SharedStorage) else locked()
 
 
+def hurry(store: optuna.storages.RDBStorage, stop: threading.Event) -> None:
+    """From when `stop` is set, a shared store that is away is waited for no longer."""
+    if isinstance(store, SharedStorage):
+        store.hurried = stop
+
+
 @contextlib.contextmanager
 def alone(store: optuna.storages.RDBStorage, study: str, folder: Path) -> Iterator[Callable[[], None]]:
     """Makes this the only process that does on a study what several cannot do at once, as confirming it.

@@ -28,7 +28,6 @@ from digitcnn import (
 from digitcnn.config import RunConfig, SweepConfig, seconds
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_whole
-from digitcnn.hosts import SharedStorage
 from digitcnn.space import Space, corners, parse_space
 from digitcnn.store import end_abandoned
 from digitcnn.training import Decision, EpochMetrics
@@ -139,8 +138,7 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Swee
             with pool.stopped_by_signals(shown.note) as received:
                 store = tracking.open_store(config.tracking, shown.note, pool.stop.is_set)
                 opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
-                if isinstance(opened.store, SharedStorage):
-                    opened.store.hurried = pool.stop
+                storage.hurry(opened.store, pool.stop)
                 with storage.errors(plan.url), tracking.store_errors(config.tracking):
                     end_abandoned(store)
                     return _Sweep(plan, shown, pool, store, opened, received).work()
