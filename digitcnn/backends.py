@@ -30,7 +30,7 @@ def check_installed(backend: Backend) -> None:
     missing = [package for package in PACKAGES[backend] if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(
-            f"backend={backend}: needs {missing[0]}, which is not installed; pip install -e '.[{backend}]'"
+            f"backend={backend}: needs {missing[0]}, which is not installed; .venv/bin/pip install -e '.[{backend}]'"
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from digitcnn import results, statistics
+from digitcnn import effects, results, statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 _GREY = "#777777"
 
 
-def drawn(tables: results.Tables) -> bytes | None:
+def drawn(tables: effects.Tables) -> bytes | None:
     """A PNG: the batch size at two budgets, filter counts and their cost, the default study confirmed.
 
     Without the panels whose tables are missing; None if all are.
@@ -25,7 +25,7 @@ def drawn(tables: results.Tables) -> bytes | None:
     from matplotlib.figure import Figure
 
     panels = {"batch_size": batch_size, "filters": filters, "default": confirmation}
-    shown = [draw for question, draw in panels.items() if results.has(tables, question)]
+    shown = [panels[question] for question in results.PANELS if results.has(tables, question)]
     if not shown:
         return None
     figure = Figure(figsize=(5 * len(shown), 4.6), layout="constrained", dpi=110)
@@ -39,13 +39,13 @@ def drawn(tables: results.Tables) -> bytes | None:
     return file.getvalue()
 
 
-def batch_size(tables: results.Tables, axes: Axes) -> None:
+def batch_size(tables: effects.Tables, axes: Axes) -> None:
     """Validation accuracy against images seen, a line per batch size and protocol, and the last with its interval."""
     curves, finals = tables["batch_size_curves"], tables["batch_size"]
-    for study, style in zip(results.BATCH_SIZES, ("-", "--"), strict=True):
+    for study, style in zip(effects.BATCH_SIZE_STUDIES, ("-", "--"), strict=True):
         for color, (size, part) in zip(_COLORS, curves.query("study == @study").groupby("batch_size"), strict=False):
             mean = 100 * part.groupby("samples_seen")["validation_accuracy"].mean()
-            label = f"batch size {size}" if study == results.BATCH_SIZES[0] else None
+            label = f"batch size {size}" if study == effects.BATCH_SIZE_STUDIES[0] else None
             axes.plot(mean.index, mean, style, color=color, lw=1.5, label=label)
             last = finals[(finals["study"] == study) & (finals["training.batch_size"] == size)]
             summary = statistics.summarize(last["validation_accuracy"].tolist())
@@ -57,37 +57,45 @@ def batch_size(tables: results.Tables, axes: Axes) -> None:
     axes.plot([], [], "-", color=_GREY, label="as the article counts epochs")
     axes.plot([], [], "--", color=_GREY, label="at an equal number of images")
     axes.set(
-        xscale="log", xlabel="images seen", ylabel="validation accuracy (%)", title="Batch size: own effect or budget?"
+        xscale="log",
+        xlabel="images seen",
+        ylabel="validation accuracy (%), mean; at the end its 95 % interval",
+        title="Batch size: own effect or budget?",
     )
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 92))
     axes.legend(frameon=False, loc="lower right", fontsize=9)
 
 
-def filters(tables: results.Tables, axes: Axes) -> None:
+def filters(tables: effects.Tables, axes: Axes) -> None:
     """Mean validation accuracy against CPU seconds, a point per pair of filter counts, the front as a line."""
-    summaries = results.filter_summaries(tables)
-    x, y = summaries["cpu_seconds"], 100 * summaries["mean"]
-    error = 100 * summaries["sd"] / np.sqrt(summaries["n"])
-    axes.errorbar(x, y, error, fmt="o", color=_COLORS[0], ms=5, capsize=3, elinewidth=1)
+    summaries = effects.filter_summaries(tables)
     front = summaries[summaries["front"]].sort_values("cpu_seconds")
     axes.step(front["cpu_seconds"], 100 * front["mean"], "-", where="post", color=_COLORS[0], alpha=0.4, label="front")
     for _, row in summaries.iterrows():
         pair = (int(row["model.conv1_filters"]), int(row["model.conv2_filters"]))
-        articles = pair == results.ARTICLES_FILTERS
+        articles = pair == effects.ARTICLES_FILTERS
+        color, label = (_COLORS[1], "the article's") if articles else (_COLORS[0], None)
+        x, y, error = row["cpu_seconds"], 100 * row["mean"], 100 * row["sd"] / np.sqrt(row["n"])
+        axes.errorbar(x, y, error, fmt="o", color=color, ms=5, capsize=3, elinewidth=1, label=label)
+        # Where the points are close, those on the front have the others below them.
+        end, side, align = (y + error, 3, "bottom") if row["front"] else (y - error, -3, "top")
         axes.annotate(
-            f"{pair[0]}-{pair[1]}{' (article)' if articles else ''}",
-            (row["cpu_seconds"], 100 * row["mean"]),
-            xytext=(6, -11),
+            f"{pair[0]}-{pair[1]}",
+            (x, end),
+            xytext=(0, side),
             textcoords="offset points",
             fontsize=9,
-            color=_COLORS[1] if articles else "#333333",
+            ha="center",
+            va=align,
+            color=color if articles else "#333333",
         )
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
     axes.set(xlabel="CPU seconds of a run", ylabel="validation accuracy (%), mean and standard error")
     axes.set_title("Filters: accuracy against cost")
-    axes.margins(x=0.15)
+    axes.margins(x=0.1, y=0.1)
 
 
-def confirmation(tables: results.Tables, axes: Axes) -> None:
+def confirmation(tables: effects.Tables, axes: Axes) -> None:
     """Test accuracy of each confirmed config: every run, the mean and its interval; the champion in its own colour."""
     table, runs = tables["confirmation"].iloc[::-1], tables["confirmation_runs"]
     for place, (_, row) in enumerate(table.iterrows()):

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from digitcnn import leaderboard, records, reproduction, study, tracking, trials, verdicts
-from digitcnn.config import StudyReference, TrackingConfig
+from digitcnn.config import LATER_KEYS, StudyReference, TrackingConfig
 from digitcnn.data import Splits, load_splits
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.frozen import Frozen
@@ -60,12 +60,20 @@ class Findings:
     @property
     def baseline(self) -> dict[str, Any]:
         """Every value of the baseline's config, by dotted name."""
-        return dict(self.identity["baseline"])
+        return {**LATER_KEYS, **self.identity["baseline"]}
 
     @property
     def completed(self) -> pd.DataFrame:
         """The leaderboard's completed trials."""
         return self.table[self.table["state"] == "complete"] if len(self.table) else self.table
+
+    @property
+    def unconfirmed(self) -> int | None:
+        """The first of the leaderboard if other trials were confirmed: the study went on after that."""
+        best = leaderboard.best_trial(self.table)
+        if self.confirmation is None or len(self.objectives) > 1:
+            return None
+        return None if best in self.confirmation.table["trial"].tolist() else best
 
 
 def read(store: tracking.Store, reference: StudyReference, config: TrackingConfig) -> Findings:
@@ -122,8 +130,8 @@ def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | N
     names = ("confirmation.csv", "confirmation_runs.csv")
     if not set(names) <= {file.path for file in store.client.list_artifacts(parent_run_id)}:
         return None
-    table, runs = (pd.read_csv(io.StringIO(records.read_text(store, parent_run_id, name))) for name in names)
-    table = table.astype(dict.fromkeys(verdicts.COUNTS, "Int64")).fillna({"verdict": ""})
+    files = [io.StringIO(records.read_text(store, parent_run_id, name)) for name in names]
+    table, runs = verdicts.read_table(files[0]), pd.read_csv(files[1], float_precision="round_trip")
     champion = str(table[table["champion"]]["config"].iloc[0])
     run_id = str(runs[runs["config"] == champion]["run_id"].iloc[0])
     return Confirmation(table, runs, champion, reproduction.frozen_of(store, run_id))

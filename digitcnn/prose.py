@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from digitcnn import charts, leaderboard, statistics, study, verdicts
+from digitcnn import charts, leaderboard, markdown, statistics, study, verdicts
 from digitcnn.findings import Findings
 from digitcnn.space import Choices, Range
 
@@ -112,10 +112,7 @@ def abstract(found: Findings) -> list[str]:
         return [of_search(found)[0], *([] if found.completed.empty else [alone])]
     table = found.confirmation.table
     *configs, decided = verdicts.sentences(table)
-    candidates = table.iloc[1:]
-    shown = candidates[candidates["champion"]] if candidates["champion"].any() else candidates
-    leading = shown.sort_values("mean", na_position="first").iloc[-1]["config"]
-    of_leading = next(line for line in configs if line.startswith(f"{leading}:"))
+    of_leading = configs[verdicts.leading(table)]
     return [f"{line[0].upper()}{line[1:]}." for line in (decided, configs[0], of_leading)]
 
 
@@ -131,9 +128,11 @@ def of_search(found: Findings) -> list[str]:
         lines.append(f"{front:,} of {of}.")
     if found.confirmation is None:
         return [*lines, f"{_chance(found)} What decides it: python experiments/confirm.py study={name}"]
-    best = leaderboard.best_trial(found.table)
-    if len(found.objectives) == 1 and best not in found.confirmation.table["trial"].tolist():
-        lines.append(f"Trial {best}, now the first of the leaderboard, is not among the confirmed ones: confirm again.")
+    if found.unconfirmed is not None:
+        lines.append(
+            f"Trial {found.unconfirmed}, now the first of the leaderboard, is not among the confirmed ones: "
+            "confirm again."
+        )
     return lines
 
 
@@ -147,12 +146,10 @@ def _chance(found: Findings) -> str:
     )
 
 
-def confirmed(found: Findings) -> Grid | None:
-    """The confirmation's table; None if there was none."""
-    if found.confirmation is None:
-        return None
+def confirmed(table: pd.DataFrame) -> Grid:
+    """A confirmation's table; a config that diverged has its verdict alone."""
     body = []
-    for _, row in found.confirmation.table.iterrows():
+    for _, row in table.iterrows():
         if row["n"] == 0:
             body.append([row["config"], "0", *[""] * 9, row["verdict"]])
             continue
@@ -240,17 +237,8 @@ def summary(found: Findings) -> str:
     """The report in short, as Markdown for a README."""
     confirmed = [] if found.confirmation is None else verdicts.sentences(found.confirmation.table)
     lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]
-    lines += [f"- {_plain(line)}" for line in [*confirmed, *of_search(found)]]
+    lines += [f"- {markdown.plain(line)}" for line in [*confirmed, *of_search(found)]]
     if len(found.table):
         grid = ranking(found.table.drop(columns=["run_id", "note"]).head(_ROWS_OF_SUMMARY))
-        lines += ["", _row(grid.head), _row(["---"] * len(grid.head)), *(_row(row) for row in grid.body)]
+        lines += ["", markdown.table(grid.head, grid.body)]
     return "\n".join([*lines, "", "```bash", *commands(found), "```", ""])
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(_plain(cell) for cell in cells)} |"
-
-
-def _plain(text: str) -> str:
-    """The text with what Markdown would take for a table's bar or for HTML made harmless."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -81,9 +81,10 @@ def described(made: pd.DataFrame) -> str:
     commits = ", ".join(commit[:10] for commit in _distinct(made, "git.commit"))
     dirty = ", and code that differed from its commit" if "true" in _distinct(made, "git.dirty") else ""
     return (
-        f"On {processors}, which had other work to do at times.\n"
+        f"On {processors}.\n"
         + ", ".join(f"{label} {numbers}" for label, numbers in versions.items() if numbers)
-        + f"; commits {commits}{dirty}.\nThe wall time of a command is that in which a run of it was at work."
+        + f"; commits {commits}{dirty}.\nThe wall time of a command is that in which a run of "
+        "it was at work: longer than it need be where the machine had other work to do, as the CPU time shows."
     )
 
 
@@ -93,9 +94,10 @@ def _distinct(made: pd.DataFrame, column: str) -> list[str]:
 
 
 def commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
-    """The commands of some parts as Markdown, with their runs, minutes and day."""
+    """The commands of some parts as Markdown, with their runs, threads, engine, minutes and day."""
     lines = [
-        f"{row['command']}    # {row['runs']} runs, {row['wall_seconds'] / 60:.0f} min, {row['date']}"
+        f"{row['command']}    # {row['runs']} runs ({row['engine']} engine, {row['threads']} thread(s) each), "
+        f"{row['wall_seconds'] / 60:.0f} min, {row['cpu_seconds'] / 60:.0f} CPU min, {row['date']}"
         for _, row in made[made["part"].isin(parts)].iterrows()
     ]
     return "\n".join(["```bash", *lines, "```"])

@@ -1,17 +1,17 @@
-"""The published study, collected from the records: a table per question, as the CSV files that results.py reads."""
+"""The published study, from the records into a folder: tables as CSV, the champion, the figure and RESULTS.md."""
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from digitcnn import findings, provenance, records, results, storage, tracking
+from digitcnn import answers, effects, findings, provenance, records, results, storage, study, tracking
 from digitcnn.config import (
     LATER_KEYS,
     Backend,
@@ -47,7 +47,15 @@ _HOW_BACKENDS = (
 # The tags of runs that are no answer by themselves: those of studies, and repetitions of a recorded run.
 _NOT_ALONE = {"study", "reproduces"}
 _SAFE = "the runs are recorded"
-_MEASURES = ("samples_seen", "updates", "parameters", "training_seconds", "cpu_seconds")
+_COUNTS = ("samples_seen", "updates", "parameters")
+_COSTS = ("training_seconds", "cpu_seconds")
+# What the sections' protocols say of the studies: the values in which their baselines differ from a run's defaults.
+_BASELINES: dict[str, dict[str, Any]] = {
+    "batch_size_article": {"training": {"steps_per_epoch": "batch_size"}},
+    "batch_size": {"training": {"epochs": 5}},
+    results.FILTERS: {"training": {"epochs": 3}},
+    results.DEFAULT: {},
+}
 
 # What there is one run of: its network or backend, and its seed.
 _Key = tuple[Any, ...]
@@ -76,7 +84,7 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
     if not parts:
         reason = next(iter(missing.values()))
         raise ConfigError(f"publish: nothing that it publishes is recorded in {config.tracking.folder}: {reason}")
-    before = results.read(folder)
+    before = _kept(folder, {name for part in parts for name in part.tables})
     for question, reason in missing.items():
         say(f"{'left as it was published' if results.has(before, question) else 'not published'}: {reason}")
     tables = {name: table for part in parts for name, table in part.tables.items()}
@@ -89,12 +97,32 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
     if picture is not None:
         contents["results.png"] = picture
     contents["RESULTS.md"] = results.text(published)
+    # The text comes last: what it speaks of is there.
     for part in parts:
         if part.champion is not None:
             write_frozen(part.champion, folder / "champion.yaml", "The champion of the published study: RESULTS.md.")
     for name, content in contents.items():
         write_whole(folder / name, content, _SAFE)
     return folder / "RESULTS.md"
+
+
+def _kept(folder: Path, renewed: Set[str]) -> dict[str, pd.DataFrame]:
+    """The tables of a folder but those that are made anew. Raises ConfigError if they are not what publish wrote."""
+    from digitcnn import figures
+
+    try:
+        tables = results.read(folder, renewed)
+        if tables:
+            results.text(tables)
+            figures.drawn(tables)
+    # Torn or foreign files: whatever keeps text and figure from being made.
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"folder={folder}: the tables in it are not as publish wrote them ({reason}); "
+            "restore them, or publish into another folder"
+        ) from error
+    return tables
 
 
 @dataclass(frozen=True)
@@ -142,13 +170,13 @@ def _article(store: Store, config: TrackingConfig) -> _Part:
         return (run.data.params["model.name"], seed) if records.is_of(run, wanted) else None
 
     runs = list(_newest(store, "params.`data.validation` = 'test'", key).values())
-    measured = _measured(runs, "validation_accuracy", "best_validation_accuracy", "best_epoch")
-    _require_same_seeds(measured, ("network",), [(name,) for name in results.NETWORKS], _HOW_ARTICLE)
+    measured = _measured(runs, "validation_accuracy", "best_validation_accuracy")
+    _require_same_seeds(measured, ("network",), [(name,) for name in answers.NETWORKS], _HOW_ARTICLE)
     return _Part({"article": measured}, provenance.rows("article", runs))
 
 
 def _batch_sizes(store: Store, config: TrackingConfig) -> _Part:
-    found = {name: _study(store, config, name) for name in results.BATCH_SIZES}
+    found = {name: _study(store, config, name) for name in effects.BATCH_SIZE_STUDIES}
     trials = pd.concat([_trials(name, *each) for name, each in found.items()], ignore_index=True)
     _require_grid(trials, "training.batch_size")
     curves = pd.concat([_curves(name, *each) for name, each in found.items()], ignore_index=True)
@@ -167,8 +195,9 @@ def _filters(store: Store, config: TrackingConfig) -> _Part:
 def _default(store: Store, config: TrackingConfig) -> _Part:
     name = results.DEFAULT
     found, runs = _study(store, config, name)
-    if found.confirmation is None:
-        raise ConfigError(f"study.name={name}: is not confirmed; python experiments/confirm.py study={name} does it")
+    if found.confirmation is None or found.unconfirmed is not None:
+        lacks = "is not confirmed" if found.confirmation is None else f"its first, trial {found.unconfirmed}, is not"
+        raise ConfigError(f"study.name={name}: {lacks}; python experiments/confirm.py study={name} does it")
     tables = {
         "leaderboard": found.table,
         "confirmation": found.confirmation.table,
@@ -180,7 +209,7 @@ def _default(store: Store, config: TrackingConfig) -> _Part:
 
 
 def _backends(store: Store, config: TrackingConfig) -> _Part:
-    """Keras's own fit on each backend, and TensorFlow's compiled engine."""
+    """Keras's own fit on each backend, and TensorFlow's compiled engine, on all cores."""
 
     def key(run: Any) -> _Key | None:
         parameters = LATER_KEYS | run.data.params
@@ -189,7 +218,8 @@ def _backends(store: Store, config: TrackingConfig) -> _Part:
         training = {"epochs": 2, "engine": parameters["training.engine"], "seed": seed}
         wanted = load_config(RunConfig, {"backend": backend, "training": training})
         engine = run.data.tags.get("engine")
-        return (backend, engine, seed) if (backend, engine) in BACKENDS and records.is_of(run, wanted) else None
+        comparable = records.is_of(run, wanted) and run.data.tags["threads"] == run.data.tags["cores"]
+        return (backend, engine, seed) if (backend, engine) in BACKENDS and comparable else None
 
     found = _newest(store, "params.`training.epochs` = '2'", key)
     runs = list(found.values())
@@ -245,11 +275,20 @@ def _of_trials(runs: Mapping[str, Any]) -> list[Any]:
 
 def _study(store: Store, config: TrackingConfig, name: str) -> tuple[Findings, dict[str, Any]]:
     """What is recorded of a finished study, and the runs below its own, by id."""
-    found = findings.read(store, StudyReference(name=name), config)
+    command = f"python experiments/sweep.py study={name}"
+    try:
+        found = findings.read(store, StudyReference(name=name), config)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {command} makes it") from error
+    for key, value in study.fixed(load_config(RunConfig, _BASELINES[name])).items():
+        if found.baseline.get(key) != value:
+            raise ConfigError(
+                f"study.name={name}: was made with {key}={found.baseline.get(key)} instead of {value}; "
+                f"{command} with another tracking.root makes the one that is published"
+            )
     if found.status != "FINISHED" or found.finished < found.total:
         raise ConfigError(
-            f"study.name={name}: is not finished, with {found.finished} of {found.total} trials; "
-            f"python experiments/sweep.py study={name} goes on"
+            f"study.name={name}: is not finished, with {found.finished} of {found.total} trials; {command} goes on"
         )
     # A name is given again, to a study of other records in the same store.
     every = records.study_runs(store, name)
@@ -264,7 +303,9 @@ def _measured(runs: Sequence[Any], *metrics: str) -> pd.DataFrame:
     """A row per run: its network, seed and run id, the metrics, and what it cost."""
     rows = [
         {"network": run.data.params["model.name"], "seed": int(run.data.params["training.seed"])}
-        | {name: run.data.metrics[name] for name in (*metrics, *_MEASURES)}
+        | {name: run.data.metrics[name] for name in metrics}
+        | {name: int(run.data.metrics[name]) for name in _COUNTS}
+        | {name: run.data.metrics[name] for name in _COSTS}
         | {"weights_sha256": run.data.tags["weights_sha256"], "run_id": run.info.run_id}
         for run in runs
     ]

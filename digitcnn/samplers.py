@@ -27,7 +27,7 @@ def check(config: StudyConfig, space: Space) -> None:
     if config.sampler == "grid":
         grid(space)
     if config.sampler == "gp" and importlib.util.find_spec("torch") is None:
-        raise ConfigError("study.sampler=gp: needs PyTorch; pip install -e '.[gp]', or choose another sampler")
+        raise ConfigError("study.sampler=gp: needs PyTorch; .venv/bin/pip install -e '.[gp]', or choose another")
     if config.sampler == "cmaes":
         if len(config.objective) > 1:
             raise ConfigError(

@@ -58,10 +58,15 @@ class OpenStudy(Study):
 
 def identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str, Any]:
     """What makes two sweeps parts of one study: its space, objectives, and every value that is not searched."""
-    fixed = baseline.parameters()
+    return {"space": describe(space), "objective": list(config.objective), "baseline": fixed(baseline)}
+
+
+def fixed(baseline: RunConfig) -> dict[str, Any]:
+    """Every value of a baseline that all runs of its study have, unless it is searched."""
+    values = baseline.parameters()
     # Threads change the speed of a run, and differ between machines that work on one study.
-    fixed.pop("training.threads")
-    return {"space": describe(space), "objective": list(config.objective), "baseline": fixed}
+    values.pop("training.threads")
+    return values
 
 
 def existing_study(url: str, name: str) -> OpenStudy | None:

@@ -6,7 +6,8 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -110,6 +111,19 @@ def _champion(table: pd.DataFrame, values: dict[Any, list[float]], resolution: f
     alike = [name for name, each in zip(names, compared, strict=True) if each.verdict == "not distinguishable"]
     level = better[better["config"].isin([best, *alike])]
     return str(level.sort_values("cpu_seconds").iloc[0]["config"])
+
+
+def read_table(file: Path | TextIO) -> pd.DataFrame:
+    """The table of a confirmation from its CSV."""
+    table = pd.read_csv(file, float_precision="round_trip").fillna({"verdict": ""})
+    return table.astype(dict.fromkeys(COUNTS, "Int64"))
+
+
+def leading(table: pd.DataFrame) -> int:
+    """The row of the candidate to speak of: the champion, or the one with the best mean if the baseline is that."""
+    candidates = table.iloc[1:].reset_index(drop=True)
+    ordered = candidates.sort_values(["champion", "mean"], ascending=False, na_position="last", kind="stable")
+    return 1 + int(ordered.index[0])
 
 
 def card(

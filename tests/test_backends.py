@@ -127,7 +127,7 @@ def test_a_backend_that_is_not_installed_is_one_line(
     with pytest.raises(ConfigError) as caught:
         runs.record_run(small_config.replace({"backend": backend}), tags={})
     assert str(caught.value) == (
-        f"backend={backend}: needs {backend}, which is not installed; pip install -e '.[{backend}]'"
+        f"backend={backend}: needs {backend}, which is not installed; .venv/bin/pip install -e '.[{backend}]'"
     )
     assert not Path(small_config.tracking.root).exists()
 

@@ -20,8 +20,15 @@ from digitcnn.space import parse_space
 from tests.conftest import REPOSITORY, command_line
 
 README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+RESULTS = (REPOSITORY / "experiments" / "results" / "RESULTS.md").read_text()
+
+
+def _commands(text: str) -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
+    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+COMMANDS = _commands(README)
 KINDS = {
     "train": RunConfig,
     "sweep": SweepConfig,
@@ -32,7 +39,7 @@ KINDS = {
     "benchmark": BenchmarkConfig,
     "publish": PublishConfig,
 }
-OURS = [command for command in COMMANDS if "experiments/" in command]
+OURS = [command for command in [*COMMANDS, *_commands(RESULTS)] if "experiments/" in command]
 
 
 def test_readme_can_be_read_in_one_sitting() -> None:
@@ -72,7 +79,7 @@ def test_every_make_target_that_readme_names_is_there() -> None:
 
 
 @pytest.mark.parametrize("command", OURS)
-def test_every_command_in_readme_composes(command: str) -> None:
+def test_every_command_in_readme_and_results_composes(command: str) -> None:
     """Hydra composes each command's config, and it is valid; other tests run the commands themselves."""
     name = re.search(r"experiments/(\w+)\.py", command)
     assert name is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import multiprocessing
 import shutil
@@ -17,10 +18,22 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from digitcnn import confirmation, embedded, provenance, publication, records, results, tracking, writes
+from digitcnn import (
+    answers,
+    confirmation,
+    effects,
+    embedded,
+    provenance,
+    publication,
+    records,
+    results,
+    tracking,
+    writes,
+)
 from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import ConfigError
+from digitcnn.findings import Findings
 from digitcnn.publication import PublishConfig
 from digitcnn.store import Store, open_store, put
 from digitcnn.training import samples_per_epoch
@@ -36,7 +49,7 @@ import publish as command
 
 # Two seeds and two values of each are enough to tell what is recorded from what is not.
 FEWER = {
-    **{name: {"training": {"batch_size": [50, 250], "seed": [0, 1]}} for name in results.BATCH_SIZES},
+    **{name: {"training": {"batch_size": [50, 250], "seed": [0, 1]}} for name in effects.BATCH_SIZE_STUDIES},
     results.FILTERS: {"training": {"seed": [0, 1]}, "model": {"conv1_filters": [16, 32], "conv2_filters": [64]}},
 }
 
@@ -126,7 +139,7 @@ def _empty(empty_records: Path, folder: Path) -> Records:
 def article(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Records:
     """The article's runs, one of them twice, and one with another learning rate."""
     records = _empty(empty_records, tmp_path_factory.mktemp("article"))
-    for network, seed in (*itertools.product(results.NETWORKS, (0, 1)), ("cnn", 1)):
+    for network, seed in (*itertools.product(answers.NETWORKS, (0, 1)), ("cnn", 1)):
         records.record(_articles(network, seed))
     other = _articles("cnn", 0)
     records.record({**other, "training": {**other["training"], "learning_rate": 0.5}})
@@ -215,7 +228,7 @@ def test_what_was_published_stays_until_it_is_made_anew(
     assert set(zip(backends["backend"], backends["engine"], strict=True)) == set(publication.BACKENDS)
     assert published["provenance"].set_index("part")["runs"].to_dict() == {
         "article": 4,
-        **dict.fromkeys((*results.BATCH_SIZES, results.FILTERS), 4),
+        **dict.fromkeys((*effects.BATCH_SIZE_STUDIES, results.FILTERS), 4),
         "backends": 8,
         results.DEFAULT: 2,
         "around_article confirmed": 4,
@@ -224,7 +237,7 @@ def test_what_was_published_stays_until_it_is_made_anew(
     of_others |= {run.info.run_id for run in records.search(rest.store, "tags.study = 'other'")}
     assert len(of_others) == 2
     assert not of_others & set(backends["run_id"])
-    assert results.batch_size_comparisons(published, "batch_size")[50].difference.mean == pytest.approx(0.001)
+    assert effects.batch_size_comparisons(published, "batch_size")[50].difference.mean == pytest.approx(0.001)
     assert (tmp_path / "champion.yaml").read_text().startswith("# The champion")
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
@@ -274,15 +287,65 @@ def test_a_study_that_its_timeout_ended_is_not_published(rest: Records, tmp_path
     store.client.set_tag(run.info.run_id, "study.trials", total)
 
 
-def test_nothing_is_written_before_all_is_made(article: Records, tmp_path: Path) -> None:
-    # Given tables from which no text can be made
+@pytest.mark.parametrize("content", ["", "study\n", "study,seed\n1", '"', "\x00\x01"])
+def test_a_folder_of_torn_or_foreign_tables_is_one_line_and_stays_as_it_is(
+    article: Records, tmp_path: Path, content: str
+) -> None:
+    # Given
     for name in results.TABLES["batch_size"]:
-        (tmp_path / f"{name}.csv").write_text("study\n")
+        (tmp_path / f"{name}.csv").write_text(content)
     # When
-    with pytest.raises(KeyError):
+    with pytest.raises(ConfigError, match=r"folder=.*: the tables in it are not as publish wrote them \(.+\); restore"):
         article.publish(tmp_path)
     # Then
     assert {path.name for path in tmp_path.iterdir()} == {"batch_size.csv", "batch_size_curves.csv"}
+
+
+def test_a_torn_table_is_in_nobodys_way_once_it_is_made_anew(article: Records, tmp_path: Path) -> None:
+    # Given
+    (tmp_path / "article.csv").write_text("netwo")
+    # When
+    article.publish(tmp_path)
+    # Then
+    assert len(results.read(tmp_path)["article"]) == 4
+
+
+def test_a_study_made_by_another_protocol_than_the_text_says_is_not_published(
+    empty_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+    records = _empty(empty_records, tmp_path)
+    preset = _preset(results.FILTERS, records.root, space=FEWER[results.FILTERS])
+    work(preset.model_copy(update={"training": preset.training.model_copy(update={"epochs": 1})}), records.trainer)
+    # When
+    with pytest.raises(ConfigError) as raised:
+        records.publish(tmp_path / "published")
+    # Then
+    assert raised.match("nothing that it publishes is recorded")
+    found: Callable[..., object] = publication._filters
+    with pytest.raises(
+        ConfigError, match=r"filters: was made with training\.epochs=1 instead of 3; python experiments/"
+    ):
+        found(records.store, records.tracking)
+
+
+def test_a_confirmation_that_the_study_went_on_after_is_not_published(
+    rest: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a study whose first trial is one that was not confirmed
+    read = publication.findings.read
+
+    def gone_on(*arguments: Any) -> Findings:
+        found = read(*arguments)
+        table = found.table.assign(trial=found.table["trial"].map({0: 0, 1: 7}))
+        return dataclasses.replace(found, table=table.sort_values("trial", ascending=False))
+
+    monkeypatch.setattr(publication.findings, "read", gone_on)
+    # When
+    default: Callable[..., object] = publication._default
+    with pytest.raises(ConfigError, match="its first, trial 7, is not; python experiments/confirm.py study=around_art"):
+        default(rest.store, rest.tracking)
 
 
 def test_without_records_nothing_is_published(root: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from digitcnn import figures, provenance, results, statistics
+from digitcnn import effects, figures, provenance, results, statistics
 from tests.conftest import REPOSITORY
 
 PUBLISHED = REPOSITORY / "experiments" / "results"
@@ -28,9 +28,9 @@ def test_the_batch_size_is_compared_within_each_study_seed_by_seed() -> None:
     # Given
     tables = {"batch_size": _batch_sizes()}
     # When
-    article = results.batch_size_comparisons(tables, "batch_size_article")[50]
-    equal = results.batch_size_comparisons(tables, "batch_size")[50]
-    budget = results.budget_comparisons(tables)
+    article = effects.batch_size_comparisons(tables, "batch_size_article")[50]
+    equal = effects.batch_size_comparisons(tables, "batch_size")[50]
+    budget = effects.budget_comparisons(tables)
     # Then
     assert article.difference.mean == pytest.approx(-0.03)
     assert article.difference.n == 4
@@ -38,6 +38,10 @@ def test_the_batch_size_is_compared_within_each_study_seed_by_seed() -> None:
     assert equal.difference.mean == pytest.approx(0.01)
     assert equal.verdict == "better"
     assert {size: each.difference.mean for size, each in budget.items()} == pytest.approx({50: -0.02, 250: 0.02})
+    # -3 points by the article's counting, +1 at an equal number of images.
+    with_the_images = effects.budget_effects(tables)
+    assert {size: each.difference.mean for size, each in with_the_images.items()} == pytest.approx({50: -0.04})
+    assert with_the_images[50].verdict == "worse"
 
 
 def test_accuracies_are_paired_by_seed_and_not_by_position() -> None:
@@ -46,10 +50,10 @@ def test_accuracies_are_paired_by_seed_and_not_by_position() -> None:
     shuffled = table.sample(frac=1, random_state=0)
     fewer = table[(table["seed"] > 0) | (table["training.batch_size"] == 250)]
     # Then
-    article = results.batch_size_comparisons({"batch_size": shuffled}, "batch_size_article")[50]
+    article = effects.batch_size_comparisons({"batch_size": shuffled}, "batch_size_article")[50]
     assert article.difference.sd == pytest.approx(0)
     with pytest.raises(KeyError):
-        results.batch_size_comparisons({"batch_size": fewer[fewer["seed"] < 3]}, "batch_size_article")
+        effects.batch_size_comparisons({"batch_size": fewer[fewer["seed"] < 3]}, "batch_size_article")
 
 
 def test_a_prediction_interval_is_that_of_students_t() -> None:
@@ -63,7 +67,9 @@ def _made(**values: str) -> pd.DataFrame:
         "command": "python x",
         "runs": 6,
         "wall_seconds": 90,
-        "cpu_seconds": 1,
+        "cpu_seconds": 180,
+        "threads": "2",
+        "engine": "compiled",
         "date": "2026-11-24",
     }
     return pd.DataFrame([row | values], columns=list(provenance.COLUMNS)).fillna("")
@@ -87,7 +93,7 @@ def test_the_articles_networks_are_said_to_give_what_they_gave() -> None:
         in text
     )
     assert "+1.40 points (n = 3, 95 % interval +1.15 to +1.65), p = 0.0017." in text
-    assert "python x    # 6 runs, 2 min, 2026-11-24\n" in text
+    assert "python x    # 6 runs (compiled engine, 2 thread(s) each), 2 min, 3 CPU min, 2026-11-24\n" in text
 
 
 def test_the_backends_are_compared_with_tensorflows_fit() -> None:
@@ -106,7 +112,10 @@ def test_the_backends_are_compared_with_tensorflows_fit() -> None:
         "| jax | keras | 2 | 98.50 | 2.12 | 79.44 to 117.56 | 2,000 (1,000 to 3,000) "
         "| +2.00 (-10.71 to +14.71) | 0.3 | not distinguishable |\n"
     ) in text
-    assert "All agree within their seeds." in text
+    assert (
+        "None can be told from TensorFlow's fit by its accuracy. "
+        "The intervals leave room for differences of up to 14.71 points."
+    ) in text
 
 
 def test_every_version_and_commit_is_named_that_the_runs_had() -> None:
@@ -117,11 +126,11 @@ def test_every_version_and_commit_is_named_that_the_runs_had() -> None:
     clean = results.text({"provenance": pd.concat([_made(**tensorflow), _made(**torch)])})
     dirty = results.text({"provenance": _made(**torch | {"git.dirty": "false; true", "cpu": "Fast; Slow"})})
     # Then
-    assert "On 2 cores of Fast, which" in clean
+    assert "On 2 cores of Fast.\n" in clean
     assert (
         "\nPython 3.11.7, Keras 3.15.1, TensorFlow 2.21.0, PyTorch 2.13.0; commits aaaaaaaaaa, bbbbbbbbbb.\n" in clean
     )
-    assert "On 2 cores of Fast; Slow, which" in dirty
+    assert "On 2 cores of Fast; Slow.\n" in dirty
     assert "; commits aaaaaaaaaa, bbbbbbbbbb, and code that differed from its commit.\n" in dirty
 
 
@@ -143,17 +152,84 @@ def _filters(effect_of_seed: float) -> pd.DataFrame:
 
 def test_the_variance_of_a_grid_is_shared_out_among_its_factors() -> None:
     # An effect of size a on two levels contributes a squared; here 4, 1 and 1.
-    shares = results.variance_shares({"filters": _filters(effect_of_seed=0.01)})
-    assert shares == pytest.approx(
-        {"first layer": 4 / 6, "second layer": 1 / 6, "seed": 1 / 6, "their interplay and chance": 0}, abs=1e-9
-    )
+    shares = effects.variance_shares({"filters": _filters(effect_of_seed=0.01)})
+    assert list(shares) == ["first layer", "second layer", "seed", "their interplay and chance"]
+    assert [share for share, _ in shares.values()] == pytest.approx([4 / 6, 1 / 6, 1 / 6, 0], abs=1e-9)
+    # Seven degrees of freedom, one of them each factor's.
+    assert [chance for _, chance in shares.values()] == pytest.approx([1 / 7, 1 / 7, 1 / 7, 4 / 7])
 
 
 def test_the_front_holds_what_no_other_beats_in_both() -> None:
-    summaries = results.filter_summaries({"filters": _filters(effect_of_seed=0.0)})
+    summaries = effects.filter_summaries({"filters": _filters(effect_of_seed=0.0)})
     front = {(row["model.conv1_filters"], row["model.conv2_filters"]): row["front"] for _, row in summaries.iterrows()}
     # 16-64 is dearer than 32-32 and worse.
     assert front == {(16, 32): True, (16, 64): False, (32, 32): True, (32, 64): True}
+
+
+def _confirmed(**of_candidate: object) -> pd.DataFrame:
+    """The baseline and one candidate, which is better unless `of_candidate` says otherwise."""
+    measured = {"n": 5, "mean": 0.99, "sd": 0.001, "low": 0.989, "high": 0.991, "cpu_seconds": 100.0, "parameters": 9}
+    baseline = {"config": "baseline", "trial": 0, "training.epochs": 10, **measured, "verdict": "", "champion": False}
+    better = {"mean": 0.995, "difference": 0.005, "difference_low": 0.004, "difference_high": 0.006, "p_holm": 0.001}
+    images = {"only_candidate_right": 60, "only_baseline_right": 10, "mcnemar_p": 0.002}
+    said = {"verdict": "better than the baseline", "champion": True}
+    candidate = {**baseline, "config": "trial 3", "trial": 3, "training.epochs": 12, **better, **images, **said}
+    candidate |= of_candidate
+    baseline["champion"] = not candidate["champion"]
+    return pd.DataFrame([baseline, candidate])
+
+
+def _searched() -> pd.DataFrame:
+    rows = [
+        {"rank": rank, "trial": trial, "training.epochs": 12 - trial, "validation_accuracy": 0.98 - rank / 1000}
+        | {"cpu_seconds": 9.0, "epochs_run": 7, "state": state, "note": "baseline" if trial == 0 else ""}
+        for rank, trial, state in ((1, 3, "complete"), (2, 0, "complete"), (None, 1, "pruned"))
+        for rank in [rank or 9]
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("of_candidate", "line", "champion"),
+    [
+        (
+            {},
+            "The champion of the default study (epochs 12) against the article's settings (epochs 10): +0.50 points "
+            "(n = 5, 95 % interval +0.40 to +0.60) on the test set, better than the baseline (p 0.001).",
+            "The champion is trial 3 (epochs 12): better than the baseline.",
+        ),
+        (
+            {"champion": False, "verdict": "not distinguishable: needs about 3 more seeds"},
+            "No candidate of the default study is better than the article's settings (epochs 10); the best of them "
+            "(epochs 12): +0.50 points (n = 5, 95 % interval +0.40 to +0.60) on the test set, not distinguishable: "
+            "needs about 3 more seeds (p 0.001).",
+            "The champion is baseline (epochs 10): nothing was better.",
+        ),
+        (
+            {"champion": False, "n": 0, "mean": None, "verdict": "diverged with seed 6"},
+            "No candidate of the default study is better than the article's settings (epochs 10): "
+            "diverged with seed 6.",
+            "The champion is baseline (epochs 10): nothing was better.",
+        ),
+    ],
+)
+def test_the_default_study_is_told_as_it_ended(of_candidate: dict[str, object], line: str, champion: str) -> None:
+    # Given
+    tables = {
+        "leaderboard": _searched(),
+        "confirmation": _confirmed(**of_candidate),
+        "confirmation_runs": pd.DataFrame(),
+        "provenance": _made(part="around_article"),
+    }
+    # When
+    text = results.text(tables)
+    # Then
+    assert results.headline(tables) == [f"- {line}"]
+    assert champion in text
+    assert "3 trials (2 complete, 1 pruned)" in text
+    assert "| 9 | 1 | 11 | 97.10 % | 9 | 7 | pruned |  |\n" in text
+    assert "In the search, best: trial 3, validation_accuracy 97.90 %; baseline: trial 0, 97.80 %" in text
+    assert text.count("| epochs 12 |") == 1
 
 
 def test_the_published_text_is_that_of_the_published_tables() -> None:

@@ -63,7 +63,7 @@ def test_every_sampler_begins_with_the_baseline_and_stops_at_the_total(
 
 def test_gp_without_pytorch_is_one_line(sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match="study.sampler=gp: needs PyTorch; pip install -e '.\\[gp\\]'"):
+    with pytest.raises(ConfigError, match="study.sampler=gp: needs PyTorch; .venv/bin/pip install -e '.\\[gp\\]'"):
         samplers.check(with_study(sweep_config, sampler="gp").study, _space(sweep_config))
 
 
