@@ -116,7 +116,7 @@ def _kept(folder: Path, renewed: Set[str]) -> dict[str, pd.DataFrame]:
             results.text(tables)
             figures.drawn(tables)
     # Torn or foreign files: whatever keeps text and figure from being made.
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"folder={folder}: the tables in it are not as publish wrote them ({reason}); "

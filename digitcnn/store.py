@@ -298,6 +298,15 @@ def deliver(store: Store) -> None:
             store.say(f"delivered {_counted(records, 'record')} of {_counted(runs, 'run')} that had been kept")
 
 
+def close_run(store: Store, run_id: str, status: writes.Status, failure: str | None = None) -> None:
+    """Closes a run, with the reason if it failed; a model it may have begun to write is kept only if it finished."""
+    if failure is not None:
+        put(store, run_id, writes.tags({"failure": failure}))
+    if status != "FINISHED":
+        put(store, run_id, writes.without_models())
+    put(store, run_id, writes.ended(status))
+
+
 def end_abandoned(store: Store) -> None:
     """Ends runs of no study whose process on this machine is gone: a full disk or a SIGKILL kept it from doing so.
 
@@ -312,9 +321,7 @@ def end_abandoned(store: Store) -> None:
             deliver_run(store, run_id)
             if store.client.get_run(run_id).info.status != "RUNNING":
                 continue
-            put(store, run_id, writes.tags({"failure": "its process ended"}))
-            put(store, run_id, writes.without_models())
-            put(store, run_id, writes.ended("KILLED"))
+            close_run(store, run_id, "KILLED", "its process ended")
             store.say(f"run {run_id} was still open, and its process is gone: it is closed")
 
 

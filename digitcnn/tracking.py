@@ -22,6 +22,7 @@ from digitcnn.data import Splits
 from digitcnn.errors import TrainingDiverged
 from digitcnn.outbox import Record
 from digitcnn.store import Store as Store
+from digitcnn.store import close_run as close_run
 from digitcnn.store import deliver as deliver
 from digitcnn.store import deliver_if_there as deliver_if_there
 from digitcnn.store import deliver_run as deliver_run
@@ -140,15 +141,6 @@ def copy_run(store: Store, source: str, target: str, status: Status) -> None:
     copied = {key: value for key, value in tags.items() if key in _COPIED_TAGS}
     put(store, target, writes.tags({"same_as_run": source} | copied))
     put(store, target, writes.ended(status))
-
-
-def close_run(store: Store, run_id: str, status: Status, failure: str | None = None) -> None:
-    """Closes a run, with the reason if it failed; a model it may have begun to write is kept only if it finished."""
-    if failure is not None:
-        put(store, run_id, writes.tags({"failure": failure}))
-    if status != "FINISHED":
-        put(store, run_id, writes.without_models())
-    put(store, run_id, writes.ended(status))
 
 
 def put_yaml(store: Store, run_id: str, name: str, tree: Mapping[str, Any]) -> None:

@@ -119,7 +119,9 @@ def test_nothing_slow_is_imported_before_it_is_needed() -> None:
     assert ended.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["train", "sweep", "confirm", "report", "reproduce", "predict"])
+@pytest.mark.parametrize(
+    "name", ["train", "sweep", "confirm", "report", "reproduce", "predict", "benchmark", "publish"]
+)
 def test_help_imports_nothing_slow(name: str) -> None:
     script = command_line(name)[1]
     program = f"""
