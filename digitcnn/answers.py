@@ -46,7 +46,7 @@ def _line_of_batch_size(tables: Tables) -> str:
 def _line_of_default(tables: Tables) -> str:
     table = tables["confirmation"]
     baseline, leading = table.iloc[0], table.iloc[verdicts.leading(table)]
-    articles, its = _settings(baseline), _settings(leading)
+    articles, its = settings(baseline), settings(leading)
     if leading["champion"]:
         subject = f"The champion of the default study ({its}) against the article's settings ({articles})"
     else:
@@ -200,7 +200,7 @@ def default(tables: Tables) -> dict[str, str]:
     rows = [[leaderboard.cell(name, row[name]) for name in columns] for _, row in first.iterrows()]
     grid = prose.confirmed(confirmation)
     configs = [
-        [name, _settings(row), *cells]
+        [name, settings(row), *cells]
         for (name, *cells), (_, row) in zip(grid.body, confirmation.iterrows(), strict=True)
     ]
     champion = confirmation[confirmation["champion"]].iloc[0]
@@ -210,7 +210,7 @@ def default(tables: Tables) -> dict[str, str]:
         "table": markdown.table([leaderboard.heading_of(name) for name in columns], rows),
         "search": f"In the search, {leaderboard.best_against_baseline(table, ['validation_accuracy'])}.",
         "confirmed": markdown.table([grid.head[0], "settings", *grid.head[1:]], configs),
-        "champion": f"The champion is {champion['config']} ({_settings(champion)}): {why}.",
+        "champion": f"The champion is {champion['config']} ({settings(champion)}): {why}.",
     }
 
 
@@ -218,7 +218,7 @@ def _parameters(table: pd.DataFrame) -> list[str]:
     return [str(name) for name in table if "." in str(name)]
 
 
-def _settings(row: pd.Series[Any]) -> str:
+def settings(row: pd.Series[Any]) -> str:
     """A config's parameters as a person says them."""
     names = [name for name in map(str, row.index) if "." in name]
     return ", ".join(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from digitcnn import effects, results, statistics
+from digitcnn import answers, effects, results, statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +104,10 @@ def confirmation(tables: effects.Tables, axes: Axes) -> None:
         axes.plot(values, [place - 0.16] * len(values), "|", color=color, ms=9, alpha=0.6)
         half = 100 * (row["high"] - row["low"]) / 2
         axes.errorbar(100 * row["mean"], place, xerr=half, fmt="o", color=color, ms=6, capsize=4)
-    names = [f"{row['config']}{' (champion)' if row['champion'] else ''}" for _, row in table.iterrows()]
+    names = [
+        f"{row['config']}{' (champion)' if row['champion'] else ''}\n{answers.settings(row).replace(', ', chr(10))}"
+        for _, row in table.iterrows()
+    ]
     axes.set_yticks(range(len(table)), names)
     axes.set(
         xlabel="test accuracy (%), mean and 95 % interval",
