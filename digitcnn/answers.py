@@ -204,13 +204,14 @@ def default(tables: Tables) -> dict[str, str]:
         for (name, *cells), (_, row) in zip(grid.body, confirmation.iterrows(), strict=True)
     ]
     champion = confirmation[confirmation["champion"]].iloc[0]
-    why = "nothing was better" if champion["config"] == "baseline" else f"{champion['verdict']}"
+    of_baseline = champion["config"] == "baseline"
+    name, why = ("the baseline", "nothing was better") if of_baseline else (champion["config"], champion["verdict"])
     return {
         "trials": f"{len(table)} trials ({states})",
         "table": markdown.table([leaderboard.heading_of(name) for name in columns], rows),
         "search": f"In the search, {leaderboard.best_against_baseline(table, ['validation_accuracy'])}.",
         "confirmed": markdown.table([grid.head[0], "settings", *grid.head[1:]], configs),
-        "champion": f"The champion is {champion['config']} ({settings(champion)}): {why}.",
+        "champion": f"The champion is {name} ({settings(champion)}): {why}.",
     }
 
 

@@ -33,6 +33,17 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: 1 worker, 2 workers."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def say(text: str) -> None:
+    """Prints a line; in a terminal it is broken between words."""
+    console = Console()
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
 class TrainingDisplay(Protocol):
     """Told of a run's epochs and of the progress within them."""
 
@@ -171,8 +182,11 @@ class SweepScreen:
         self.metric, self.workers, self.at_start, self.started = metric, workers, finished, time.monotonic()
         self.total = total
         self.task = self.bar.add_task(name, total=total, completed=finished, left="", unit=self.unit)
+        if finished >= total:
+            self.note(f"study {name}: all {total} {self.unit} are recorded")
+            return
         resumed = f", {finished} recorded before" if finished else ""
-        self.note(f"study {name}: {total} {self.unit}{resumed}, {workers} workers")
+        self.note(f"study {name}: {total} {self.unit}{resumed}, {counted(workers, 'worker')}")
         if self.console.is_terminal:
             self.live = Live(self, console=self.console, refresh_per_second=4)
             self.live.start()
@@ -246,7 +260,7 @@ class SweepScreen:
                     "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
                 )
             self.bar.update(self.task, left=self._time_left())
-            leading = [Text(f"best {self.metric}: {self.best or 'none yet'}")] if self.unit == "trials" else []
+            leading = [Text(f"best {self.metric}: {self.best}")] if self.best else []
             return Group(self.bar, *leading, table)
 
     def _time_left(self) -> str:
@@ -312,27 +326,29 @@ def differences(comparison: Comparison) -> None:
 
 
 def leaderboard(table: pd.DataFrame, parameters: Sequence[str], rows: int = 20) -> None:
-    """Prints the first rows of a leaderboard, accuracies in percent, the parameters in one column."""
-    from digitcnn.leaderboard import cell, heading_of
-
+    """Prints the first rows of a leaderboard, accuracies in percent, without columns that have no room."""
     console = Console()
     if not console.is_terminal:
         console.width = 160
-    plain = [str(column) for column in table.columns if column not in parameters]
-    drawn = Table(box=None, padding=(0, 2, 0, 0))
-    for column in plain:
-        words = column in ("state", "run_id", "note")
-        drawn.add_column(heading_of(column), justify="left" if words else "right")
-        if column == "trial":
-            drawn.add_column("parameters")
-    for row in table.head(rows).to_dict("records"):
-        cells = []
-        for column in plain:
-            cells.append(cell(column, row[column]))
-            if column == "trial":
-                named = [f"{name.rpartition('.')[2]} {cell(name, row[name])}" for name in parameters if name in row]
-                cells.append(", ".join(named))
-        drawn.add_row(*cells)
+    columns = [str(column) for column in table.columns]
+    for dispensable in (None, "epochs_run", "cpu_seconds", "run_id"):
+        columns = [column for column in columns if column != dispensable]
+        drawn = _drawn(table[columns].head(rows), parameters)
+        if console.measure(drawn).minimum <= console.width:
+            break
     console.print(drawn)
     if len(table) > rows:
         console.print(f"... and {len(table) - rows} more")
+
+
+def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
+    from digitcnn.leaderboard import cell, heading_of
+
+    drawn = Table(box=None, padding=(0, 2, 0, 0))
+    for column in map(str, table.columns):
+        # A parameter by its last name, in words: narrow columns break them there.
+        heading = column.rpartition(".")[2].replace("_", " ") if column in parameters else heading_of(column)
+        drawn.add_column(heading, justify="left" if column in ("state", "run_id", "note") else "right")
+    for _, row in table.iterrows():
+        drawn.add_row(*(Text(cell(str(column), row[column])) for column in table.columns))
+    return drawn

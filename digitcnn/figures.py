@@ -109,6 +109,7 @@ def confirmation(tables: effects.Tables, axes: Axes) -> None:
         for _, row in table.iterrows()
     ]
     axes.set_yticks(range(len(table)), names)
+    axes.locator_params(axis="x", nbins=5)
     axes.set(
         xlabel="test accuracy (%), mean and 95 % interval",
         title="The default study, confirmed",

@@ -14,7 +14,7 @@ import numpy as np
 from digitcnn import architecture, confirmation, environment, runs, study, trials
 from digitcnn.config import Backend, RunConfig
 from digitcnn.data import Examples
-from digitcnn.display import duration
+from digitcnn.display import counted, duration
 from digitcnn.engines import engine_for
 from digitcnn.errors import MachineError
 from digitcnn.model import build_model
@@ -90,9 +90,9 @@ def describe(plan: Plan, speed: Speed) -> list[str]:
     config, baseline = plan.config, plan.baseline.parameters()
     points = size(plan.space)
     lines = [f"study {config.study.name}: {', '.join(config.study.objective)}, {config.study.sampler} sampler, "]
-    lines[0] += f"{config.study.pruner} pruner, {plan.workers} workers of {plan.threads} threads"
-    counted = "continuous" if math.isinf(points) else f"{points:,.0f} points"
-    lines.append(f"space: {counted}; the baseline is trial 0")
+    lines[0] += f"{config.study.pruner} pruner, {counted(plan.workers, 'worker')} of {counted(plan.threads, 'thread')}"
+    number = "continuous" if math.isinf(points) else f"{points:,.0f} points"
+    lines.append(f"space: {number}; the baseline is trial 0")
     width = max(len(name) for name in plan.space)
     for name, parameter in plan.space.items():
         inside = "" if parameter.contains(baseline[name]) else ", off the grid"
@@ -135,7 +135,10 @@ def describe_confirmation(plan: confirmation.Plan) -> list[str]:
             line += f"; {left} of {seeds} runs to come, {duration(seconds)} each"
         lines.append(line)
     if missing:
-        lines.append(f"time: about {duration(total / workers)} for {len(missing)} runs by {workers} workers")
+        lines.append(
+            f"time: about {duration(total / workers)} for {counted(len(missing), 'run')} "
+            f"by {counted(workers, 'worker')}"
+        )
     else:
         lines.append("nothing is missing: confirm compares what is recorded")
     return lines

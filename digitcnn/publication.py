@@ -82,8 +82,9 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
         store = records.open_recorded(config.tracking, "publish", say)
         parts, missing = _collect(store, config.tracking)
     if not parts:
-        reason = next(iter(missing.values()))
-        raise ConfigError(f"publish: nothing that it publishes is recorded in {config.tracking.folder}: {reason}")
+        for reason in missing.values():
+            say(f"not published: {reason}")
+        raise ConfigError(f"publish: nothing that it publishes is recorded in {config.tracking.folder}")
     before = _kept(folder, {name for part in parts for name in part.tables})
     for question, reason in missing.items():
         say(f"{'left as it was published' if results.has(before, question) else 'not published'}: {reason}")

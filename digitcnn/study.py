@@ -108,9 +108,10 @@ def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
     before, now = _named(recorded), _named(json.loads(json.dumps(wanted)))
     for key in dict.fromkeys([*before, *now]):
         if before.get(key) != now.get(key):
+            begun = f"was begun with {before[key]}" if key in before else "was begun without it"
+            wanted_now = f"{key}={now[key]}" if key in now else f"{key} is left out"
             raise ConfigError(
-                f"{key}={now.get(key)}: study {study.study_name} was begun with {before.get(key)}; "
-                "choose another study.name for a new study"
+                f"{wanted_now}: study {study.study_name} {begun}; choose another study.name for a new study"
             )
 
 

@@ -17,7 +17,8 @@ def confirm(config: ConfirmConfig) -> int:
         result = confirmation.run(plan, screen)
     finally:
         screen.close()
-    print("\n".join(verdicts.sentences(result.table)))
+    for sentence in verdicts.sentences(result.table):
+        display.say(sentence)
     print(f"written to {plan.folder}; next: python experiments/reproduce.py run={result.champion_path}")
     return settled(config.tracking)
 

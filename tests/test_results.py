@@ -6,6 +6,8 @@ import itertools
 
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from digitcnn import effects, figures, provenance, results, statistics
 from tests.conftest import REPOSITORY
@@ -203,13 +205,13 @@ def _searched() -> pd.DataFrame:
             "No candidate of the default study is better than the article's settings (epochs 10); the best of them "
             "(epochs 12): +0.50 points (n = 5, 95 % interval +0.40 to +0.60) on the test set, not distinguishable: "
             "needs about 3 more seeds (p 0.001).",
-            "The champion is baseline (epochs 10): nothing was better.",
+            "The champion is the baseline (epochs 10): nothing was better.",
         ),
         (
             {"champion": False, "n": 0, "mean": None, "verdict": "diverged with seed 6"},
             "No candidate of the default study is better than the article's settings (epochs 10): "
             "diverged with seed 6.",
-            "The champion is baseline (epochs 10): nothing was better.",
+            "The champion is the baseline (epochs 10): nothing was better.",
         ),
     ],
 )
@@ -241,16 +243,26 @@ def test_readme_begins_with_the_published_result() -> None:
     assert "\n".join(results.headline(results.read(PUBLISHED))) in readme
 
 
-@pytest.mark.skipif(
-    not results.has(results.read(PUBLISHED), "default"), reason="the default study is not published yet"
-)
+def _points(axes: Axes) -> list[tuple[float, float]]:
+    """The middles of the error bars."""
+    return sorted(tuple(map(float, middle)) for bars in axes.containers for middle in bars[0].get_xydata())
+
+
 def test_the_figure_draws_the_published_tables() -> None:
     tables = results.read(PUBLISHED)
-    from matplotlib.figure import Figure
-
-    axes = Figure().subplots()
-    figures.confirmation(tables, axes)
-    drawn = [tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "|"]
+    sizes, filters, confirmed = Figure().subplots(1, 3)
+    figures.batch_size(tables, sizes)
+    ends = tables["batch_size"].groupby(["study", "training.batch_size"])
+    means = 100 * ends["validation_accuracy"].mean()
+    expected = sorted(zip(ends["samples_seen"].first().astype(float), means, strict=True))
+    assert _points(sizes) == [pytest.approx(each) for each in expected]
+    figures.filters(tables, filters)
+    pairs = tables["filters"].groupby(["model.conv1_filters", "model.conv2_filters"])
+    expected = sorted(zip(pairs["cpu_seconds"].mean(), 100 * pairs["validation_accuracy"].mean(), strict=True))
+    assert _points(filters) == [pytest.approx(each) for each in expected]
+    assert {text.get_text() for text in filters.texts} == {f"{first}-{second}" for first, second in pairs.groups}
+    figures.confirmation(tables, confirmed)
+    drawn = [tuple(line.get_xdata()) for line in confirmed.lines if line.get_marker() == "|" and len(line.get_xdata())]
     runs = tables["confirmation_runs"].groupby("config", sort=False)["test_accuracy"]
-    assert sorted(drawn) == sorted(tuple(100 * values) for _, values in runs)
+    assert {tuple(100 * values) for _, values in runs} <= set(drawn)
     assert (figures.drawn(tables) or b"").startswith(b"\x89PNG")
