@@ -53,7 +53,7 @@ def load_recorded(store: tracking.Store, config: TrackingConfig, run_id: str) ->
     run = store.client.get_run(run_id)
     model_id = records.model_of(store, run_id).model_id
     if "model_sha256" not in run.data.tags:
-        again = f"python experiments/reproduce.py run={run_id}"
+        again = f".venv/bin/python experiments/reproduce.py run={run_id}"
         raise ConfigError(f"run={run_id}: recorded no SHA-256 of its model, as runs do now; repeat it: {again}")
     folder = config.folder if config.uri is None else None
     parameters = min(int(run.data.metrics.get("parameters", MOST_PARAMETERS)), MOST_PARAMETERS)

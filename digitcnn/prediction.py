@@ -57,9 +57,9 @@ def predict(config: PredictConfig, say: Callable[[str], None]) -> list[Predictio
     Raises ConfigError without a picture, or without such a run or model, MachineError if its model is refused.
     """
     if not config.image:
-        raise ConfigError("image: names no picture; python experiments/predict.py FILE...")
+        raise ConfigError("image: names no picture; .venv/bin/python experiments/predict.py FILE...")
     if references.is_file(config.run):
-        again = f"python experiments/reproduce.py run={config.run}"
+        again = f".venv/bin/python experiments/reproduce.py run={config.run}"
         raise ConfigError(f"run={config.run}: a frozen run holds no model; {again} makes one, of a run it names")
     with tracking.store_errors(config.tracking):
         store = records.open_recorded(config.tracking, f"run={config.run}", say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -73,6 +74,7 @@ class Calibration:
 
 def measure(baseline: RunConfig, workers: int) -> Speed:
     """Times some steps of the baseline in as many workers at once as there will be; the slowest counts."""
+    print(f"measuring the speed of {counted(workers, 'worker')}, half a minute ...", file=sys.stderr)
     pool = Pool(Calibration(baseline.backend), workers, baseline.training.threads)
     try:
         job = Job(baseline, {}, "")

@@ -127,7 +127,7 @@ def of_search(found: Findings) -> list[str]:
         of = f"{len(completed):,} completed trials make up the Pareto front of {_listed(found.objectives)}"
         lines.append(f"{front:,} of {of}.")
     if found.confirmation is None:
-        return [*lines, f"{_chance(found)} What decides it: python experiments/confirm.py study={name}"]
+        return [*lines, f"{_chance(found)} What decides it: .venv/bin/python experiments/confirm.py study={name}"]
     if found.unconfirmed is not None:
         lines.append(
             f"Trial {found.unconfirmed}, now the first of the leaderboard, is not among the confirmed ones: "
@@ -203,7 +203,8 @@ def of_importance(found: Findings) -> str:
 def of_champion(found: Findings, wrong: int, images: int) -> str:
     """Which model the champion is, and how many of the test images it has wrong."""
     if found.confirmation is None:
-        return f"There is no champion yet: python experiments/confirm.py study={found.study.study_name} finds it."
+        finds = f".venv/bin/python experiments/confirm.py study={found.study.study_name}"
+        return f"There is no champion yet: {finds} finds it."
     frozen = found.confirmation.frozen
     return (
         f"The champion is {found.confirmation.champion}. Its model, of run {frozen.run_id} with seed "
@@ -215,10 +216,16 @@ def commands(found: Findings) -> list[str]:
     """The commands that were recorded, and those that lead on from here."""
     name = found.study.study_name
     if found.confirmation is None:
-        further = [f"python experiments/confirm.py study={name}", f"python experiments/report.py study={name}"]
+        further = [
+            f".venv/bin/python experiments/confirm.py study={name}",
+            f".venv/bin/python experiments/report.py study={name}",
+        ]
     else:
         run_id = found.confirmation.frozen.run_id
-        further = [f"python experiments/report.py study={name}", f"python experiments/reproduce.py run={run_id}"]
+        further = [
+            f".venv/bin/python experiments/report.py study={name}",
+            f".venv/bin/python experiments/reproduce.py run={run_id}",
+        ]
     return list(dict.fromkeys([*found.commands, *further]))
 
 

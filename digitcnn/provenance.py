@@ -96,7 +96,8 @@ def _distinct(made: pd.DataFrame, column: str) -> list[str]:
 def commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
     """The commands of some parts as Markdown, with their runs, threads, engine, minutes and day."""
     lines = [
-        f"{row['command']}    # {row['runs']} runs ({row['engine']} engine, {row['threads']} thread(s) each), "
+        f".venv/bin/{row['command']}    "
+        f"# {row['runs']} runs ({row['engine']} engine, {row['threads']} thread(s) each), "
         f"{row['wall_seconds'] / 60:.0f} min, {row['cpu_seconds'] / 60:.0f} CPU min, {row['date']}"
         for _, row in made[made["part"].isin(parts)].iterrows()
     ]

@@ -37,12 +37,11 @@ BACKENDS: tuple[tuple[Backend, Literal["keras", "compiled"]], ...] = (
     ("jax", "keras"),
     ("torch", "keras"),
 )
-_HOW_ARTICLE = (
-    "python experiments/train.py --multirun experiment=article model=cnn,mlp training.seed=0,1,2,3,4 makes the runs"
-)
+_TRAIN = ".venv/bin/python experiments/train.py --multirun"
+_HOW_ARTICLE = f"{_TRAIN} experiment=article model=cnn,mlp training.seed=0,1,2,3,4 makes the runs"
 _HOW_BACKENDS = (
-    "python experiments/train.py --multirun backend=NAME training.engine=keras training.epochs=2 training.seed=0,1,2 "
-    "makes the runs of tensorflow, jax and torch, and with backend=tensorflow training.engine=compiled the others"
+    f"{_TRAIN} backend=NAME training.engine=keras training.epochs=2 training.seed=0,1,2 makes the runs of tensorflow, "
+    "jax and torch, and with backend=tensorflow training.engine=compiled the others"
 )
 # The tags of runs that are no answer by themselves: those of studies, and repetitions of a recorded run.
 _NOT_ALONE = {"study", "reproduces"}
@@ -198,7 +197,7 @@ def _default(store: Store, config: TrackingConfig) -> _Part:
     found, runs = _study(store, config, name)
     if found.confirmation is None or found.unconfirmed is not None:
         lacks = "is not confirmed" if found.confirmation is None else f"its first, trial {found.unconfirmed}, is not"
-        raise ConfigError(f"study.name={name}: {lacks}; python experiments/confirm.py study={name} does it")
+        raise ConfigError(f"study.name={name}: {lacks}; .venv/bin/python experiments/confirm.py study={name} does it")
     tables = {
         "leaderboard": found.table,
         "confirmation": found.confirmation.table,
@@ -276,7 +275,7 @@ def _of_trials(runs: Mapping[str, Any]) -> list[Any]:
 
 def _study(store: Store, config: TrackingConfig, name: str) -> tuple[Findings, dict[str, Any]]:
     """What is recorded of a finished study, and the runs below its own, by id."""
-    command = f"python experiments/sweep.py study={name}"
+    command = f".venv/bin/python experiments/sweep.py study={name}"
     try:
         found = findings.read(store, StudyReference(name=name), config)
     except ConfigError as error:

@@ -82,7 +82,9 @@ def champion(store: Store) -> str:
     models = store.client.search_registered_models(f"name = '{CHAMPION_MODEL}'")
     version = models[0].aliases.get(CHAMPION_ALIAS) if models else None
     if version is None:
-        raise ConfigError("run=champion: there is none yet; python experiments/confirm.py study=NAME finds it")
+        raise ConfigError(
+            "run=champion: there is none yet; .venv/bin/python experiments/confirm.py study=NAME finds it"
+        )
     return str(store.client.get_model_version(CHAMPION_MODEL, version).run_id)
 
 

@@ -84,8 +84,19 @@ def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
     with storage.errors(url):
         ours = found is not None and "identity" in found.user_attrs
     if found is None or not ours:
-        raise ConfigError(f"study.name={reference.name}: no such study is recorded in {folder}")
+        names = _recorded_names(url)
+        others = f"; there are {', '.join(names)}" if names else ""
+        raise ConfigError(f"study.name={reference.name}: no such study is recorded in {folder}{others}")
     return found
+
+
+def _recorded_names(url: str) -> list[str]:
+    """The studies of a store that were made by digitcnn."""
+    if storage.is_missing(url):
+        return []
+    with storage.errors(url):
+        found = optuna.get_all_study_summaries(storage.connect(url), include_best_trial=False)
+    return sorted(each.study_name for each in found if "identity" in each.user_attrs)
 
 
 def snapshot(study: Study) -> Study:

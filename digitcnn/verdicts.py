@@ -150,7 +150,7 @@ def card(
             f"{len(table) - len(left_out) - 1} candidates, paired t-tests corrected by Holm,",
             f"seeds {seeds[0]} to {seeds[-1]}; this is the model of the first, chosen beforehand.",
             "Intended for grey images of one handwritten digit, prepared as MNIST was.",
-            f"Reproduce: python experiments/reproduce.py run={run_id}, or run=THIS_FILE",
+            f"Reproduce: .venv/bin/python experiments/reproduce.py run={run_id}, or run=THIS_FILE",
         ]
     )
 

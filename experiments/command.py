@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-import hydra
+try:
+    import hydra
+except ModuleNotFoundError:
+    typed = shlex.join([".venv/bin/python", *sys.argv])
+    print(f"error: {sys.executable} lacks our packages; make .venv, then: {typed}", file=sys.stderr)
+    sys.exit(2)
 from arguments import CONF, CommandLine, parse
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf

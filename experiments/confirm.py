@@ -19,7 +19,7 @@ def confirm(config: ConfirmConfig) -> int:
         screen.close()
     for sentence in verdicts.sentences(result.table):
         display.say(sentence)
-    print(f"written to {plan.folder}; next: python experiments/reproduce.py run={result.champion_path}")
+    print(f"written to {plan.folder}; next: .venv/bin/python experiments/reproduce.py run={result.champion_path}")
     return settled(config.tracking)
 
 

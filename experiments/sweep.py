@@ -1,5 +1,6 @@
 """Searches around the baseline and records every trial: `python experiments/sweep.py [KEY=VALUE ...]`."""
 
+import os
 import shlex
 import sys
 
@@ -34,7 +35,7 @@ def search(config: SweepConfig) -> int:
 
 
 def _this_command() -> str:
-    return shlex.join(["python", *sys.argv])
+    return shlex.join([os.path.relpath(sys.executable), *sys.argv])
 
 
 if __name__ == "__main__":

@@ -267,3 +267,14 @@ def test_the_other_ui_reads_the_same_study(command: Command, small_overrides: li
         finally:
             os.killpg(server.pid, 15)
             server.wait(timeout=20)
+
+
+def test_a_python_without_our_packages_is_one_line() -> None:
+    # Without site-packages, as the machine's own Python.
+    ended = subprocess.run(
+        [sys.executable, "-S", *command_line("train")[1:], "a b=1"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {sys.executable} lacks our packages; make .venv, then: .venv/bin/python ")
+    assert ended.stderr.endswith("train.py 'a b=1'\n")
+    assert ended.stderr.count("\n") == 1

@@ -331,7 +331,7 @@ def test_a_run_without_a_digest_says_how_to_get_one(recorded: Recorded) -> None:
     tracking.open_store(recorded.config).client.delete_tag(recorded.run_id, "model_sha256")
     with pytest.raises(ConfigError) as caught:
         recorded.load()
-    assert f"repeat it: python experiments/reproduce.py run={recorded.run_id}" in str(caught.value)
+    assert f"repeat it: .venv/bin/python experiments/reproduce.py run={recorded.run_id}" in str(caught.value)
 
 
 def test_what_is_loaded_is_what_was_recorded(recorded: Recorded) -> None:

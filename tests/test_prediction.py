@@ -86,14 +86,18 @@ def test_a_prediction_without_a_picture_or_a_model_is_one_line(
 ) -> None:
     ended = command("predict", f"tracking.root={tmp_path}/records")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "error: image: names no picture; python experiments/predict.py FILE...\n"
+    assert ended.stderr == "error: image: names no picture; .venv/bin/python experiments/predict.py FILE...\n"
     here, nowhere = champion[0].root, str(tmp_path / "records")
     for root, run, line in (
         (nowhere, "champion", "run=champion: nothing is recorded in"),
         (here, "ffffffff", "run=ffffffff: no such run is recorded"),
         (here, "best", "study.name=none: no such study is recorded in"),
         (here, "1", "run=1: must be champion, best with study=NAME, a run id"),
-        (here, "x.yaml", "run=x.yaml: a frozen run holds no model; python experiments/reproduce.py run=x.yaml makes"),
+        (
+            here,
+            "x.yaml",
+            "run=x.yaml: a frozen run holds no model; .venv/bin/python experiments/reproduce.py run=x.yaml makes",
+        ),
     ):
         with pytest.raises(ConfigError) as caught:
             prediction.predict(

@@ -213,7 +213,9 @@ def test_what_was_published_stays_until_it_is_made_anew(
     # When
     (said,) = rest.publish(tmp_path)
     # Then
-    assert said.startswith("left as it was published: network: needs runs with several seeds; python experiments/")
+    assert said.startswith(
+        "left as it was published: network: needs runs with several seeds; .venv/bin/python experiments/"
+    )
     text, published = (tmp_path / "RESULTS.md").read_text(), results.read(tmp_path)
     assert text == results.text(published)
     assert text.count("\n## ") == 6
@@ -253,7 +255,7 @@ def test_a_seed_that_one_of_two_lacks_is_named(article: Records, tmp_path: Path)
     with pytest.raises(ConfigError, match="publish: nothing that it publishes is recorded"):
         publication.publish(PublishConfig(folder=str(tmp_path), tracking=article.tracking), said.append)
     assert said[0].startswith(
-        "not published: network=mlp: has 0 runs with training.seed=2, needs one; python experiments/train.py"
+        "not published: network=mlp: has 0 runs with training.seed=2, needs one; .venv/bin/python experiments/train.py"
     )
     assert len(said) == len(results.TABLES)
     # Then
@@ -286,7 +288,7 @@ def test_a_study_that_its_timeout_ended_is_not_published(rest: Records, tmp_path
     # Then
     assert [line for line in said if "filters" in line] == [
         "not published: study.name=filters: is not finished, with 4 of 9 trials; "
-        "python experiments/sweep.py study=filters goes on"
+        ".venv/bin/python experiments/sweep.py study=filters goes on"
     ]
     assert not (tmp_path / "filters.csv").exists()
     store.client.set_tag(run.info.run_id, "study.trials", total)
@@ -330,7 +332,7 @@ def test_a_study_made_by_another_protocol_than_the_text_says_is_not_published(
     assert raised.match("nothing that it publishes is recorded")
     found: Callable[..., object] = publication._filters
     with pytest.raises(
-        ConfigError, match=r"filters: was made with training\.epochs=1 instead of 3; python experiments/"
+        ConfigError, match=r"filters: was made with training\.epochs=1 instead of 3; .venv/bin/python experiments/"
     ):
         found(records.store, records.tracking)
 
@@ -349,7 +351,9 @@ def test_a_confirmation_that_the_study_went_on_after_is_not_published(
     monkeypatch.setattr(publication.findings, "read", gone_on)
     # When
     default: Callable[..., object] = publication._default
-    with pytest.raises(ConfigError, match="its first, trial 7, is not; python experiments/confirm.py study=around_art"):
+    with pytest.raises(
+        ConfigError, match="its first, trial 7, is not; .venv/bin/python experiments/confirm.py study=aro"
+    ):
         default(rest.store, rest.tracking)
 
 

@@ -95,7 +95,9 @@ def test_the_articles_networks_are_said_to_give_what_they_gave() -> None:
         in text
     )
     assert "+1.40 points (n = 3, 95 % interval +1.15 to +1.65), p = 0.0017." in text
-    assert "python x    # 6 runs (compiled engine, 2 thread(s) each), 2 min, 3 CPU min, 2026-11-24\n" in text
+    assert (
+        "\n.venv/bin/python x    # 6 runs (compiled engine, 2 thread(s) each), 2 min, 3 CPU min, 2026-11-24\n" in text
+    )
 
 
 def test_the_backends_are_compared_with_tensorflows_fit() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +237,9 @@ def test_ctrl_c_ends_a_real_sweep_cleanly_and_it_resumes(tmp_path: Path, command
             break
     lines += process.stdout.readlines()
     assert process.wait(timeout=60) == 130
-    assert f"resume with: python {command_line('sweep')[1]} study=quick" in "".join(lines)
+    again = re.search(r"resume with: (\S+) (\S+) study=quick", "".join(lines))
+    assert again is not None
+    assert (again[1], again[2]) == (os.path.relpath(sys.executable), command_line("sweep")[1])
     opened, _, runs = open_records(tmp_path / "records", "real")
     assert not [run for run in runs if run.info.status == "RUNNING"]
     assert not opened.get_trials(states=(TrialState.RUNNING,))
