@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
+from rich.text import Text
 
+from digitcnn import display
 from digitcnn.leaderboard import best_against_baseline, ranked
 
 
@@ -96,3 +99,26 @@ def test_the_fronts_of_many_points_are_those_that_comparing_all_pairs_gives() ->
         left, front = beaten, front + 1
     ranks = ranked(study).set_index("trial")["rank"]
     assert ranks.to_dict() == expected
+
+
+@pytest.mark.parametrize(("width", "whole"), [(130, True), (100, True), (80, False)])
+def test_a_narrow_terminal_cuts_no_word(
+    width: int, whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    parameters = [f"training.{name}" for name in ("batch_size", "epochs")] + [
+        "model.conv1_filters",
+        "model.conv2_filters",
+    ]
+    row = {"rank": 1, "trial": 12, **dict.fromkeys(parameters, 128), "validation_accuracy": 0.991, "cpu_seconds": 264.8}
+    row |= {"epochs_run": 9, "state": "complete", "run_id": "87c85e8e00", "note": "baseline"}
+    # When
+    display.leaderboard(pd.DataFrame([row]), parameters)
+    # Then
+    lines = Text.from_ansi(capsys.readouterr().out).plain.replace("\xa0", " ").splitlines()
+    assert not [line for line in lines if "…" in line or len(line) > width]
+    assert "99.10 %" in lines[-1]
+    assert "87c85e8e baseline" in lines[-1]
+    assert ("264.8" in lines[-1]) == whole
