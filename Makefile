@@ -21,14 +21,15 @@ train: .venv/complete ## one run with the article's configuration
 	@.venv/bin/python experiments/train.py $(OVERRIDES)
 
 # For this machine alone: a page of another site that a browser here has open can neither read nor change the records.
-# In a process group of its own, Ctrl-C reaches it as the SIGTERM that it ends on without a traceback.
+# In a process group of its own, Ctrl-C reaches it as the SIGTERM that it ends on without a traceback. Its warnings, of
+# what libraries will remove one day, are nothing to a reader.
 ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0.1:5000 (PORT=N for another)
 	@store=$$(.venv/bin/python -m digitcnn.embedded '$(or $(tracking.root),mlruns)') && set -m && \
 	  echo 'http://127.0.0.1:$(PORT) in a few seconds; Ctrl-C ends it' && \
-	  trap 'kill -TERM -- -$$server' INT TERM HUP && \
+	  trap '[ -z "$$server" ] || kill -TERM -- -$$server' INT TERM HUP && \
 	  { env -u MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false PYTHONWARNINGS=ignore \
 	  .venv/bin/python -m mlflow ui --backend-store-uri "$$store" --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --allowed-hosts '127.0.0.1:*,localhost:*' --cors-allowed-origins http://127.0.0.1:$(PORT) & } && \
+	  --allowed-hosts '127.0.0.1:*,localhost:*' --cors-allowed-origins http://127.0.0.1:$(PORT) < /dev/null & } && \
 	  server=$$! && set +m && { wait $$server; status=$$?; wait $$server; exit $$status; }
 
 test: lint ## all tests, after lint

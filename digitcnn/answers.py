@@ -50,7 +50,8 @@ def _line_of_default(tables: Tables) -> str:
     if leading["champion"]:
         subject = f"The champion of the default study ({its}) against the article's settings ({articles})"
     else:
-        nothing = f"No candidate of the default study is better than the article's settings ({articles})"
+        which = f"None of the {len(table) - 1} trials of the default study that were confirmed"
+        nothing = f"{which} is better than the article's settings ({articles})"
         if leading["n"] == 0:
             return f"{nothing}: {leading['verdict']}"
         subject = f"{nothing}; the best of them ({its})"
@@ -70,10 +71,8 @@ def networks(tables: Tables) -> dict[str, str]:
         single = f"{_percent(low)} to {_percent(high)}"
         cells = _summary(statistics.summarize(values[name].tolist()))
         rows.append([name.upper(), *cells, single, _percent(best), f"{_percent(reported)} (n = 1)"])
-        place = "among" if low <= reported <= high else "below" if reported < low else "above"
-        said.append(
-            f"The article's {_percent(reported)} % is {place} what 95 % of single runs of the {name.upper()} give."
-        )
+        place = "within" if low <= reported <= high else "below" if reported < low else "above"
+        said.append(f"The article's {_percent(reported)} % is {place} the prediction interval of the {name.upper()}.")
     cnn = values["cnn"]
     over = f"{sum(value > 0.99 for value in cnn)} of {len(cnn)} runs of the CNN exceed 99 %"
     mean = (
@@ -82,7 +81,7 @@ def networks(tables: Tables) -> dict[str, str]:
         else "but the interval of their mean does not lie above it"
     )
     difference = effects.compare([(cnn, values["mlp"])])[0]
-    head = ["network", *_SUMMARY, "95 % of single runs", "mean accuracy of the best epochs", "article"]
+    head = ["network", *_SUMMARY, "95 % prediction interval of one run", "mean accuracy of the best epochs", "article"]
     return {
         "table": markdown.table(head, rows),
         "found": f"{over}, {mean}. {' '.join(said)} CNN against fully connected network: "

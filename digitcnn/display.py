@@ -17,25 +17,13 @@ from rich.text import Text
 
 from digitcnn.config import TrainingConfig
 from digitcnn.training import Decision, EpochMetrics
+from digitcnn.words import counted, duration
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from digitcnn.comparison import Comparison
     from digitcnn.reproduction import Compared
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 12 min, 3 h 20 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things: 1 worker, 2 workers."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def say(text: str) -> None:
@@ -325,21 +313,29 @@ def differences(comparison: Comparison) -> None:
     print(f"the same in all: {comparison.alike} other values")
 
 
-def leaderboard(table: pd.DataFrame, parameters: Sequence[str], rows: int = 20) -> None:
-    """Prints the first rows of a leaderboard, accuracies in percent, without columns that have no room."""
+def leaderboard(table: pd.DataFrame, parameters: Sequence[str], objectives: Sequence[str], rows: int = 20) -> None:
+    """Prints the first rows of a leaderboard, accuracies in percent, without columns that have no room.
+
+    What it is ranked by is always shown.
+    """
     console = Console()
     if not console.is_terminal:
         console.width = 160
     columns = [str(column) for column in table.columns]
-    for dispensable in (None, "epochs_run", "cpu_seconds", "run_id"):
-        columns = [column for column in columns if column != dispensable]
-        drawn = _drawn(table[columns].head(rows), parameters)
-        # Measured where there is room: else it would be said to fit, with words cut.
-        if console.measure(drawn, options=console.options.update(max_width=10_000)).minimum <= console.width:
+    for dispensable in ("epochs_run", "cpu_seconds", "run_id"):
+        if _least_width(table[columns].head(rows), parameters, console) <= console.width:
             break
-    console.print(drawn)
+        columns = [column for column in columns if column != dispensable or column in objectives]
+    console.print(_drawn(table[columns].head(rows), parameters))
     if len(table) > rows:
         console.print(f"... and {len(table) - rows} more")
+
+
+def _least_width(table: pd.DataFrame, parameters: Sequence[str], console: Console) -> int:
+    """The columns with which no word is cut, but those of notes, which are folded."""
+    drawn = _drawn(table.assign(note="") if "note" in table else table, parameters)
+    # Measured where there is room: else all would be said to fit.
+    return console.measure(drawn, options=console.options.update(max_width=10_000)).minimum
 
 
 def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
@@ -348,12 +344,11 @@ def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
     drawn = Table(box=None, padding=(0, 1, 0, 0))
     for column in map(str, table.columns):
         # A parameter by its last name, in words: narrow columns break them there.
-        heading = column.rpartition(".")[2].replace("_", " ") if column in parameters else heading_of(column)
+        heading = Text(column.rpartition(".")[2].replace("_", " ") if column in parameters else heading_of(column))
         words = column in ("state", "run_id", "note")
         # Room for "baseline", which a narrow terminal would take from the last column first.
-        drawn.add_column(heading, justify="left" if words else "right", min_width=8 if column == "note" else None)
+        least = 8 if column == "note" else max([0, *(len(cell(column, value)) for value in table[column])])
+        drawn.add_column(heading, justify="left" if words else "right", min_width=least, overflow="fold")
     for _, row in table.iterrows():
-        texts = {str(column): cell(str(column), row[column]) for column in table.columns}
-        # Only notes are broken: 99.1 % stays in one line.
-        drawn.add_row(*(Text(text if name == "note" else text.replace(" ", "\xa0")) for name, text in texts.items()))
+        drawn.add_row(*(Text(cell(str(column), row[column])) for column in table.columns))
     return drawn

@@ -77,22 +77,24 @@ def filters(tables: effects.Tables, axes: Axes) -> None:
         color, label = (_COLORS[1], "the article's") if articles else (_COLORS[0], None)
         x, y, error = row["cpu_seconds"], 100 * row["mean"], 100 * row["sd"] / np.sqrt(row["n"])
         axes.errorbar(x, y, error, fmt="o", color=color, ms=5, capsize=3, elinewidth=1, label=label)
-        # Where the points are close, those on the front have the others below them.
-        end, side, align = (y + error, 3, "bottom") if row["front"] else (y - error, -3, "top")
+        # The front rises to the right: left of and above its points is room, and below the others.
+        end, side, across, align = (
+            (y + error, 3, "right", "bottom") if row["front"] else (y - error, -3, "center", "top")
+        )
         axes.annotate(
             f"{pair[0]}-{pair[1]}",
             (x, end),
             xytext=(0, side),
             textcoords="offset points",
             fontsize=9,
-            ha="center",
+            ha=across,
             va=align,
             color=color if articles else "#333333",
         )
     axes.legend(frameon=False, loc="lower right", fontsize=9)
     axes.set(xlabel="CPU seconds of a run", ylabel="validation accuracy (%), mean and standard error")
     axes.set_title("Filters: accuracy against cost")
-    axes.margins(x=0.1, y=0.1)
+    axes.margins(x=0.16, y=0.1)
 
 
 def confirmation(tables: effects.Tables, axes: Axes) -> None:

@@ -71,9 +71,13 @@ class Findings:
     def unconfirmed(self) -> int | None:
         """The first of the leaderboard if other trials were confirmed: the study went on after that."""
         best = leaderboard.best_trial(self.table)
-        if self.confirmation is None or len(self.objectives) > 1:
+        if best is None or self.confirmation is None or len(self.objectives) > 1:
             return None
-        return None if best in self.confirmation.table["trial"].tolist() else best
+        # Seeds aside: a confirmation has its own.
+        names = [name for name in self.identity["space"] if name != "training.seed"]
+        found = self.table[self.table["trial"] == best][names].iloc[0]
+        alike = (self.confirmation.table[names] == found).all(axis="columns")
+        return None if alike.any() else best
 
 
 def read(store: tracking.Store, reference: StudyReference, config: TrackingConfig) -> Findings:

@@ -15,13 +15,13 @@ import numpy as np
 from digitcnn import architecture, confirmation, environment, runs, study, trials
 from digitcnn.config import Backend, RunConfig
 from digitcnn.data import Examples
-from digitcnn.display import counted, duration
 from digitcnn.engines import engine_for
 from digitcnn.errors import MachineError
 from digitcnn.model import build_model
 from digitcnn.space import Range, Scalar, Space, size
 from digitcnn.sweep import Plan
 from digitcnn.training import Decision, EpochMetrics, samples_per_epoch
+from digitcnn.words import counted, duration
 from digitcnn.workers import Job, Outcome, Pool, RunFailed, WorkerDied, core_shares
 
 # Images that are trained on and judged, once to trace the network and once to be timed.

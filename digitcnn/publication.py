@@ -24,7 +24,7 @@ from digitcnn.config import (
     TrainingConfig,
 )
 from digitcnn.config import load as load_config
-from digitcnn.errors import ConfigError
+from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_whole
 from digitcnn.findings import Findings
 from digitcnn.frozen import Frozen, write_frozen
@@ -97,10 +97,10 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
     if picture is not None:
         contents["results.png"] = picture
     contents["RESULTS.md"] = results.text(published)
-    # The text comes last: what it speaks of is there.
     for part in parts:
         if part.champion is not None:
             write_frozen(part.champion, folder / "champion.yaml", "The champion of the published study: RESULTS.md.")
+    # The text comes last: what it speaks of is there.
     for name, content in contents.items():
         write_whole(folder / name, content, _SAFE)
     return folder / "RESULTS.md"
@@ -115,6 +115,8 @@ def _kept(folder: Path, renewed: Set[str]) -> dict[str, pd.DataFrame]:
         if tables:
             results.text(tables)
             figures.drawn(tables)
+    except (OSError, MachineError):
+        raise
     # Torn or foreign files: whatever keeps text and figure from being made.
     except Exception as error:
         reason = " ".join(str(error).split())
@@ -218,7 +220,7 @@ def _backends(store: Store, config: TrackingConfig) -> _Part:
         training = {"epochs": 2, "engine": parameters["training.engine"], "seed": seed}
         wanted = load_config(RunConfig, {"backend": backend, "training": training})
         engine = run.data.tags.get("engine")
-        comparable = records.is_of(run, wanted) and run.data.tags["threads"] == run.data.tags["cores"]
+        comparable = records.is_of(run, wanted) and run.data.tags.get("threads") == run.data.tags.get("cores")
         return (backend, engine, seed) if (backend, engine) in BACKENDS and comparable else None
 
     found = _newest(store, "params.`training.epochs` = '2'", key)
@@ -276,10 +278,12 @@ def _of_trials(runs: Mapping[str, Any]) -> list[Any]:
 def _study(store: Store, config: TrackingConfig, name: str) -> tuple[Findings, dict[str, Any]]:
     """What is recorded of a finished study, and the runs below its own, by id."""
     command = f".venv/bin/python experiments/sweep.py study={name}"
+    reference = StudyReference(name=name)
     try:
-        found = findings.read(store, StudyReference(name=name), config)
+        study.recorded_study(reference, config.folder)
     except ConfigError as error:
-        raise ConfigError(f"{error}; {command} makes it") from error
+        raise ConfigError(f"{error}; {command} makes {name}") from error
+    found = findings.read(store, reference, config)
     for key, value in study.fixed(load_config(RunConfig, _BASELINES[name])).items():
         if found.baseline.get(key) != value:
             raise ConfigError(

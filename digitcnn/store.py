@@ -19,6 +19,7 @@ from digitcnn.config import TrackingConfig
 from digitcnn.errors import MachineError, StoreAway
 from digitcnn.outbox import Record
 from digitcnn.processes import is_gone
+from digitcnn.words import counted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -295,7 +296,7 @@ def deliver(store: Store) -> None:
             runs, records = runs + (delivered > 0), records + delivered
     finally:
         if records:
-            store.say(f"delivered {_counted(records, 'record')} of {_counted(runs, 'run')} that had been kept")
+            store.say(f"delivered {counted(records, 'record')} of {counted(runs, 'run')} that had been kept")
 
 
 def close_run(store: Store, run_id: str, status: writes.Status, failure: str | None = None) -> None:
@@ -334,10 +335,6 @@ def deliver_if_there(store: Store) -> None:
             raise
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def kept(config: TrackingConfig) -> str:
     """One line on what is still kept for the store, or an empty one."""
     folder = config.folder / "outbox"
@@ -345,6 +342,6 @@ def kept(config: TrackingConfig) -> str:
     if not runs:
         return ""
     return (
-        f"the MLflow store did not take all records of {_counted(len(runs), 'run')}; they are kept "
+        f"the MLflow store did not take all records of {counted(len(runs), 'run')}; they are kept "
         f"in {folder}, and the next command that reaches it delivers them"
     )

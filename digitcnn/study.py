@@ -43,6 +43,10 @@ DIRECTIONS = {
 _drawing = threading.Lock()
 
 
+# Of the studies that an error names.
+_MOST_NAMES = 10
+
+
 class OpenStudy(Study):
     """A study, and the store that it is in."""
 
@@ -85,7 +89,8 @@ def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
         ours = found is not None and "identity" in found.user_attrs
     if found is None or not ours:
         names = _recorded_names(url)
-        others = f"; there are {', '.join(names)}" if names else ""
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        others = f"; there are {', '.join(names[:_MOST_NAMES])}{more}" if names else ""
         raise ConfigError(f"study.name={reference.name}: no such study is recorded in {folder}{others}")
     return found
 

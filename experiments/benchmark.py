@@ -1,4 +1,4 @@
-"""Measures this project beside its peers: `python experiments/benchmark.py [KEY=VALUE ...]`."""
+"""Measures this project beside its peers: `experiments/benchmark.py [KEY=VALUE ...]`."""
 
 from command import main
 

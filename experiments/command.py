@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import signal
 import sys
 import tempfile
@@ -14,20 +13,20 @@ from typing import Any, NoReturn, TypeVar
 
 try:
     import hydra
-except ModuleNotFoundError:
-    typed = shlex.join([".venv/bin/python", *sys.argv])
-    print(f"error: {sys.executable} lacks our packages; make .venv, then: {typed}", file=sys.stderr)
-    sys.exit(2)
-from arguments import CONF, CommandLine, parse
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+    from arguments import CONF, CommandLine, parse
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-from digitcnn import signals
-from digitcnn.addresses import without_credentials
-from digitcnn.config import Config, TrackingConfig, expanded, known_keys, load, nearest
-from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
-from digitcnn.store import kept
+    from digitcnn import signals
+    from digitcnn.addresses import without_credentials
+    from digitcnn.config import Config, TrackingConfig, expanded, known_keys, load, nearest
+    from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
+    from digitcnn.store import kept
+except ModuleNotFoundError as error:
+    # Without what was typed: it may hold a password.
+    print(f"error: {sys.executable} has no {error.name}; make .venv, then use .venv/bin/python", file=sys.stderr)
+    sys.exit(2)
 
 REPOSITORY = CONF.parent
 # Hydra stays where it was started, and writes nothing.

@@ -1,4 +1,4 @@
-"""Tests a study's best trials on the test set: `python experiments/confirm.py study=NAME [KEY=VALUE ...]`."""
+"""Tests a study's best trials on the test set: `experiments/confirm.py study=NAME [KEY=VALUE ...]`."""
 
 from command import main, settled
 

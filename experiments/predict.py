@@ -1,4 +1,4 @@
-"""Says what digit a picture shows: `python experiments/predict.py FILE... [KEY=VALUE ...]`."""
+"""Says what digit a picture shows: `experiments/predict.py FILE... [KEY=VALUE ...]`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Writes the published study from its records: `python experiments/publish.py`."""
+"""Writes the published study from its records: `experiments/publish.py`."""
 
 from command import REPOSITORY, main, settled
 

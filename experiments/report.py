@@ -1,4 +1,4 @@
-"""Writes what a study found, or compares runs: `python experiments/report.py study=NAME | compare='[RUN,RUN]'`."""
+"""Writes what a study found, or compares runs: `experiments/report.py study=NAME | compare='[RUN,RUN]'`."""
 
 from command import main, settled
 

@@ -1,4 +1,4 @@
-"""Trains a recorded run again and compares: `python experiments/reproduce.py run=RUN [KEY=VALUE ...]`."""
+"""Trains a recorded run again and compares: `experiments/reproduce.py run=RUN [KEY=VALUE ...]`."""
 
 from command import deferred_signals, main, settled
 

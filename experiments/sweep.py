@@ -1,6 +1,5 @@
-"""Searches around the baseline and records every trial: `python experiments/sweep.py [KEY=VALUE ...]`."""
+"""Searches around the baseline and records every trial: `experiments/sweep.py [KEY=VALUE ...]`."""
 
-import os
 import shlex
 import sys
 
@@ -21,7 +20,7 @@ def search(config: SweepConfig) -> int:
         result = sweep.run(plan, screen)
     finally:
         screen.close()
-    display.leaderboard(result.leaderboard, list(plan.space))
+    display.leaderboard(result.leaderboard, list(plan.space), config.study.objective)
     print(leaderboard.best_against_baseline(result.leaderboard, config.study.objective))
     print(f"leaderboard: {result.leaderboard_path}")
     if result.interrupted is not None:
@@ -35,7 +34,7 @@ def search(config: SweepConfig) -> int:
 
 
 def _this_command() -> str:
-    return shlex.join([os.path.relpath(sys.executable), *sys.argv])
+    return shlex.join([".venv/bin/python", *sys.argv])
 
 
 if __name__ == "__main__":

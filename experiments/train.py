@@ -1,4 +1,4 @@
-"""Trains one network and records it: `python experiments/train.py [KEY=VALUE ...]`."""
+"""Trains one network and records it: `experiments/train.py [KEY=VALUE ...]`."""
 
 from command import deferred_signals, main, settled
 

@@ -204,14 +204,16 @@ def _searched() -> pd.DataFrame:
         ),
         (
             {"champion": False, "verdict": "not distinguishable: needs about 3 more seeds"},
-            "No candidate of the default study is better than the article's settings (epochs 10); the best of them "
+            "None of the 1 trials of the default study that were confirmed is better than the article's settings "
+            "(epochs 10); the best of them "
             "(epochs 12): +0.50 points (n = 5, 95 % interval +0.40 to +0.60) on the test set, not distinguishable: "
             "needs about 3 more seeds (p 0.001).",
             "The champion is the baseline (epochs 10): nothing was better.",
         ),
         (
             {"champion": False, "n": 0, "mean": None, "verdict": "diverged with seed 6"},
-            "No candidate of the default study is better than the article's settings (epochs 10): "
+            "None of the 1 trials of the default study that were confirmed is better than the article's settings "
+            "(epochs 10): "
             "diverged with seed 6.",
             "The champion is the baseline (epochs 10): nothing was better.",
         ),

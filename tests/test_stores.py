@@ -607,7 +607,7 @@ print(mlflow.keras.load_model("models:/digitcnn@champion").predict(numpy.zeros((
     assert "3 trials, 2 recorded before" in more.stdout
     more = command("confirm", *confirm, root, timeout=900)
     assert more.returncode == 0, more.stderr
-    assert "4 runs, 4 recorded before" in more.stdout
+    assert "all 4 runs are recorded" in more.stdout
 
     before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
     shutil.copytree(moved, copied)
