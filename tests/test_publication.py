@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import multiprocessing
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -184,6 +185,11 @@ def strays(rest: Records) -> Iterator[None]:
         tracking.close_run(store, run_id, "KILLED")
     before = {run.info.run_id for run in records.search(store, "")}
     rest.record(_on_backend("torch", "keras", 0), {"reproduces": "0" * 32})
+    # On fewer cores than the others, if there are more than one: its speed is no answer.
+    one_thread = _on_backend("jax", "keras", 0)
+    one_thread["training"]["threads"] = 1
+    if (os.cpu_count() or 1) > 1:
+        rest.record(one_thread, {"odd": "threads"})
     rest.record(_on_backend("torch", "keras", 1), {"study": "other"})
     yield
     made += {run.info.run_id for run in records.search(store, "")} - before
@@ -238,6 +244,7 @@ def test_what_was_published_stays_until_it_is_made_anew(
     of_others = {run.info.run_id for run in records.search(rest.store, "") if "reproduces" in run.data.tags}
     of_others |= {run.info.run_id for run in records.search(rest.store, "tags.study = 'other'")}
     assert len(of_others) == 2
+    of_others |= {run.info.run_id for run in records.search(rest.store, "tags.odd = 'threads'")}
     assert not of_others & set(backends["run_id"])
     assert effects.batch_size_comparisons(published, "batch_size")[50].difference.mean == pytest.approx(0.001)
     assert (tmp_path / "champion.yaml").read_text().startswith("# The champion")

@@ -39,7 +39,7 @@ def test_a_run_is_found_by_each_of_its_names_and_nothing_else_is_taken_for_one(
     best = max(opened.trials, key=lambda trial: trial.values[0]).user_attrs["run_id"]
     assert find("best") == find(best) == find(best[:6]) == best
     for reference, name, key, line in (
-        ("best", "nowhere", "run", "study.name=nowhere: no such study is recorded"),
+        ("best", "nowhere", "run", f"study.name=nowhere: no such study is recorded in {root}; there are small"),
         ("best", "foreign", "run", "study.name=foreign: no such study is recorded"),
         ("champion", "small", "run", "run=champion: there is none yet"),
         ("f" * 31, "small", "run", f"run={'f' * 31}: no such run is recorded"),

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from digitcnn import effects, figures, provenance, results, statistics
+from digitcnn import effects, figures, provenance, results, statistics, verdicts
 from tests.conftest import REPOSITORY
 
 PUBLISHED = REPOSITORY / "experiments" / "results"
@@ -236,6 +236,15 @@ def test_the_default_study_is_told_as_it_ended(of_candidate: dict[str, object], 
     assert "| 9 | 1 | 11 | 97.10 % | 9 | 7 | pruned |  |\n" in text
     assert "In the search, best: trial 3, validation_accuracy 97.90 %; baseline: trial 0, 97.80 %" in text
     assert text.count("| epochs 12 |") == 1
+
+
+def test_the_leading_candidate_is_the_champion_or_the_best_of_those_that_did_not_diverge() -> None:
+    rows = pd.concat([_confirmed(champion=False), _confirmed(champion=False, mean=0.997).iloc[1:]])
+    diverged = _confirmed(champion=False, n=0, mean=None).iloc[1:]
+    several = pd.concat([rows, diverged], ignore_index=True)
+    assert verdicts.leading(several) == 2
+    several.loc[1, "champion"] = True
+    assert verdicts.leading(several) == 1
 
 
 def test_the_published_text_is_that_of_the_published_tables() -> None:

@@ -405,16 +405,17 @@ def test_2000_generated_commands_end_with_0_or_2_and_leave_nothing(tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of the UI as the Makefile starts it, of records that were made for it."""
+    """The port of the UI as the Makefile starts it, of records that were made for it; Ctrl-C ends it in good order."""
     root = tmp_path_factory.mktemp("records")
+    printed = (root / "printed").open("w+")
     open_store(TrackingConfig(root=str(root)))
     port = free_port()
     server = subprocess.Popen(
         ["make", "--old-file=.venv/complete", "ui", f"PORT={port}", f"tracking.root={root}"],
         cwd=REPOSITORY,
         env=os.environ | {"MLFLOW_SERVER_ALLOWED_HOSTS": "*", "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=printed,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     try:
@@ -427,8 +428,16 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
                 time.sleep(0.25)
         yield port
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=20)
+        # As a terminal does.
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait(timeout=60)
+    printed.seek(0)
+    text = printed.read()
+    assert "Application shutdown complete" in text
+    assert "Traceback" not in text
+    assert "Warning" not in text
+    with pytest.raises(ConnectionRefusedError):
+        _ask(port, "GET", "/health")
 
 
 def _ask(port: int, method: str, path: str, body: str = "", **headers: str) -> http.client.HTTPResponse:

@@ -125,7 +125,7 @@ def test_the_seed_decides_what_is_drawn(sweep_config: SweepConfig, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"study": {"space": {"training": {"epochs": [1, 2]}}}}, "study.space.training.batch_size=None"),
+        ({"study": {"space": {"training": {"epochs": [1, 2]}}}}, "study.space.training.batch_size is left out: study"),
         ({"study": {"objective": ["validation_loss"]}}, "study.objective=['validation_loss']"),
         ({"training": {"learning_rate": 0.5}}, "training.learning_rate=0.5: study small was begun with 0.001"),
         ({"data": {"split_seed": 3}}, "data.split_seed=3"),
