@@ -73,15 +73,26 @@ def _write_files(client: MlflowClient, run_id: str, record: Record) -> None:
     client.log_artifacts(run_id, str(record.files))
 
 
+# SQLite's and PostgreSQL's words for a row that another process has added.
+_ALREADY_THERE = ("UNIQUE constraint failed", "duplicate key value")
+
+
 def _write_data(client: MlflowClient, run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
     inputs = [
         DatasetInput(Dataset(**dataset), [InputTag(MLFLOW_DATASET_CONTEXT, context)])
         for context, dataset in record.content.items()
     ]
-    client.log_inputs(run_id, inputs)
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if not any(words in str(error) for words in _ALREADY_THERE):
+            raise
+        # MLflow looks for a data set and then adds it: two runs that are the first with one both do. Now it is there.
+        client.log_inputs(run_id, inputs)
 
 
 def _write_model(client: MlflowClient, run_id: str, record: Record) -> None:

@@ -143,7 +143,7 @@ def test_a_preview_says_what_would_happen_and_creates_nothing(
     command: Command, small_overrides: list[str], tmp_path: Path
 ) -> None:
     ended = command("sweep", *small_overrides, "preview=true", "study.space.training.epochs=[1,2]")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, ended.stderr) == (0, "measuring the speed of 2 workers, half a minute ...\n")
     assert "space: 490 points; the baseline is trial 0" in ended.stdout
     assert "training.epochs      one of 1, 2; baseline 2" in ended.stdout
     assert "baseline 4, off the grid" in ended.stdout

@@ -171,7 +171,7 @@ def test_a_preview_says_what_is_still_missing(config: ConfirmConfig) -> None:
         "diverged with seed 1: left out",
         "1 of 3 runs to come",
     ]
-    assert re.fullmatch(r"time: about .* for 2 runs by 1 workers", lines[4])
+    assert re.fullmatch(r"time: about .* for 2 runs by 1 worker", lines[4])
     assert _statuses(config) == before
 
 

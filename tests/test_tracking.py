@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -12,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from digitcnn import environment, runs, tracking
+from digitcnn import embedded, environment, runs, tracking, writes
 from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.errors import MachineError, TrainingDiverged
 from digitcnn.training import Decision, EpochMetrics
@@ -134,3 +137,31 @@ def test_a_store_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="file is not a database") as caught:
         tracking.open_store(TrackingConfig(root=str(tmp_path / "torn")))
     assert "\n" not in str(caught.value)
+
+
+def test_of_runs_that_are_the_first_with_their_data_at_one_moment_each_has_it(
+    empty_records: Path, tmp_path: Path
+) -> None:
+    # Given several runs of one experiment, at the same point
+    root = shutil.copytree(empty_records, tmp_path / "records")
+    embedded.bring_up_to_date(root)
+    config = TrackingConfig(root=str(root))
+    store = tracking.open_store(config)
+    together = threading.Barrier(4)
+
+    def first(run_id: str, name: str) -> None:
+        client = MlflowClient(config.store_uri)
+        data = {"name": name, "digest": "1", "source_type": "local", "source": "{}"}
+        client.get_run(run_id)
+        together.wait()
+        writes.write(client, run_id, writes.data({"training": data}))
+
+    for attempt in range(10):
+        ids = [tracking.create_run(store, RunConfig(tracking=config), f"run {i}", {}) for i in range(4)]
+        # When
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(first, ids, [f"data {attempt}"] * 4))
+        # Then
+        for run_id in ids:
+            (found,) = store.client.get_run(run_id).inputs.dataset_inputs
+            assert found.dataset.name == f"data {attempt}"
