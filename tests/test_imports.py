@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY, command_line
 
 # Each module may import those before it. A new module needs a place here.
 ORDER = [
-    *("errors", "addresses", "files", "processes", "signals", "locks", "embedded"),
+    *("words", "errors", "addresses", "files", "processes", "signals", "locks", "embedded"),
     *("config", "frozen", "architecture", "space", "data", "backends", "environment"),
     *("model", "convolution", "plan", "compiled"),
     *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),

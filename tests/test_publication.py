@@ -31,7 +31,7 @@ from digitcnn import (
     tracking,
     writes,
 )
-from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load
+from digitcnn.config import RunConfig, StudyReference, SweepConfig, TrackingConfig, load
 from digitcnn.confirmation import ConfirmConfig
 from digitcnn.errors import ConfigError
 from digitcnn.findings import Findings
@@ -347,19 +347,21 @@ def test_a_study_made_by_another_protocol_than_the_text_says_is_not_published(
 def test_a_confirmation_that_the_study_went_on_after_is_not_published(
     rest: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a study whose first trial is one that was not confirmed
+    # Given a study whose first trial has settings that were not confirmed
     read = publication.findings.read
 
     def gone_on(*arguments: Any) -> Findings:
         found = read(*arguments)
-        table = found.table.assign(trial=found.table["trial"].map({0: 0, 1: 7}))
-        return dataclasses.replace(found, table=table.sort_values("trial", ascending=False))
+        table = found.table.copy()
+        table.loc[table.index[0], "training.batch_size"] += 1
+        return dataclasses.replace(found, table=table)
 
+    assert read(rest.store, StudyReference(name=results.DEFAULT), rest.tracking).unconfirmed is None
     monkeypatch.setattr(publication.findings, "read", gone_on)
     # When
     default: Callable[..., object] = publication._default
     with pytest.raises(
-        ConfigError, match="its first, trial 7, is not; .venv/bin/python experiments/confirm.py study=aro"
+        ConfigError, match=r"its first, trial \d, is not; .venv/bin/python experiments/confirm.py study=aro"
     ):
         default(rest.store, rest.tracking)
 
