@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,18 +18,6 @@ from rich.text import Text
 from digitcnn.config import TrainingConfig
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.words import counted, duration
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from digitcnn.comparison import Comparison
-    from digitcnn.reproduction import Compared
-
-
-def say(text: str) -> None:
-    """Prints a line; in a terminal it is broken between words."""
-    console = Console()
-    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 class TrainingDisplay(Protocol):
@@ -277,78 +265,3 @@ def _percent(accuracy: float | None) -> str:
 
 def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def side_by_side(metrics: Sequence[Compared]) -> None:
-    """Prints the metrics of a run and of its reproduction, a row per epoch and metric."""
-    drawn = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("epoch", "metric", "recorded", "repeated", "difference", "tolerance"):
-        drawn.add_column(heading, justify="left" if heading == "metric" else "right")
-    for each in metrics:
-        difference = each.repeated - each.recorded
-        drawn.add_row(
-            str(each.epoch),
-            each.metric,
-            f"{each.recorded:.6f}",
-            f"{each.repeated:.6f}",
-            f"{difference:+.2g}" if difference else "0",
-            f"{each.tolerance:.2g}",
-        )
-    Console().print(drawn)
-
-
-def differences(comparison: Comparison) -> None:
-    """Prints what differs between runs, a row per value and a column per run."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    drawn = Table(box=None, padding=(0, 2, 0, 0))
-    drawn.add_column("run")
-    for run_id in comparison.differing.columns:
-        drawn.add_column(str(run_id)[:8], overflow="fold")
-    for name, row in comparison.differing.iterrows():
-        cells = ["" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for value in row]
-        drawn.add_row(Text(str(name)), *(Text(cell) for cell in cells))
-    console.print(drawn)
-    print(f"the same in all: {comparison.alike} other values")
-
-
-def leaderboard(table: pd.DataFrame, parameters: Sequence[str], objectives: Sequence[str], rows: int = 20) -> None:
-    """Prints the first rows of a leaderboard, accuracies in percent, without columns that have no room.
-
-    What it is ranked by is always shown.
-    """
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    columns = [str(column) for column in table.columns]
-    for dispensable in ("epochs_run", "cpu_seconds", "run_id"):
-        if _least_width(table[columns].head(rows), parameters, console) <= console.width:
-            break
-        columns = [column for column in columns if column != dispensable or column in objectives]
-    console.print(_drawn(table[columns].head(rows), parameters))
-    if len(table) > rows:
-        console.print(f"... and {len(table) - rows} more")
-
-
-def _least_width(table: pd.DataFrame, parameters: Sequence[str], console: Console) -> int:
-    """The columns with which no word is cut, but those of notes, which are folded."""
-    drawn = _drawn(table.assign(note="") if "note" in table else table, parameters)
-    # Measured where there is room: else all would be said to fit.
-    return console.measure(drawn, options=console.options.update(max_width=10_000)).minimum
-
-
-def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
-    from digitcnn.leaderboard import cell, heading_of
-
-    drawn = Table(box=None, padding=(0, 1, 0, 0))
-    for column in map(str, table.columns):
-        # A parameter by its last name, in words: narrow columns break them there.
-        heading = Text(column.rpartition(".")[2].replace("_", " ") if column in parameters else heading_of(column))
-        words = column in ("state", "run_id", "note")
-        # Room for "baseline", which a narrow terminal would take from the last column first.
-        least = 8 if column == "note" else max([0, *(len(cell(column, value)) for value in table[column])])
-        drawn.add_column(heading, justify="left" if words else "right", min_width=least, overflow="fold")
-    for _, row in table.iterrows():
-        drawn.add_row(*(Text(cell(str(column), row[column])) for column in table.columns))
-    return drawn

@@ -2,7 +2,7 @@
 
 from command import main, settled
 
-from digitcnn import confirmation, display, preview, verdicts
+from digitcnn import confirmation, display, preview, printing, verdicts
 from digitcnn.confirmation import ConfirmConfig
 
 
@@ -18,7 +18,7 @@ def confirm(config: ConfirmConfig) -> int:
     finally:
         screen.close()
     for sentence in verdicts.sentences(result.table):
-        display.say(sentence)
+        printing.say(sentence)
     print(f"written to {plan.folder}; next: .venv/bin/python experiments/reproduce.py run={result.champion_path}")
     return settled(config.tracking)
 

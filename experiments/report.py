@@ -2,7 +2,7 @@
 
 from command import main, settled
 
-from digitcnn import comparison, display, report
+from digitcnn import comparison, printing, report
 from digitcnn.report import ReportConfig
 
 
@@ -10,7 +10,7 @@ def tell(config: ReportConfig) -> int:
     """One report as files; or, with `compare`, what differs between runs on the screen."""
     if config.compare is not None:
         found = comparison.compare(config.compare, config.study, config.tracking, print)
-        display.differences(found)
+        printing.differences(found)
         return 0
     print(f"written: {report.write(config, print)}, and report.md and the tables beside it")
     return settled(config.tracking)

@@ -2,7 +2,7 @@
 
 from command import deferred_signals, main, settled
 
-from digitcnn import display, reproduction
+from digitcnn import display, printing, reproduction
 from digitcnn.reproduction import ReproduceConfig
 from digitcnn.training import Decision, EpochMetrics
 
@@ -19,7 +19,7 @@ def reproduce(config: ReproduceConfig) -> int:
             return decision
 
         found = reproduction.reproduce(frozen, config.tracking, config.threads, on_epoch)
-    display.side_by_side(found.metrics)
+    printing.side_by_side(found.metrics)
     print(f"weights {frozen.weights_sha256[:16]} recorded, {found.weights_sha256[:16]} repeated")
     for line in (*found.reasons, *([found.code] if found.code else [])):
         print(line)

@@ -5,7 +5,7 @@ import sys
 
 from command import main, settled
 
-from digitcnn import display, leaderboard, preview, sweep
+from digitcnn import display, leaderboard, preview, printing, sweep
 from digitcnn.config import SweepConfig
 
 
@@ -20,7 +20,7 @@ def search(config: SweepConfig) -> int:
         result = sweep.run(plan, screen)
     finally:
         screen.close()
-    display.leaderboard(result.leaderboard, list(plan.space), config.study.objective)
+    printing.leaderboard(result.leaderboard, list(plan.space), config.study.objective)
     print(leaderboard.best_against_baseline(result.leaderboard, config.study.objective))
     print(f"leaderboard: {result.leaderboard_path}")
     if result.interrupted is not None:

@@ -42,7 +42,7 @@ ORDER = [
         "comparison",
     ),
     *("provenance", "effects", "answers", "results", "figures", "publication"),
-    *("display", "preview"),
+    *("display", "printing", "preview"),
     *("timing", "measurement", "study_timing", "benchmark"),
     *("loading", "preparation", "prediction"),
 ]
@@ -58,7 +58,7 @@ ONLY: dict[str, set[str]] = {
     "torch": {"backends"},
     "jax": set(),
     "keras": {"backends", "environment", "model", "engines", "compiled", "plan", "runs", "timing"},
-    "rich": {"display"},
+    "rich": {"display", "printing"},
     "multiprocessing": {"workers"},
 }
 # What costs seconds to import is imported inside functions.

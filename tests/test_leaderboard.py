@@ -10,7 +10,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 from rich.text import Text
 
-from digitcnn import display
+from digitcnn import printing
 from digitcnn.leaderboard import best_against_baseline, ranked
 
 
@@ -116,7 +116,7 @@ def test_a_narrow_terminal_cuts_no_word(
     row = {"rank": 1, "trial": 12, **dict.fromkeys(parameters, 128), "validation_accuracy": 0.991, "cpu_seconds": 264.8}
     row |= {"epochs_run": 9, "state": "complete", "run_id": "87c85e8e00", "note": "baseline"}
     # When
-    display.leaderboard(pd.DataFrame([row]), parameters, ["validation_accuracy"])
+    printing.leaderboard(pd.DataFrame([row]), parameters, ["validation_accuracy"])
     # Then
     lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     assert not [line for line in lines if "…" in line or len(line) > width]
