@@ -21,7 +21,7 @@ def search(config: SweepConfig) -> int:
     finally:
         screen.close()
     printing.leaderboard(result.leaderboard, list(plan.space), config.study.objective)
-    print(leaderboard.best_against_baseline(result.leaderboard, config.study.objective))
+    printing.say(leaderboard.best_against_baseline(result.leaderboard, config.study.objective))
     print(f"leaderboard: {result.leaderboard_path}")
     if result.interrupted is not None:
         print(f"stopped at {result.finished} of {result.total} trials; resume with: {_this_command()}")
