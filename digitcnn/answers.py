@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,8 @@ _SUMMARY = ("n", "accuracy (%)", "sd", "95 % interval")
 _TEST = ("p (Holm)", "verdict")
 
 
-def headline(tables: Tables, has: Callable[[str], bool]) -> list[str]:
-    """The result in three lines, of the questions that `has` says are answered."""
-    lines = {"article": _line_of_article, "batch_size": _line_of_batch_size, "default": _line_of_default}
-    return [f"- {line(tables)}." for question, line in lines.items() if has(question)]
-
-
-def _line_of_article(tables: Tables) -> str:
+def line_of_article(tables: Tables) -> str:
+    """The two networks, in a line of the headline."""
     cnn, mlp = (statistics.summarize(effects.accuracies(tables["article"], network=name).tolist()) for name in NETWORKS)
     return (
         f"The article's CNN gets {_mean(cnn)} of the test images right, its fully connected network {_mean(mlp)}; "
@@ -33,7 +27,8 @@ def _line_of_article(tables: Tables) -> str:
     )
 
 
-def _line_of_batch_size(tables: Tables) -> str:
+def line_of_batch_size(tables: Tables) -> str:
+    """The smallest batch size at two budgets, in a line of the headline."""
     smallest = int(tables["batch_size"]["training.batch_size"].min())
     as_article, equal = (effects.batch_size_comparisons(tables, study)[smallest] for study in BATCH_SIZE_STUDIES)
     return (
@@ -43,7 +38,8 @@ def _line_of_batch_size(tables: Tables) -> str:
     )
 
 
-def _line_of_default(tables: Tables) -> str:
+def line_of_default(tables: Tables) -> str:
+    """The default study confirmed, in a line of the headline."""
     table = tables["confirmation"]
     baseline, leading = table.iloc[0], table.iloc[verdicts.leading(table)]
     articles, its = settings(baseline), settings(leading)
@@ -188,7 +184,7 @@ def default(tables: Tables) -> dict[str, str]:
     columns = [
         "rank",
         "trial",
-        *_parameters(table),
+        *leaderboard.parameters_among(table),
         "validation_accuracy",
         "cpu_seconds",
         "epochs_run",
@@ -214,16 +210,10 @@ def default(tables: Tables) -> dict[str, str]:
     }
 
 
-def _parameters(table: pd.DataFrame) -> list[str]:
-    return [str(name) for name in table if "." in str(name)]
-
-
 def settings(row: pd.Series[Any]) -> str:
     """A config's parameters as a person says them."""
-    names = [name for name in map(str, row.index) if "." in name]
-    return ", ".join(
-        f"{name.rpartition('.')[2].replace('_', ' ')} {leaderboard.cell(name, row[name])}" for name in names
-    )
+    names = leaderboard.parameters_among(row.index)
+    return ", ".join(f"{leaderboard.in_words(name)} {leaderboard.cell(name, row[name])}" for name in names)
 
 
 def _summary(summary: Summary) -> list[str]:

@@ -21,36 +21,38 @@ Tables = Mapping[str, pd.DataFrame]
 
 def batch_size_comparisons(tables: Tables, study: str) -> dict[int, Comparison]:
     """Each batch size of a study against the article's, by batch size."""
-    table = tables["batch_size"].query("study == @study")
-    sizes = [int(size) for size in sorted(table["training.batch_size"].unique()) if size != ARTICLES_BATCH]
-    articles, *others = (accuracies(table, **{"training.batch_size": size}) for size in (ARTICLES_BATCH, *sizes))
-    return dict(zip(sizes, compare([(other, articles) for other in others]), strict=True))
+    sizes = [size for size in _sizes(tables) if size != ARTICLES_BATCH]
+    articles = _of_size(tables, study, ARTICLES_BATCH)
+    return dict(zip(sizes, compare([(_of_size(tables, study, size), articles) for size in sizes]), strict=True))
 
 
 def budget_comparisons(tables: Tables) -> dict[int, Comparison]:
     """The article's number of images against the equal one, by batch size."""
-    table = tables["batch_size"]
-    sizes = [int(size) for size in sorted(table["training.batch_size"].unique())]
-    pairs = []
-    for size in sizes:
-        article, equal = (accuracies(table, **{"study": s, "training.batch_size": size}) for s in BATCH_SIZE_STUDIES)
-        pairs.append((article, equal))
+    sizes = _sizes(tables)
+    article, equal = BATCH_SIZE_STUDIES
+    pairs = [(_of_size(tables, article, size), _of_size(tables, equal, size)) for size in sizes]
     return dict(zip(sizes, compare(pairs), strict=True))
 
 
 def budget_effects(tables: Tables) -> dict[int, Comparison]:
     """What comes with the number of images: a batch size's difference to the article's, in one study less the other."""
-    table = tables["batch_size"]
-    sizes = [int(size) for size in sorted(table["training.batch_size"].unique()) if size != ARTICLES_BATCH]
 
     def to_articles(study: str, size: int) -> pd.Series[float]:
-        its, articles = (
-            accuracies(table, **{"study": study, "training.batch_size": each}) for each in (size, ARTICLES_BATCH)
-        )
-        return its - articles
+        return _of_size(tables, study, size) - _of_size(tables, study, ARTICLES_BATCH)
 
-    pairs = [tuple(to_articles(study, size) for study in BATCH_SIZE_STUDIES) for size in sizes]
-    return dict(zip(sizes, compare([(article, equal) for article, equal in pairs]), strict=True))
+    sizes = [size for size in _sizes(tables) if size != ARTICLES_BATCH]
+    article, equal = BATCH_SIZE_STUDIES
+    return dict(
+        zip(sizes, compare([(to_articles(article, size), to_articles(equal, size)) for size in sizes]), strict=True)
+    )
+
+
+def _sizes(tables: Tables) -> list[int]:
+    return [int(size) for size in sorted(tables["batch_size"]["training.batch_size"].unique())]
+
+
+def _of_size(tables: Tables, study: str, size: int) -> pd.Series[float]:
+    return accuracies(tables["batch_size"], **{"study": study, "training.batch_size": size})
 
 
 def filter_summaries(tables: Tables) -> pd.DataFrame:

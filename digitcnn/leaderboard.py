@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,16 @@ def cell(column: str, value: Any) -> str:
 def heading_of(column: str) -> str:
     """The name of a column as a person reads it; a parameter's keeps its config key."""
     return _HEADINGS.get(column, column if "." in column else column.replace("_", " "))
+
+
+def in_words(parameter: str) -> str:
+    """A parameter by its last name, in words: `model.conv1_filters` is conv1 filters."""
+    return parameter.rpartition(".")[2].replace("_", " ")
+
+
+def parameters_among(columns: Iterable[Any]) -> list[str]:
+    """Those of a table's columns that are parameters: their names are dotted."""
+    return [str(column) for column in columns if "." in str(column)]
 
 
 _HEADINGS = {"cpu_seconds": "CPU s", "run_id": "run", "validation_accuracy": "val. accuracy"}

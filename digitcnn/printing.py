@@ -22,6 +22,14 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
+def _console() -> Console:
+    """For tables: where there is no terminal, wide enough for those of a study."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
 def side_by_side(metrics: Sequence[Compared]) -> None:
     """Prints the metrics of a run and of its reproduction, a row per epoch and metric."""
     drawn = Table(box=None, padding=(0, 2, 0, 0))
@@ -42,9 +50,7 @@ def side_by_side(metrics: Sequence[Compared]) -> None:
 
 def differences(comparison: Comparison) -> None:
     """Prints what differs between runs, a row per value and a column per run."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
+    console = _console()
     drawn = Table(box=None, padding=(0, 2, 0, 0))
     drawn.add_column("run")
     for run_id in comparison.differing.columns:
@@ -61,9 +67,7 @@ def leaderboard(table: pd.DataFrame, parameters: Sequence[str], objectives: Sequ
 
     What it is ranked by is always shown.
     """
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
+    console = _console()
     columns = [str(column) for column in table.columns]
     for dispensable in ("epochs_run", "cpu_seconds", "run_id"):
         if _least_width(table[columns].head(rows), parameters, console) <= console.width:
@@ -82,16 +86,17 @@ def _least_width(table: pd.DataFrame, parameters: Sequence[str], console: Consol
 
 
 def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
-    from digitcnn.leaderboard import cell, heading_of
+    from digitcnn.leaderboard import cell, heading_of, in_words
 
     drawn = Table(box=None, padding=(0, 1, 0, 0))
-    for column in map(str, table.columns):
-        # A parameter by its last name, in words: narrow columns break them there.
-        heading = Text(column.rpartition(".")[2].replace("_", " ") if column in parameters else heading_of(column))
+    columns = {str(column): [cell(str(column), value) for value in table[column]] for column in table.columns}
+    for column, texts in columns.items():
+        # Narrow columns break a parameter's name between its words.
+        heading = Text(in_words(column) if column in parameters else heading_of(column))
         words = column in ("state", "run_id", "note")
         # Room for "baseline", which a narrow terminal would take from the last column first.
-        least = 8 if column == "note" else max([0, *(len(cell(column, value)) for value in table[column])])
+        least = 8 if column == "note" else max([0, *map(len, texts)])
         drawn.add_column(heading, justify="left" if words else "right", min_width=least, overflow="fold")
-    for _, row in table.iterrows():
-        drawn.add_row(*(Text(cell(str(column), row[column])) for column in table.columns))
+    for row in zip(*columns.values(), strict=True):
+        drawn.add_row(*map(Text, row))
     return drawn

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from digitcnn import answers, effects, findings, provenance, records, results, storage, study, tracking
+from digitcnn import answers, effects, findings, leaderboard, provenance, records, results, storage, study, tracking
 from digitcnn.config import (
     LATER_KEYS,
     Backend,
@@ -319,7 +319,7 @@ def _measured(runs: Sequence[Any], *metrics: str) -> pd.DataFrame:
 def _trials(name: str, found: Findings, runs: dict[str, Any]) -> pd.DataFrame:
     """A row per completed trial: its study, its parameters, and what its run measured."""
     table = found.completed.sort_values("trial")
-    parameters = [column for column in table.columns if "." in str(column)]
+    parameters = leaderboard.parameters_among(table.columns)
     measured = _measured([runs[run_id] for run_id in table["run_id"]], "validation_accuracy")
     keep = table[["trial", *parameters]].reset_index(drop=True)
     joined = pd.concat([keep.drop(columns="training.seed", errors="ignore"), measured], axis=1)

@@ -81,4 +81,9 @@ def has(tables: Tables, question: str) -> bool:
 
 def headline(tables: Tables) -> list[str]:
     """The result in three lines, of the questions whose tables are there."""
-    return answers.headline(tables, lambda question: has(tables, question))
+    lines = {
+        "article": answers.line_of_article,
+        "batch_size": answers.line_of_batch_size,
+        "default": answers.line_of_default,
+    }
+    return [f"- {line(tables)}." for question, line in lines.items() if has(tables, question)]

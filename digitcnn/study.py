@@ -40,11 +40,9 @@ DIRECTIONS = {
     "training_seconds": "minimize",
     "parameters": "minimize",
 }
-_drawing = threading.Lock()
-
-
 # Of the studies that an error names.
 _MOST_NAMES = 10
+_drawing = threading.Lock()
 
 
 class OpenStudy(Study):
