@@ -11,9 +11,6 @@ _PARTS = re.compile(r"([\w+.-]+://)([^@/?#]*@)?([^@/?#]*)(/[^@?#]*)?(\?[^@#]*)?"
 _NO_CREDENTIALS = ("sqlite", "file")
 
 _PLAIN = r"[^@/?#\s'\"\x00-\x1f]"
-_STORAGE = re.compile(
-    rf"sqlite:///[^?\x00-\x1f]+|postgresql\+psycopg://({_PLAIN}*@)?{_PLAIN}*(/{_PLAIN}*)?(\?[^@#\s'\"\x00-\x1f]*)?"
-)
 _SERVER = re.compile(rf"https?://{_PLAIN}+(/({_PLAIN}|/)*)?")
 
 
@@ -33,16 +30,6 @@ def _hidden(address: re.Match[str]) -> str:
         return f"{address[1]}://***"
     scheme, user, host, path, query = parts.groups(default="")
     return f"{scheme}{'***@' if user else ''}{host}{path}{'?***' if query else ''}"
-
-
-def storage(value: str) -> str:
-    """The address of a study's store. Raises ValueError for what is none."""
-    if _STORAGE.fullmatch(value) is None:
-        raise ValueError(
-            "must be sqlite:///FILE or postgresql+psycopg://HOST/DATABASE, where @ / ? # in a user or password are "
-            "written as %40 %2F %3F %23; or PGUSER and PGPASSWORD hold those"
-        )
-    return value
 
 
 def server(value: str) -> str:

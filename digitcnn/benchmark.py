@@ -35,7 +35,6 @@ def measure(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measure
         "f": _grid,
         "g": study_timing.cold_worker,
         "h": study_timing.bookkeeping,
-        "i": study_timing.throughput,
     }
     for names, function in rows.items():
         if set(names) & set(config.rows):

@@ -90,7 +90,6 @@ Name = Annotated[str, AfterValidator(_name)]
 Root = Annotated[str, AfterValidator(_root)]
 Duration = Annotated[str, AfterValidator(_duration)]
 FilePath = Annotated[str, AfterValidator(_path)]
-Storage = Annotated[str, AfterValidator(addresses.storage)]
 Server = Annotated[str, AfterValidator(addresses.server)]
 
 
@@ -221,15 +220,13 @@ class StudyConfig(Config):
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     seed: Seed = 0
     retries: Annotated[int, Field(ge=0, le=100)] = 2
-    storage: Storage | None = None
     space: dict[str, Any]
 
 
 class StudyReference(Config):
-    """A study that was recorded: its name, and its store if that is not the embedded one."""
+    """A study that was recorded, by its name."""
 
     name: Name
-    storage: Storage | None = None
 
 
 class SweepConfig(RunConfig):
@@ -320,7 +317,7 @@ def _one_line(kind: type[Config], error: ValidationError) -> str:
     if typed[:2] == ["training", "steps_per_epoch"]:
         return f"training.steps_per_epoch={value}: must be null, a whole number from 1 to 10000000, or batch_size"
     key = ".".join(typed)
-    if key in ("study.storage", "tracking.uri") and "://" not in value:
+    if key == "tracking.uri" and "://" not in value:
         value = "***"
     if problem["type"] == "extra_forbidden":
         keys = known_keys(_NETWORKS[network], "model.") if network else known_keys(kind)

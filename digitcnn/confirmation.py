@@ -112,7 +112,7 @@ class Result:
 def plan(config: ConfirmConfig) -> Plan:
     """Checks everything that a confirmation needs. Raises ConfigError; creates nothing."""
     existing = study.recorded_study(config.study, config.tracking.folder)
-    with storage.errors(storage.address(config.study.storage, config.tracking.folder)):
+    with storage.errors(storage.address(config.tracking.folder)):
         contenders = _contenders(existing, config)
     runs.check(contenders[0].config)
     # Not the seed that the search was judged with: its luck made the best trials the best.
@@ -151,9 +151,9 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
     config, name = plan.config, plan.config.study.name
     opened = study.recorded_study(config.study, config.tracking.folder)
     with (
-        storage.errors(storage.address(config.study.storage, config.tracking.folder)),
+        storage.errors(storage.address(config.tracking.folder)),
         tracking.store_errors(config.tracking),
-        storage.alone(opened.store, name, config.tracking.folder) as make_sure,
+        storage.only_process(config.tracking.folder, name),
     ):
         store = tracking.open_store(config.tracking, shown.note)
         end_abandoned(store)
@@ -164,7 +164,7 @@ def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> Resu
                 tracking.close_run(store, each.info.run_id, "KILLED", "its process ended")
         known = _known(plan, store)
         training = trainer or RecordedTraining(plan.contenders[0].config.backend)
-        _Confirmation(plan, shown, store, opened, known, make_sure).work(training)
+        _Confirmation(plan, shown, store, known).work(training)
         tracking.deliver(store)
         table, rows = verdicts.tables(plan.contenders, store, known.runs, known.diverged)
         return _conclude(plan, store, table, rows)
@@ -224,9 +224,7 @@ class _Confirmation:
     plan: Plan
     shown: SweepDisplay
     store: tracking.Store
-    opened: study.OpenStudy
     known: Known
-    make_sure: Callable[[], None]
     failed: dict[str, str] = field(default_factory=dict)
 
     def work(self, trainer: Trainer) -> None:
@@ -248,7 +246,6 @@ class _Confirmation:
                     ThreadPoolExecutor(workers) as executor,
                 ):
                     self.store.stopped = pool.stop.is_set
-                    storage.hurry(self.opened.store, pool.stop)
                     futures = [executor.submit(self._confirm, pool, threads, *job) for job in missing]
                     try:
                         for future in futures:
@@ -278,7 +275,6 @@ class _Confirmation:
         label = f"{contender.name}, seed {seed}"
         for attempt in range(1, _MOST_DEATHS + 1):
             with pool.worker() as (index, worker):
-                self.make_sure()
                 run_id = tracking.create_run(self.store, config, f"{study_name} {label}", tags, self.plan.parent_run_id)
                 self.shown.trial_began(index, label, contender.parameters, config.training.epochs)
 

@@ -34,7 +34,7 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             raise ConfigError(
                 f"study.name={name}: {holder} is at work on this study; wait for it, or end it and give it more "
-                "study.workers; several processes share a study through study.storage=postgresql+psycopg://..."
+                "study.workers"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from digitcnn.config import Count, RunConfig, Storage
+from digitcnn.config import Count, RunConfig
 
-Row = Literal["a", "b", "c", "d", "e", "f", "g", "h", "i"]
+Row = Literal["a", "b", "c", "d", "e", "f", "g", "h"]
 
 
 class BenchmarkConfig(RunConfig):
@@ -21,7 +21,6 @@ class BenchmarkConfig(RunConfig):
     rounds: Annotated[int, Field(ge=1, le=100)] = 5
     images: Count = 20_000
     trials: list[Count]
-    storage: Storage | None = None
 
 
 @dataclass(frozen=True)

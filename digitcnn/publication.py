@@ -76,7 +76,7 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
     from digitcnn import figures
 
     folder = Path(config.folder)
-    url = storage.address(None, config.tracking.folder)
+    url = storage.address(config.tracking.folder)
     with tracking.store_errors(config.tracking), storage.errors(url):
         store = records.open_recorded(config.tracking, "publish", say)
         parts, missing = _collect(store, config.tracking)

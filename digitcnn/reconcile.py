@@ -8,7 +8,6 @@ from typing import Any
 
 from digitcnn import records, study, tracking, trials
 from digitcnn.errors import MachineError
-from digitcnn.hosts import SharedStorage
 from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import Job, Outcome, RunFailed, Worker, WorkerDied
 
@@ -20,12 +19,8 @@ def reconcile(opened: study.OpenStudy, store: tracking.Store) -> str:
 
     A trial that was running, but whose run had FINISHED or was pruned, gets the result that was recorded; the others
     that were running are lost, and will be repeated. A run that is open is ended as its trial was. Three queries and
-    some for each trial that was cut off, however many are recorded. On a shared store nothing is done: hosts watch each
-    other.
+    some for each trial that was cut off, however many are recorded.
     """
-    if isinstance(opened.store, SharedStorage):
-        # What runs there may be another host's. Its heartbeats tell.
-        return ""
     parent = str(opened.user_attrs.get("parent_run_id"))
     # By its run: another study in this MLflow store may have the same name.
     own = search(store, f"attributes.run_id = '{parent}'")

@@ -43,7 +43,7 @@ def find_run(
 def _best(of: StudyReference, config: TrackingConfig) -> str:
     """The run of the trial with the best first objective."""
     opened = study.recorded_study(of, config.folder)
-    with storage.errors(storage.address(of.storage, config.folder)):
+    with storage.errors(storage.address(config.folder)):
         best = study.best(opened)
     if best is None:
         raise ConfigError(f"study.name={of.name}: no trial of it has completed yet")

@@ -39,7 +39,7 @@ def write(config: ReportConfig, say: Callable[[str], None] = lambda _: None) -> 
     Raises ConfigError, having written nothing, if there is no such study.
     """
     folder = config.tracking.folder / "reports" / config.study.name
-    url = storage.address(config.study.storage, config.tracking.folder)
+    url = storage.address(config.tracking.folder)
     with tracking.store_errors(config.tracking), storage.errors(url):
         store = records.open_recorded(config.tracking, f"study.name={config.study.name}", say)
         found = findings.read(store, config.study, config.tracking)

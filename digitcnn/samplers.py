@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import zlib
 
 import numpy as np
 import optuna
@@ -44,13 +43,9 @@ def check(config: StudyConfig, space: Space) -> None:
             raise ConfigError(f"study.pruner={config.pruner}: must be none with study.objective={config.objective[0]}")
 
 
-def sampler_of(config: StudyConfig, trials: int, host: str | None) -> BaseSampler:
-    """The sampler, with a seed that goes on where a resumed study left off instead of drawing the same again.
-
-    With the name of this host, if there are several: two that begin at once must not draw the same either.
-    """
-    own = [] if host is None else [zlib.crc32(host.encode())]
-    seed = int(np.random.SeedSequence([config.seed, trials, *own]).generate_state(1)[0])
+def sampler_of(config: StudyConfig, trials: int) -> BaseSampler:
+    """The sampler, with a seed that goes on where a resumed study left off instead of drawing the same again."""
+    seed = int(np.random.SeedSequence([config.seed, trials]).generate_state(1)[0])
     match config.sampler:
         case "tpe":
             sampler: BaseSampler = optuna.samplers.TPESampler(seed=seed)

@@ -120,7 +120,7 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
         try:
             return str(client.create_experiment(config.experiment, location, tags))
         except MlflowException:
-            # Another host may have been faster.
+            # Another process may have been faster.
             experiment = client.get_experiment_by_name(config.experiment)
             if experiment is None:
                 raise

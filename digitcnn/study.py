@@ -23,7 +23,6 @@ from optuna.trial import TrialState
 from digitcnn import storage
 from digitcnn.config import LATER_KEYS, RunConfig, StudyConfig, StudyReference
 from digitcnn.errors import ConfigError
-from digitcnn.processes import this_host
 from digitcnn.samplers import PRUNABLE, pruner_of, sampler_of
 from digitcnn.space import Choices, Range, Scalar, Space, describe, grid
 
@@ -46,11 +45,7 @@ _drawing = threading.Lock()
 
 
 class OpenStudy(Study):
-    """A study, and the store that it is in."""
-
-    def __init__(self, name: str, store: optuna.storages.RDBStorage) -> None:
-        super().__init__(name, store)
-        self.store = store
+    """A study that is recorded."""
 
     @property
     def key(self) -> str:
@@ -66,7 +61,7 @@ def identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str
 def fixed(baseline: RunConfig) -> dict[str, Any]:
     """Every value of a baseline that all runs of its study have, unless it is searched."""
     values = baseline.parameters()
-    # Threads change the speed of a run, and differ between machines that work on one study.
+    # Threads change the speed of a run, and differ between the machines that a study is resumed on.
     values.pop("training.threads")
     return values
 
@@ -80,8 +75,8 @@ def existing_study(url: str, name: str) -> OpenStudy | None:
 
 
 def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
-    """The study that a reference names, in its own store or the embedded one. Raises ConfigError if there is none."""
-    url = storage.address(reference.storage, folder)
+    """The study that a reference names, in the records folder. Raises ConfigError if there is none."""
+    url = storage.address(folder)
     found = existing_study(url, reference.name)
     with storage.errors(url):
         ours = found is not None and "identity" in found.user_attrs
@@ -143,16 +138,13 @@ def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig)
     wanted = identity(config, space, baseline)
     with storage.errors(url):
         store = storage.connect(url)
-        # Hosts that begin at once agree on one study, one baseline and one queue.
-        with storage.exclusively(store, config.name):
-            study = _created(store, config, wanted)
-            host = this_host() if storage.is_shared(url) else None
-            study.sampler = sampler_of(config, len(study.get_trials(deepcopy=False)), host)
-            study.pruner = pruner_of(config, space, baseline)
-            start = {name: baseline.parameters()[name] for name in space}
-            study.enqueue_trial(start, user_attrs={"baseline": True}, skip_if_exists=True)
-            if config.sampler == "grid":
-                _enqueue_grid(study, config, space)
+        study = _created(store, config, wanted)
+        study.sampler = sampler_of(config, len(study.get_trials(deepcopy=False)))
+        study.pruner = pruner_of(config, space, baseline)
+        start = {name: baseline.parameters()[name] for name in space}
+        study.enqueue_trial(start, user_attrs={"baseline": True}, skip_if_exists=True)
+        if config.sampler == "grid":
+            _enqueue_grid(study, config, space)
     return study
 
 

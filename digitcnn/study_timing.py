@@ -22,9 +22,6 @@ from digitcnn.training import Decision, EpochMetrics
 from digitcnn.workers import Job, Outcome
 
 _STUDY_TRIALS, _STUDY_EPOCHS = 8, 2
-# Row i: how many workers there are at a time, and the trials that each has.
-_WORKERS = (1, 2, 4, 8)
-_TRIALS_PER_WORKER = 20
 
 
 @contextlib.contextmanager
@@ -130,14 +127,14 @@ class _FirstEpoch:
     def note(self, text: str) -> None: ...
 
 
-def _small_study(config: BenchmarkConfig, folder: Path, trials: int, **study: Any) -> SweepConfig:
+def _small_study(config: BenchmarkConfig, folder: Path, trials: int) -> SweepConfig:
     tree = config.model_dump(include={"data", "model", "training"})
-    tree["tracking"] = {"root": str(folder), "uri": config.tracking.uri if study.get("storage") else None}
+    tree["tracking"] = {"root": str(folder)}
     tree["training"]["epochs"] = 1
     # The seed changes nothing that is measured here, and makes every trial another one.
     space = {"training": {"seed": {"low": 0, "high": 2**31}}}
     values = {"name": "benchmark", "objective": "validation_accuracy", "sampler": "random", "pruner": "none"}
-    return load(SweepConfig, {**tree, "study": {**values, "space": space, "trials": trials, **study}})
+    return load(SweepConfig, {**tree, "study": {**values, "space": space, "trials": trials}})
 
 
 class Instant:
@@ -167,26 +164,6 @@ def bookkeeping(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Mea
                 ends = _instant(_small_study(config, folder, recorded + 20 * (number + 1)))
                 seconds.append(1000 * float(np.median(np.diff(ends))))
             found.append(Measurement("h", f"bookkeeping of a trial after {recorded:,} recorded ones", "ms", seconds))
-    return found
-
-
-def throughput(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
-    """Row i: on the shared stores that the config names, or the embedded ones."""
-    found = []
-    place = "the embedded stores" if config.storage is None else "shared stores"
-    for workers in _WORKERS:
-        say(f"row i: {workers} workers")
-        rates = []
-        for _ in range(min(config.rounds, 3)):
-            with _folder() as folder:
-                name, trials = f"benchmark-{time.time_ns()}", _TRIALS_PER_WORKER * (workers + 1)
-                study = _small_study(config, folder, trials, name=name, workers=workers, storage=config.storage)
-                ends = _instant(study)
-                # In the first half some workers are still beginning.
-                steady = ends[len(ends) // 2 :]
-                rates.append((len(steady) - 1) / (steady[-1] - steady[0]))
-        what = f"trials of no training on {place}, {workers} workers"
-        found.append(Measurement("i", what, "trials/s", rates))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
 import time
@@ -106,7 +105,7 @@ def plan(config: SweepConfig) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"study.space: at {point}: {error}") from None
     samplers.check(config.study, space)
-    url = storage.address(config.study.storage, config.tracking.folder)
+    url = storage.address(config.tracking.folder)
     existing = study.existing_study(url, config.study.name)
     total = missing = study.total_trials(config.study, space, baseline)
     if existing is not None:
@@ -127,18 +126,16 @@ def plan(config: SweepConfig) -> Plan:
 def run(plan: Plan, shown: SweepDisplay, trainer: Trainer | None = None) -> SweepResult:
     """Creates or resumes the study and works on it until its total is finished, time is up or it is interrupted.
 
-    On a shared store other hosts may do the same at the same time. Raises ConfigError if another sweep is at work on
-    an embedded one, MachineError if the machine fails. A signal ends the process if a store is away then.
+    Raises ConfigError if another process is at work on it, MachineError if the machine fails. A signal ends the process
+    if the MLflow store is away then.
     """
     config = plan.config
-    alone = storage.only_process(plan.url, config.tracking.folder, config.study.name)
-    with contextlib.nullcontext() if storage.is_shared(plan.url) else alone:
+    with storage.only_process(config.tracking.folder, config.study.name):
         pool = Pool(trainer or RecordedTraining(config.backend), plan.workers, plan.threads)
         try:
             with pool.stopped_by_signals(shown.note) as received:
                 store = tracking.open_store(config.tracking, shown.note, pool.stop.is_set)
                 opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
-                storage.hurry(opened.store, pool.stop)
                 with storage.errors(plan.url), tracking.store_errors(config.tracking):
                     end_abandoned(store)
                     return _Sweep(plan, shown, pool, store, opened, received).work()
@@ -177,17 +174,16 @@ class _Sweep:
         finished = trials.finished(self.opened)
         self.shown.began(config.study.name, self.plan.total, finished, self.plan.workers, config.study.objective[0])
         deadline = None if config.study.timeout is None else time.monotonic() + seconds(config.study.timeout)
-        limits = trials.Limits(self.plan.total, lambda: None if deadline is None else deadline - time.monotonic())
         status: tracking.Status = "FAILED"
         try:
             trials.optimize(
                 self.opened,
                 self._objective,
-                limits,
+                self.plan.total,
+                deadline,
                 self.plan.workers,
                 config.study.retries,
                 self.pool.stop,
-                lambda trial: self.shown.note(study_run.end_taken(self.store, trial)),
             )
             status = "FINISHED"
         finally:
@@ -195,7 +191,7 @@ class _Sweep:
                 path, table = self._write_leaderboard()
             finally:
                 status = "FAILED" if self.abort else "KILLED" if self.signals else status
-                study_run.end(self.opened, self.store, self.parent, self.plan.total, status)
+                study_run.end(self.store, self.parent, status)
                 tracking.deliver_if_there(self.store)
         if self.abort is not None:
             raise self.abort
@@ -214,7 +210,7 @@ class _Sweep:
             tags = {"study": self.plan.config.study.name, "trial": str(trial.number)}
             run_id = tracking.create_run(self.store, config, name, tags, self.parent)
             trial.set_user_attr("run_id", run_id)
-            twin = self._twin(key)
+            twin = self.ended.get(key)
             # A result whose run was deleted cannot be copied.
             if twin is not None and reconcile.has_run(self.store, twin.run_id):
                 return self._reuse(trial, twin)
@@ -224,7 +220,6 @@ class _Sweep:
 
                 def on_epoch(metrics: EpochMetrics) -> Decision:
                     self.shown.epoch(index, trial.number, metrics)
-                    # Also the point at which a host that stalled learns that its trial was given to another.
                     trial.set_user_attr("epochs_run", metrics.epoch)
                     return "prune" if study.report(trial, objective, metrics.metrics(), metrics.epoch) else "continue"
 
@@ -234,12 +229,6 @@ class _Sweep:
                 except (WorkerDied, RunFailed, MachineError) as error:
                     raise self._failed(trial, index, run_id, error) from None
                 return self._ended(trial, index, outcome, key)
-
-    def _twin(self, key: str) -> study.Ended | None:
-        """A trial with the same parameters that has a result. On a shared store it may be another host's."""
-        if key not in self.ended and storage.is_shared(self.plan.url):
-            return study.results(self.opened).get(key)
-        return self.ended.get(key)
 
     def _ended(self, trial: study.Trial, index: int, outcome: Outcome, key: str) -> list[float]:
         values = study.values(self.plan.config.study, outcome.summary)

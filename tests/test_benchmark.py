@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from digitcnn import study_timing
 from digitcnn.benchmark import markdown
-from digitcnn.config import RunConfig, load
-from digitcnn.measurement import BenchmarkConfig, Measurement
+from digitcnn.config import RunConfig
+from digitcnn.measurement import Measurement
 from digitcnn.timing import flops_per_image
 from tests.conftest import Command, command_line
 
@@ -30,18 +29,6 @@ def test_the_rows_are_measured_and_written(command: Command, tmp_path: Path) -> 
     ratio = measured[0]
     assert ratio["values"] == [ours / theirs for ours, theirs in zip(ratio["ours"], ratio["theirs"], strict=True)]
     assert (folder / "benchmark.md").read_text() in ended.stdout
-
-
-def test_throughput_is_that_of_the_workers_of_a_real_study(
-    small_config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(study_timing, "_WORKERS", (2,))
-    monkeypatch.setattr(study_timing, "_TRIALS_PER_WORKER", 2)
-    config = load(BenchmarkConfig, {**small_config.model_dump(), "rows": ["i"], "rounds": 1, "trials": []})
-    (measured,) = study_timing.throughput(config, lambda _: None)
-    assert (measured.row, measured.unit, len(measured.values)) == ("i", "trials/s", 1)
-    assert measured.what == "trials of no training on the embedded stores, 2 workers"
-    assert measured.values[0] > 0
 
 
 @pytest.mark.soak

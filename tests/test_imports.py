@@ -18,7 +18,6 @@ ORDER = [
     *("model", "convolution", "plan", "compiled"),
     *("engines", "training", "plots", "outbox", "writes", "store", "tracking", "records", "runs", "workers"),
     *(
-        "hosts",
         "storage",
         "samplers",
         "study",
@@ -49,7 +48,7 @@ ORDER = [
 # Which of our own modules may import these packages.
 ONLY: dict[str, set[str]] = {
     "mlflow": {"writes", "store", "tracking"},
-    "optuna": {"hosts", "storage", "samplers", "study", "trials", "leaderboard", "charts"},
+    "optuna": {"storage", "samplers", "study", "trials", "leaderboard", "charts"},
     "plotly": {"charts"},
     "jinja2": {"report", "results"},
     "matplotlib": {"plots", "figures"},

@@ -27,7 +27,6 @@ import yaml
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mlflow import MlflowClient
 
 from digitcnn import addresses, confirmation, environment, reproduction, signals, sweep
 from digitcnn.config import Config, SweepConfig, TrackingConfig, known_keys, load
@@ -37,8 +36,8 @@ from digitcnn.frozen import Frozen, read_frozen, write_frozen
 from digitcnn.locks import only_one
 from digitcnn.reproduction import ReproduceConfig
 from digitcnn.store import open_store
-from tests.conftest import REPOSITORY, command_line
-from tests.servers import PostgreSQL, free_port, postgresql
+from tests.conftest import REPOSITORY
+from tests.servers import free_port
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import arguments
@@ -67,7 +66,7 @@ SHOWN = [
 @pytest.mark.parametrize(("address", "shown"), SHOWN)
 def test_an_address_is_shown_without_its_credentials(address: str, shown: str) -> None:
     assert addresses.without_credentials(address) == shown
-    around = "'study.storage={}' failed (\"{}\"), see {} for more"
+    around = "'tracking.uri={}' failed (\"{}\"), see {} for more"
     assert addresses.without_credentials(around.format(address, address, address)) == around.format(shown, shown, shown)
     assert addresses.without_credentials(shown) == shown
 
@@ -482,69 +481,7 @@ def test_the_ui_listens_on_loopback_alone(ui: int) -> None:
 HALVES = (b"pl4nted", b"w0rd")
 PASSWORD = "pl4nted@:/?#&= 'w0rd"
 TYPED = quote(PASSWORD, safe="")
-INSTANT = """
-import pathlib, runpy, sys
-from digitcnn import sweep
-from tests.trainers import InstantTrainer
-sweep.RecordedTraining = lambda _: InstantTrainer(0.3)
-sys.argv = sys.argv[1:]
-sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[PostgreSQL]:
-    """A PostgreSQL server with the user planter, who needs the password."""
-    with postgresql() as server:
-        server.execute("CREATE ROLE planter SUPERUSER LOGIN PASSWORD '" + PASSWORD.replace("'", "''") + "'")
-        rules = server.server.pgdata / "pg_hba.conf"
-        rules.write_text("host all planter 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
-        server.execute("SELECT pg_reload_conf()")
-        yield server
-
-
-def _address(database: PostgreSQL) -> str:
-    return database.url(user=f"planter:{TYPED}")
-
-
-def _watched(program: list[str], folder: Path, starts_others: bool = True) -> None:
-    """Runs a program to its end; neither the processes that it starts nor what it leaves holds a planted half."""
-    process = subprocess.Popen(
-        program,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    found: set[str] = set()
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            with contextlib.suppress(psutil.Error):
-                found.update(*(_seen(child) for child in psutil.Process(process.pid).children(recursive=True)))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    output, errors = process.communicate(timeout=600)
-    over.set()
-    watcher.join()
-    assert process.returncode == 0, output + errors
-    # Otherwise nobody looked in time: it may start git alone, which is over at once.
-    assert found or not starts_others
-    # A child that has not yet become another program looks like the command that was typed.
-    texts = (*(found - {str(program)}), output, errors)
-    assert [text for text in texts for half in HALVES if half.decode() in text] == []
-    _nothing_in(folder)
-
-
-def _seen(process: psutil.Process) -> set[str]:
-    try:
-        return {str(process.cmdline()), str(process.environ()), process.name()}
-    except psutil.Error:
-        return set()
+ADDRESS = f"http://planter:{TYPED}@127.0.0.1:1"
 
 
 def _nothing_in(folder: Path) -> None:
@@ -552,42 +489,26 @@ def _nothing_in(folder: Path) -> None:
     assert [path for path in files for half in HALVES if half in path.read_bytes() or half.decode() in path.name] == []
 
 
-def test_a_password_in_an_address_is_nowhere_afterwards(
-    database: PostgreSQL, tmp_path: Path, small_overrides: list[str]
-) -> None:
-    database.create("planted")
-    address = database.url("planted", f"planter:{TYPED}")
-    small = [*small_overrides, f"study.storage={address}", "study.trials=2", "study.workers=2"]
-    small.append("study.space.training.epochs=null")
-    _watched([sys.executable, "-c", INSTANT, *command_line("sweep", *small)[1:]], tmp_path)
-    client = MlflowClient(f"sqlite:///{tmp_path}/records/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("digitcnn").experiment_id])  # type: ignore[union-attr]
-    assert len(runs) == 3
-    shown = f"study.storage=postgresql+psycopg://***@127.0.0.1:{database.port}/planted"
-    assert all(shown in run.data.tags["command"] for run in runs)
-
-
 @pytest.mark.parametrize(
     ("name", "overrides", "status"),
     [
         ("sweep", ["study.sampler=best"], 2),
-        ("sweep", ["study.storag={address}"], 2),
+        ("sweep", ["tracking.ur={address}"], 2),
         ("sweep", ["{address}"], 2),
         ("sweep", ["{address}=1"], 2),
         ("sweep", ["--{address}"], 2),
         ("sweep", ["model={address}"], 2),
         ("sweep", ["training.epochs={address}"], 2),
         ("sweep", ["study.space.training.epochs={address}"], 2),
-        ("sweep", ["study.storage='{address}'"], 2),
-        ("sweep", ["study.storage={raw}"], 2),
-        ("sweep", ["study.storage=dbname=x password={raw}"], 2),
+        ("sweep", ["study.storage={address}"], 2),
+        ("sweep", ["tracking.uri='{address}'"], 2),
+        ("sweep", ["tracking.uri={raw}"], 2),
+        ("sweep", ["tracking.uri=dbname=x password={raw}"], 2),
         ("sweep", ["tracking.uri=http://u:{typed}@127.0.0.1:1"], 2),
         ("sweep", ["tracking.uri=http://127.0.0.1:1/?token={typed}"], 2),
-        ("sweep", ["study.storage={address}nowhere"], 1),
-        ("sweep", ["study.storage=postgresql+psycopg://127.0.0.1:1/x?user=u&password={typed}"], 1),
         ("sweep", ["--cfg", "job"], 0),
         ("sweep", ["--help"], 0),
-        ("sweep", ["-m", "training.epochs=1,2"], 0),
+        ("sweep", ["-m", "training.epochs=1,2"], 2),
         ("confirm", ["study=nowhere"], 2),
         ("reproduce", ["run=best", "study=nowhere"], 2),
     ],
@@ -596,37 +517,20 @@ def test_a_password_is_in_no_message(
     name: str,
     overrides: list[str],
     status: int,
-    database: PostgreSQL,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    address = _address(database)
-    parts = {"address": address, "raw": address.replace(TYPED, PASSWORD), "typed": TYPED}
+    parts = {"address": ADDRESS, "raw": ADDRESS.replace(TYPED, PASSWORD), "typed": TYPED}
     typed = [override.format(**parts) for override in overrides]
     if not any("{" in override for override in overrides):
-        typed.insert(0, f"study.storage={address}")
+        typed.insert(0, f"tracking.uri={ADDRESS}")
     monkeypatch.chdir(tmp_path)
     assert _command(name, [f"tracking.root={tmp_path}/records", *typed]) == status
     output, errors = capfd.readouterr()
     assert errors.count("\n") == (1 if status else 0), errors
     assert not any(half.decode() in output + errors for half in HALVES), output + errors
     _nothing_in(tmp_path)
-
-
-def test_user_and_password_of_the_store_can_come_from_the_environment(
-    database: PostgreSQL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    typed = [
-        f"tracking.root={tmp_path}/records",
-        f"study.storage=postgresql+psycopg://127.0.0.1:{database.port}/postgres",
-    ]
-    monkeypatch.setenv("PGUSER", "planter")
-    monkeypatch.setenv("PGPASSWORD", "wrong")
-    assert _command("sweep", typed) == 1
-    assert "password authentication failed" in capfd.readouterr().err
-    monkeypatch.setenv("PGPASSWORD", PASSWORD)
-    assert _command("sweep", typed) == 0
 
 
 def test_user_and_password_of_the_server_come_from_the_environment(
@@ -656,21 +560,3 @@ def test_user_and_password_of_the_server_come_from_the_environment(
     assert f"http://127.0.0.1:{server.server_port}" in errors
     assert not any(half.decode() in output + errors for half in HALVES)
     assert f"Basic {base64.b64encode(f'planter:{PASSWORD}'.encode()).decode()}" in asked
-
-
-@pytest.mark.soak
-def test_a_password_is_nowhere_after_sweep_confirm_and_reproduce(
-    database: PostgreSQL, tmp_path: Path, small_overrides: list[str]
-) -> None:
-    database.create("soak")
-    typed = f"study.storage={database.url('soak', f'planter:{TYPED}')}"
-    small = [*small_overrides, typed, "study.trials=2", "study.workers=1"]
-    root = small_overrides[-1]
-    for name, overrides in (
-        ("sweep", small),
-        ("confirm", ["study=around_article", root, typed, "confirm.top=1", "confirm.seeds=2"]),
-        ("reproduce", ["run=best", "study=around_article", root, typed]),
-        ("reproduce", ["run=champion", root, typed]),
-    ):
-        _watched(command_line(name, *overrides), tmp_path, starts_others=name != "reproduce")
-    assert (tmp_path / "records" / "reports" / "around_article" / "champion.yaml").exists()

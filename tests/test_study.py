@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+import time
 from pathlib import Path
 
 import optuna
@@ -26,10 +27,6 @@ def _open(config: SweepConfig, folder: Path) -> optuna.Study:
     return study.open_study(url, config.study, _space(config), config.baseline)
 
 
-def _none_taken(trial: optuna.trial.FrozenTrial) -> None:
-    pytest.fail("an embedded study has one host")
-
-
 def _work(opened: optuna.Study, config: SweepConfig, total: int | None = None) -> None:
     def objective(trial: optuna.Trial) -> list[float]:
         parameters = study.suggest(trial, _space(config))
@@ -37,8 +34,7 @@ def _work(opened: optuna.Study, config: SweepConfig, total: int | None = None) -
         return [float(parameters["training.batch_size"])] * len(config.study.objective)
 
     total = total or study.total_trials(config.study, _space(config), config.baseline)
-    limits = trials.Limits(total, lambda: None)
-    trials.optimize(opened, objective, limits, 2, config.study.retries, threading.Event(), _none_taken)
+    trials.optimize(opened, objective, total, None, 2, config.study.retries, threading.Event())
 
 
 SAMPLERS = ["tpe", "random", "grid", "qmc", "cmaes", "nsgaii"]
@@ -174,7 +170,7 @@ def test_lost_trials_are_queued_again_but_not_for_ever(sweep_config: SweepConfig
             raise trials.Lost
         return [float(parameters["training.epochs"])]
 
-    trials.optimize(opened, objective, trials.Limits(6, lambda: None), 2, 2, threading.Event(), _none_taken)
+    trials.optimize(opened, objective, 6, None, 2, 2, threading.Event())
     # The baseline was tried three times (two retries) and then counts as one failed trial of six.
     assert len(deaths) == 3
     assert trials.finished(opened) == 6
@@ -202,5 +198,5 @@ def test_trials_that_a_dead_sweep_left_running_are_ended_and_repeated(
 
 def test_time_that_is_up_starts_no_trial(sweep_config: SweepConfig, tmp_path: Path) -> None:
     opened = _open(sweep_config, tmp_path)
-    trials.optimize(opened, lambda _: [0.0], trials.Limits(6, lambda: -1.0), 2, 2, threading.Event(), _none_taken)
+    trials.optimize(opened, lambda _: [0.0], 6, time.monotonic(), 2, 2, threading.Event())
     assert trials.finished(opened) == 0
