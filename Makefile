@@ -12,19 +12,19 @@ help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "KEY=VALUE after study or train overrides its config: make study study=quick study.trials=4"
-	@echo "What make cannot pass on (+KEY=VALUE, ~KEY): .venv/bin/python experiments/sweep.py ..."
+	@echo "What make cannot pass on (+KEY=VALUE, ~KEY): .venv/bin/python -m digitcnn sweep ..."
 
 study: .venv/complete ## search around the article's configuration; the same command again resumes
-	@.venv/bin/python experiments/sweep.py $(OVERRIDES)
+	@.venv/bin/python -m digitcnn sweep $(OVERRIDES)
 
 train: .venv/complete ## one run with the article's configuration
-	@.venv/bin/python experiments/train.py $(OVERRIDES)
+	@.venv/bin/python -m digitcnn train $(OVERRIDES)
 
 # For this machine alone: a page of another site that a browser here has open can neither read nor change the records.
 # In a process group of its own, Ctrl-C reaches it as the SIGTERM that it ends on without a traceback. Its warnings, of
 # what libraries will remove one day, are nothing to a reader.
 ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0.1:5000 (PORT=N for another)
-	@store=$$(.venv/bin/python -m digitcnn.embedded '$(or $(tracking.root),mlruns)') && set -m && \
+	@store=$$(.venv/bin/python -m digitcnn.tracking.local '$(or $(tracking.root),mlruns)') && set -m && \
 	  echo 'http://127.0.0.1:$(PORT) in a few seconds; Ctrl-C ends it' && \
 	  trap '[ -z "$$server" ] || kill -TERM -- -$$server' INT TERM HUP && \
 	  { env -u MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false PYTHONWARNINGS=ignore \
@@ -38,8 +38,9 @@ test: lint ## all tests, after lint
 soak: .venv/complete ## the long fault tests that `make test` leaves out: an hour
 	@.venv/bin/python -m pytest --numprocesses 2 -m soak
 
-lint: .venv/complete ## ruff, ruff format and mypy --strict
-	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check . && .venv/bin/mypy --no-error-summary
+lint: .venv/complete ## ruff, ruff format, mypy --strict and import-linter
+	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check . && .venv/bin/mypy --no-error-summary && \
+	  { contracts=$$(.venv/bin/lint-imports --no-logo --no-cache) || { echo "$$contracts"; exit 1; }; }
 
 lock: .venv/complete ## writes requirements.lock anew from pyproject.toml
 	@.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

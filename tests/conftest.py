@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from digitcnn import embedded, tracking
-from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load
+from digitcnn import tracking
+from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load_config
+from digitcnn.tracking import local as local_module
 
 REPOSITORY = Path(__file__).parent.parent
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -52,7 +53,7 @@ def small_overrides(small_npz: Path, tmp_path: Path) -> list[str]:
 @pytest.fixture
 def small_config(small_npz: Path, tmp_path: Path) -> RunConfig:
     """A run of under a second."""
-    return load(
+    return load_config(
         RunConfig,
         {
             "data": {"path": str(small_npz), "validation_size": 100},
@@ -66,9 +67,9 @@ def small_config(small_npz: Path, tmp_path: Path) -> RunConfig:
 @pytest.fixture(scope="session")
 def champion(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackingConfig, str]:
     """Records whose champion is a small network that has seen 600 images ten times, and the id of its run."""
-    from digitcnn import records, runs, tracking
+    from digitcnn import runner, tracking
 
-    config = load(
+    config = load_config(
         RunConfig,
         {
             "data": {"path": str(small_npz), "validation": "test_once"},
@@ -77,8 +78,8 @@ def champion(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
             "tracking": {"root": str(tmp_path_factory.mktemp("champion"))},
         },
     )
-    run_id = runs.record_run(config, tags={}).run_id
-    records.register_champion(tracking.open_store(config.tracking), run_id, {}, "a small network")
+    run_id = runner.record_run(config, tags={}).run_id
+    tracking.register_champion(tracking.open_store(config.tracking), run_id, {}, "a small network")
     return config.tracking, run_id
 
 
@@ -95,7 +96,7 @@ def sweep_config(small_config: RunConfig) -> SweepConfig:
             "model": {"conv1_filters": {"low": 2, "high": 8}},
         },
     }
-    return load(SweepConfig, {**small_config.model_dump(), "study": study})
+    return load_config(SweepConfig, {**small_config.model_dump(), "study": study})
 
 
 @pytest.fixture(scope="session")
@@ -110,19 +111,19 @@ def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(empty_records: Path, tmp_path: Path) -> Path:
     """An empty records folder of the test's own."""
     folder = shutil.copytree(empty_records, tmp_path / "records")
-    embedded.bring_up_to_date(folder)
+    local_module.relocate_artifacts(folder)
     return folder
 
 
 def with_study(config: SweepConfig, **values: object) -> SweepConfig:
     """The config with other values in its study."""
     tree = config.model_dump()
-    return load(SweepConfig, {**tree, "study": {**tree["study"], **values}})
+    return load_config(SweepConfig, {**tree, "study": {**tree["study"], **values}})
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Runs `python experiments/NAME.py OVERRIDES...` in an empty folder and returns how it ended."""
+    """Runs `digitcnn NAME OVERRIDES...` in an empty folder and returns how it ended."""
 
     def run(name: str, *overrides: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         folder = tmp_path / "elsewhere"
@@ -142,4 +143,5 @@ def command(tmp_path: Path) -> Command:
 
 def command_line(name: str, *overrides: str) -> list[str]:
     """The command with its overrides as a list of arguments."""
-    return [sys.executable, str(REPOSITORY / "experiments" / f"{name}.py"), *overrides]
+    modules = {"publish": ["experiments.article"], "benchmark": ["experiments.benchmarks"]}
+    return [sys.executable, "-m", *modules.get(name, ["digitcnn", name]), *overrides]

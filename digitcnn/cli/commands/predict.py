@@ -1,0 +1,25 @@
+"""Says what digit a picture shows: `digitcnn predict FILE... [KEY=VALUE ...]`."""
+
+import sys
+
+from digitcnn.cli.command import main, printable
+from digitcnn.predict import PredictConfig, predict, prediction_in_words, predictions_as_csv, predictions_as_json
+
+
+def classify(config: PredictConfig) -> int:
+    """A line for every picture; one on standard error for each that cannot be used, and exit status 1."""
+    # A file's name need not be text: for machines it is written as it is.
+    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    found = predict(config, lambda line: print(printable(line), file=sys.stderr))
+    if config.format == "json":
+        print(predictions_as_json(found))
+    elif config.format == "csv":
+        print(predictions_as_csv(found))
+    else:
+        for each in found:
+            print(printable(prediction_in_words(each)))
+    return 0 if len(found) == len(config.image) else 1
+
+
+if __name__ == "__main__":
+    main("predict", PredictConfig, classify, texts=("run",), words="image", study_by_name=True)

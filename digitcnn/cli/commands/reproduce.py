@@ -1,0 +1,31 @@
+"""Trains a recorded run again and compares: `digitcnn reproduce run=RUN [KEY=VALUE ...]`."""
+
+from digitcnn import evaluation
+from digitcnn.cli import display, tables
+from digitcnn.cli.command import deferred_signals, main, settled
+from digitcnn.evaluation import ReproduceConfig
+from digitcnn.values import Decision, EpochMetrics
+
+
+def reproduce(config: ReproduceConfig) -> int:
+    """Finds the run, trains it, and prints every metric side by side and the verdict."""
+    frozen = evaluation.find_manifest(config, print)
+    training = frozen.config.training
+    with display.training_display(training) as shown, deferred_signals() as end_if_asked:
+
+        def on_epoch(metrics: EpochMetrics) -> Decision:
+            decision = shown.on_epoch(metrics)
+            end_if_asked()
+            return decision
+
+        found = evaluation.reproduce(frozen, config.tracking, config.threads, on_epoch)
+    tables.print_reproduction(found.metrics)
+    print(f"weights {frozen.weights_sha256[:16]} recorded, {found.weights_sha256[:16]} repeated")
+    for line in (*found.reasons, *([found.code] if found.code else [])):
+        print(line)
+    print(f"{found.verdict}: run {frozen.run_id} reproduced as run {found.run_id}")
+    return 1 if found.verdict == "DIFFERENT" else settled(config.tracking)
+
+
+if __name__ == "__main__":
+    main("reproduce", ReproduceConfig, reproduce, texts=("run",), study_by_name=True)

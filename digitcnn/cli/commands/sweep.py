@@ -1,0 +1,41 @@
+"""Searches around the baseline and records every trial: `digitcnn sweep [KEY=VALUE ...]`."""
+
+import shlex
+import sys
+
+from digitcnn import runner, study
+from digitcnn.cli import display, tables
+from digitcnn.cli.command import main, settled
+from digitcnn.config import SweepConfig
+
+
+def search(config: SweepConfig) -> int:
+    """One sweep, with its progress on the screen; or only what it would do, with `preview=true`."""
+    plan = runner.plan_sweep(config)
+    if config.preview:
+        print("\n".join(runner.describe_sweep(plan, runner.measure_speed(plan.baseline, plan.workers))))
+        return 0
+    screen = display.SweepScreen()
+    try:
+        result = runner.run_sweep(plan, screen)
+    finally:
+        screen.close()
+    tables.print_leaderboard(result.leaderboard, list(plan.space), config.study.objective)
+    tables.print_line(study.best_against_baseline(result.leaderboard, config.study.objective))
+    print(f"leaderboard: {result.leaderboard_path}")
+    if result.interrupted is not None:
+        print(f"stopped at {result.finished} of {result.total} trials; resume with: {_this_command()}")
+    elif result.finished < result.total:
+        print(f"time is up at {result.finished} of {result.total} trials; go on with: {_this_command()}")
+    else:
+        print(f"recorded as run {result.parent_run_id}; next: make ui, and compare the trials")
+    status = settled(config.tracking)
+    return status if result.interrupted is None else 128 + result.interrupted
+
+
+def _this_command() -> str:
+    return shlex.join(["digitcnn", "sweep", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main("sweep", SweepConfig, search)

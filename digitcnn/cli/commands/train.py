@@ -1,0 +1,36 @@
+"""Trains one network and records it: `digitcnn train [KEY=VALUE ...]`."""
+
+from digitcnn import runner
+from digitcnn.cli import display
+from digitcnn.cli.command import deferred_signals, main, settled
+from digitcnn.config import RunConfig
+from digitcnn.values import Decision, EpochMetrics
+
+
+def train(config: RunConfig) -> int:
+    """One run, with its progress on the screen."""
+    config = runner.with_threads(config)
+    runner.check_run(config)
+    with display.training_display(config.training) as shown, deferred_signals() as end_if_asked:
+
+        def on_epoch(metrics: EpochMetrics) -> Decision:
+            decision = shown.on_epoch(metrics)
+            end_if_asked()
+            return decision
+
+        def on_progress(epoch: int, fraction: float) -> None:
+            shown.on_progress(epoch, fraction)
+            end_if_asked()
+
+        finished = runner.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress, say=shown.note)
+    accuracy = 100 * finished.result.final.accuracy
+    judged = "validation" if config.data.validation == "holdout" else "test"
+    print(f"{judged} accuracy {accuracy:.2f} % after {len(finished.result.epochs)} epochs, ", end="")
+    seconds, parameters = finished.result.training_seconds, finished.result.parameters
+    print(f"{seconds:.0f} s, {parameters:,} parameters, engine {finished.result.engine}")
+    print(f"recorded as run {finished.run_id}; next: make ui, and compare it with other runs")
+    return settled(config.tracking)
+
+
+if __name__ == "__main__":
+    main("train", RunConfig, train)

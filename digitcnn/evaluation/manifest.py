@@ -1,0 +1,149 @@
+"""A frozen run: all that it takes to repeat it and to know it again; its file is data and nothing else."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, model_validator
+
+from digitcnn import tracking
+from digitcnn.config import Config, RunConfig, load_config
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.files import write_atomically
+
+# What a run's config and seed decide. Seconds and memory are the machine's.
+METRICS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+_FORMAT = 1
+# 25,000 epochs. A file of aliases could say more in little, and one that is nested deeply exhaust the stack.
+_MOST_BYTES = 4 * 2**20
+_DEEPEST = 10
+
+
+def _printable(value: str) -> str:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValueError("must hold no control characters")
+    return value
+
+
+def _environment(value: dict[str, Any]) -> dict[str, Any]:
+    for name, part in value.items():
+        parts = part if isinstance(part, dict) else {name: part}
+        if isinstance(part, dict) != (name in ("packages", "flags", "git")):
+            raise ValueError(f"must hold mappings as packages, flags and git only, and not as {name}")
+        for key, text in parts.items():
+            if not isinstance(key, str) or not isinstance(text, str | bool | int | float | None):
+                raise ValueError(f"must hold words and numbers, also in {name}")
+            _printable(f"{key} {text}")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+Metrics = dict[Literal[METRICS], float]  # type: ignore[valid-type]
+
+
+class RunManifest(Config):
+    """A run that got to its end.
+
+    `epochs` are the metrics of each epoch by name, `final` those of the final model on the test set, if it was judged
+    once. `environment` is what environment.json holds.
+    """
+
+    run_id: Annotated[str, Field(pattern=r"\A[0-9a-f]{32}\z")]
+    config: RunConfig
+    epochs: list[Metrics]
+    final: Metrics
+    weights_sha256: Sha256
+    data_sha256: Sha256
+    engine: Literal["keras", "compiled"]
+    environment: Annotated[dict[Text, Any], AfterValidator(_environment)]
+
+    @model_validator(mode="after")
+    def _fits_its_config(self) -> RunManifest:
+        once = self.config.data.validation == "test_once"
+        wanted = set(METRICS[:2] if once else METRICS[:4])
+        if len(self.epochs) != self.config.training.epochs or any(set(epoch) != wanted for epoch in self.epochs):
+            raise ValueError(f"must hold {', '.join(sorted(wanted))} of each of the config's epochs")
+        if set(self.final) != (set(METRICS[4:]) if once else set()):
+            raise ValueError("must hold test_loss and test_accuracy at the end if data.validation is test_once")
+        return self
+
+
+def write_manifest(frozen: RunManifest, path: Path, comment: str) -> None:
+    """Writes a frozen run as YAML, headed by a comment. Raises MachineError if it cannot."""
+    content = {"format": _FORMAT, **frozen.model_dump(exclude={"config": {"tracking"}})}
+    heading = "".join(f"# {line}\n" for line in comment.splitlines())
+    write_atomically(
+        path, heading + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "the run is recorded"
+    )
+
+
+def read_manifest(path: Path) -> RunManifest:
+    """A frozen run from its file. Raises ConfigError with one line if that is none."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        with path.open("rb") as file:
+            content = plain_yaml(file.read(_MOST_BYTES + 1))
+        if content.pop("format", None) != _FORMAT:
+            raise ValueError(f"its format is not {_FORMAT}")
+        return load_config(RunManifest, content)
+    except OSError as error:
+        raise ConfigError(f"run={path}: cannot be read: {error.strerror}") from None
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"run={path}: is not a frozen run, or is torn ({' '.join(str(error).split())})") from None
+
+
+def plain_yaml(text: bytes | str) -> dict[str, Any]:
+    """The mapping that a YAML text holds: no tags, no aliases, bounded. Raises ValueError for anything else."""
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+            if getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None:
+                raise ValueError("it holds an alias or a tag")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ValueError(f"it is nested more than {_DEEPEST} deep")
+        content = yaml.load(text, Loader=yaml.CSafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(content, dict):
+        raise ValueError("it holds no keys")
+    return content
+
+
+def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
+    """The frozen form of a recorded run that got to its end. Raises ConfigError for any other."""
+    found = store.client.get_run(run_id)
+    if found.info.status != "FINISHED" or "weights_sha256" not in found.data.tags:
+        raise ConfigError(f"run={run_id}: is {found.info.status}; only a run that got to its end can be reproduced")
+    run_id = found.data.tags.get("same_as_run", run_id)
+    config_text = tracking.read_text(store, run_id, "config.yaml")
+    environment_text = tracking.read_text(store, run_id, "environment.json")
+    histories = {
+        name: {point.step: point.value for point in store.client.get_metric_history(run_id, name)}
+        for name in METRICS
+        if name in found.data.metrics
+    }
+    try:
+        last = max(histories["train_loss"])
+        content = {
+            "run_id": run_id,
+            "config": plain_yaml(config_text),
+            "epochs": [
+                {name: history[epoch] for name, history in histories.items() if not name.startswith("test")}
+                for epoch in range(1, last + 1)
+            ],
+            "final": {name: history[last] for name, history in histories.items() if name.startswith("test")},
+            **{name: found.data.tags[name] for name in ("weights_sha256", "data_sha256", "engine")},
+            "environment": json.loads(environment_text),
+        }
+    except (ValueError, KeyError, RecursionError) as error:
+        raise MachineError(f"run {run_id}: its records are incomplete or torn ({error})") from None
+    return load_config(RunManifest, content)

@@ -1,0 +1,122 @@
+"""Classifying pictures with a recorded model, and what came of it for people and machines."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from digitcnn import evaluation, tracking
+from digitcnn.config import Config, StudyReference, TrackingConfig
+from digitcnn.errors import ConfigError
+from digitcnn.files import write_atomically
+from digitcnn.predict import loading
+from digitcnn.predict.preprocess import prepare_picture, read_picture
+
+# Of a picture's name in the name of what the model saw of it: a file's name has at most 255 bytes.
+_LONGEST_NAME = 200
+
+
+class PredictConfig(Config):
+    """Which pictures are classified, with which run's model, and how that is printed; `study` is that of run=best."""
+
+    image: list[str] = Field(default_factory=list)
+    run: str = "champion"
+    format: Literal["text", "json", "csv"] = "text"
+    show: bool = False
+    study: StudyReference
+    tracking: TrackingConfig = TrackingConfig()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The two likeliest digits of a picture with their probabilities, and the file that shows what the model saw."""
+
+    image: str
+    digit: int
+    probability: float
+    runner_up: int
+    runner_up_probability: float
+    seen: str | None = None
+
+
+def predict(config: PredictConfig, say: Callable[[str], None]) -> list[Prediction]:
+    """What the model takes the pictures for, in their order; `say` is told of each that cannot be used.
+
+    Raises ConfigError without a picture, or without such a run or model, MachineError if its model is refused.
+    """
+    if not config.image:
+        raise ConfigError("image: names no picture; digitcnn predict FILE...")
+    if evaluation.is_manifest_file(config.run):
+        again = f"digitcnn reproduce run={config.run}"
+        raise ConfigError(f"run={config.run}: a frozen run holds no model; {again} makes one, of a run it names")
+    with tracking.store_errors(config.tracking):
+        store = tracking.open_recorded(config.tracking, f"run={config.run}", say)
+        run_id = evaluation.find_run(store, config.run, config.study, config.tracking)
+        model = loading.load_recorded_model(store, config.tracking, run_id)
+    _, height, width = model.input_shape
+    seen: dict[int, NDArray[np.uint8]] = {}
+    for index, image in enumerate(config.image):
+        try:
+            seen[index] = prepare_picture(read_picture(image), height, width)
+        except ValueError as error:
+            say(f"error: {image}: {error}")
+    if not seen:
+        return []
+    places = _write([(config.image[index], picture) for index, picture in seen.items()], config) if config.show else []
+    probabilities = model.predict(np.stack(list(seen.values())), batch_size=1000, verbose=0)
+    found = []
+    for index, row, place in itertools.zip_longest(seen, probabilities, places):
+        second, first = (int(digit) for digit in np.argsort(row, kind="stable")[-2:])
+        found.append(Prediction(config.image[index], first, float(row[first]), second, float(row[second]), place))
+    return found
+
+
+def _write(pictures: list[tuple[str, NDArray[np.uint8]]], config: PredictConfig) -> list[str]:
+    """Writes what the model saw of each picture, never over a picture, and returns the files."""
+    folder = config.tracking.folder / "reports" / "predictions"
+    taken = {os.path.realpath(image) for image in config.image}
+    places = []
+    for image, picture in pictures:
+        name = os.fsdecode(os.fsencode(Path(image).name)[:_LONGEST_NAME])
+        names = itertools.chain([f"{name}.seen.png"], (f"{name}.{number}.seen.png" for number in itertools.count(2)))
+        place = next(folder / each for each in names if os.path.realpath(folder / each) not in taken)
+        taken.add(os.path.realpath(place))
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "png")
+        write_atomically(place, file.getvalue(), "show=false needs no disk")
+        places.append(str(place))
+    return places
+
+
+def prediction_in_words(each: Prediction) -> str:
+    """A prediction in a line."""
+    line = f"{each.image}: {each.digit} ({100 * each.probability:.1f} %), "
+    line += f"runner-up {each.runner_up} ({100 * each.runner_up_probability:.1f} %)"
+    return line if each.seen is None else f"{line}; the model saw {each.seen}"
+
+
+def predictions_as_json(found: list[Prediction]) -> str:
+    """Predictions as a JSON array of objects, an object a line."""
+    return "[" + ",\n ".join(json.dumps(dataclasses.asdict(each)) for each in found) + "]"
+
+
+def predictions_as_csv(found: list[Prediction]) -> str:
+    """Predictions as CSV with a heading, without a last line break."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([field.name for field in dataclasses.fields(Prediction)])
+    rows.writerows(dataclasses.astuple(each) for each in found)
+    return text.getvalue().rstrip("\n")

@@ -1,0 +1,18 @@
+"""A study as one page, as Markdown and as tables; runs side by side."""
+
+from digitcnn.report.comparison import RunComparison, compare_runs
+from digitcnn.report.markdown import markdown_table
+from digitcnn.report.page import ReportConfig, write_report
+from digitcnn.report.record import StudyRecord, read_study
+from digitcnn.report.text import confirmed_text
+
+__all__ = [
+    "ReportConfig",
+    "RunComparison",
+    "StudyRecord",
+    "compare_runs",
+    "confirmed_text",
+    "markdown_table",
+    "read_study",
+    "write_report",
+]

@@ -1,0 +1,48 @@
+"""Recorded runs side by side: what differs of their parameters, metrics and environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from digitcnn import evaluation, tracking
+from digitcnn.config import LATER_KEYS, StudyReference, TrackingConfig
+from digitcnn.errors import ConfigError
+
+_TAGS = ("engine", "cpu", "flags", "git.commit", "git.dirty", "data_sha256", "weights_sha256")
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """What differs between runs: a row per name, a column per run. `alike` values are the same in all of them."""
+
+    differing: pd.DataFrame
+    alike: int
+
+
+def compare_runs(
+    named: str, study: StudyReference, config: TrackingConfig, say: Callable[[str], None] = lambda _: None
+) -> RunComparison:
+    """The differing values of two or more runs, `[RUN,RUN,...]`. Raises ConfigError if one cannot be found."""
+    wanted = [part.strip() for part in named.strip().removeprefix("[").removesuffix("]").split(",")]
+    if len(wanted) < 2 or not all(wanted):
+        raise ConfigError(f"compare={named}: must name at least two runs, such as [1a2b3c,4d5e6f]")
+    with tracking.store_errors(config):
+        store = tracking.open_recorded(config, f"compare={named}", say)
+        ids = [evaluation.find_run(store, reference, study, config, "compare") for reference in wanted]
+        if len(set(ids)) < len(ids):
+            raise ConfigError(f"compare={named}: names one run twice")
+        found = [store.client.get_run(run_id) for run_id in ids]
+    columns = []
+    for run in found:
+        tags = {k: v for k, v in run.data.tags.items() if k in _TAGS or k.startswith("version.")}
+        status = {"name": run.info.run_name, "status": run.info.status}
+        parameters = dict(sorted((LATER_KEYS | run.data.params).items()))
+        columns.append(status | parameters | dict(sorted(run.data.metrics.items())) | tags)
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    values = {name: [column.get(name) for column in columns] for name in names}
+    differing = {name: row for name, row in values.items() if any(each != row[0] for each in row)}
+    table = pd.DataFrame.from_dict(differing, orient="index", columns=ids, dtype=object)
+    return RunComparison(table, len(values) - len(differing))

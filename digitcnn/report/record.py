@@ -1,0 +1,182 @@
+"""What is recorded of a study, read at once: its trials, runs and learning curves, its confirmation, its champion."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from digitcnn import evaluation, study, tracking
+from digitcnn.config import LATER_KEYS, StudyReference, TrackingConfig
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.evaluation import RunManifest
+from digitcnn.training import load_splits
+from digitcnn.values import Splits
+
+CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+_ENVIRONMENT = ("host", "cpu", "cores", "threads", "platform", "python", "backend", "engine", "flags")
+_PREDICTION = ("image", "label", "predicted", "probability")
+_CODE_AND_DATA = ("git.commit", "git.dirty", "data_sha256")
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """A recorded confirmation: a row per config, a row per run, and the champion's frozen run."""
+
+    table: pd.DataFrame
+    runs: pd.DataFrame
+    champion: str
+    frozen: RunManifest
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """All that is recorded of a study at one moment.
+
+    `table` is the leaderboard, `curves` a row per trial and epoch with the metrics in CURVES. `total` is the number of
+    trials at which the study is over, `finished` how many there are of them. `status` is that of the study's own run,
+    `settings` its parameters. `environment` and `commands` hold every recorded value with its number of runs.
+    """
+
+    study: study.Study
+    identity: dict[str, Any]
+    objectives: tuple[str, ...]
+    table: pd.DataFrame
+    curves: pd.DataFrame
+    total: int
+    finished: int
+    parent_run_id: str | None
+    status: str
+    settings: dict[str, str]
+    environment: dict[str, Counter[str]]
+    commands: tuple[str, ...]
+    confirmation: Confirmation | None
+
+    @property
+    def baseline(self) -> dict[str, Any]:
+        """Every value of the baseline's config, by dotted name."""
+        return {**LATER_KEYS, **self.identity["baseline"]}
+
+    @property
+    def completed(self) -> pd.DataFrame:
+        """The leaderboard's completed trials."""
+        return self.table[self.table["state"] == "complete"] if len(self.table) else self.table
+
+    @property
+    def unconfirmed(self) -> int | None:
+        """The first of the leaderboard if other trials were confirmed: the study went on after that."""
+        best = study.best_trial_number(self.table)
+        if best is None or self.confirmation is None or len(self.objectives) > 1:
+            return None
+        # Seeds aside: a confirmation has its own.
+        names = [name for name in self.identity["space"] if name != "training.seed"]
+        found = self.table[self.table["trial"] == best][names].iloc[0]
+        alike = (self.confirmation.table[names] == found).all(axis="columns")
+        return None if alike.any() else best
+
+
+def read_study(store: tracking.Store, reference: StudyReference, config: TrackingConfig) -> StudyRecord:
+    """Reads everything that is recorded of a study. Raises ConfigError if there is no such study."""
+    opened = study.recorded_study(reference, config.folder)
+    snapshot = study.snapshot_study(opened)
+    table = study.rank_trials(snapshot)
+    found = {run.info.run_id: run for run in tracking.study_runs(store, reference.name)}
+    parent_run_id = opened.user_attrs.get("parent_run_id")
+    parent = found.pop(parent_run_id, None)
+    runs = sorted(found.values(), key=lambda run: run.info.start_time)
+    settings = {} if parent is None else dict(parent.data.params)
+    total = settings.get("study.trials", "0") if parent is None else parent.data.tags["study.trials"]
+    every = [run.data.tags for run in ([] if parent is None else [parent]) + runs]
+    return StudyRecord(
+        study=snapshot,
+        identity=dict(opened.user_attrs["identity"]),
+        objectives=tuple(snapshot.metric_names or ["value"]),
+        table=table,
+        curves=_curves(store, table),
+        total=int(total),
+        finished=study.count_finished(snapshot),
+        parent_run_id=parent_run_id,
+        status="RUNNING" if parent is None else str(parent.info.status),
+        settings=settings,
+        environment=_environment([run.data.tags for run in runs]),
+        commands=tuple(dict.fromkeys(tags["command"] for tags in every if "command" in tags)),
+        confirmation=None if parent_run_id is None else _confirmation(store, parent_run_id),
+    )
+
+
+def _curves(store: tracking.Store, table: pd.DataFrame) -> pd.DataFrame:
+    columns = ["trial", "run_id", "state", "epoch", *CURVES]
+    begun = table[table["run_id"].notna()].sort_values("trial") if len(table) else table
+    if begun.empty:
+        return pd.DataFrame(columns=columns)
+    histories = {name: tracking.metric_histories(store, begun["run_id"].tolist(), name) for name in CURVES}
+    rows = []
+    for trial, run_id, state in zip(begun["trial"], begun["run_id"], begun["state"], strict=True):
+        curves = [histories[name][run_id] for name in CURVES]
+        for epoch in sorted(set().union(*curves)):
+            rows.append((trial, run_id, state, epoch, *(curve.get(epoch) for curve in curves)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _environment(tags: Sequence[dict[str, str]]) -> dict[str, Counter[str]]:
+    versions = sorted({name for each in tags for name in each if name.startswith("version.")})
+    names = (*_ENVIRONMENT, *versions, *_CODE_AND_DATA)
+    counted = {name: Counter(each[name] for each in tags if name in each) for name in names}
+    return {name: values for name, values in counted.items() if values}
+
+
+def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | None:
+    names = ("confirmation.csv", "confirmation_runs.csv")
+    if not set(names) <= {file.path for file in store.client.list_artifacts(parent_run_id)}:
+        return None
+    files = [io.StringIO(tracking.read_text(store, parent_run_id, name)) for name in names]
+    table, runs = evaluation.read_confirmation(files[0]), pd.read_csv(files[1], float_precision="round_trip")
+    champion = str(table[table["champion"]]["config"].iloc[0])
+    run_id = str(runs[runs["config"] == champion]["run_id"].iloc[0])
+    return Confirmation(table, runs, champion, evaluation.manifest_of(store, run_id))
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image (height, width) that a model took for another class, with the probability it gave that class."""
+
+    image: int
+    pixels: NDArray[np.uint8]
+    label: int
+    predicted: int
+    probability: float
+
+
+def predictions(store: tracking.Store, frozen: RunManifest) -> pd.DataFrame:
+    """The predicted class of every test image: image, label, predicted, probability."""
+    return pd.read_csv(io.StringIO(tracking.read_predictions(store, frozen.run_id)))
+
+
+def mistakes(frozen: RunManifest, predicted: pd.DataFrame, most: int) -> list[Mistake]:
+    """The test images that a run was most confidently wrong about.
+
+    Raises ConfigError if its data cannot be read any more, or are others than it was judged by.
+    """
+    splits = _same_data(frozen)
+    wrong = predicted[predicted["predicted"] != predicted["label"]]
+    wrong = wrong.sort_values(["probability", "image"], ascending=[False, True]).head(most)
+    return [
+        Mistake(int(image), splits.validation.images[int(image)], int(label), int(taken), float(probability))
+        for image, label, taken, probability in wrong[list(_PREDICTION)].itertuples(index=False)
+    ]
+
+
+def _same_data(frozen: RunManifest) -> Splits:
+    try:
+        splits = load_splits(frozen.config.data)
+    except MachineError as error:
+        raise ConfigError(str(error)) from None
+    if splits.sha256 != frozen.data_sha256:
+        raise ConfigError(f"data.path={frozen.config.data.path}: holds other data than the run was judged by")
+    return splits

@@ -1,0 +1,252 @@
+"""What a report says of a study: its sentences and tables, for the page and for the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from digitcnn import evaluation, study
+from digitcnn.report import charts, markdown
+from digitcnn.report.record import StudyRecord
+from digitcnn.study import Choices, Range
+
+_MOST_ROWS = 100
+_ROWS_OF_SUMMARY = 5
+_STATUS = {
+    "RUNNING": "a sweep is at work on it, or was cut off",
+    "KILLED": "the last sweep was interrupted; the same command resumes it",
+    "FAILED": "the last sweep was ended by a failure; the same command resumes it",
+}
+# With fewer completed trials the importance of parameters is a hint at most.
+_ENOUGH_FOR_IMPORTANCE = 50
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts: its headings and its rows."""
+
+    head: tuple[str, ...]
+    body: list[list[str]]
+
+
+def state(found: StudyRecord) -> str:
+    """How far the study is."""
+    counts = found.table["state"].value_counts() if len(found.table) else pd.Series(dtype=int)
+    text = f"{found.finished:,} of {found.total:,} trials finished"
+    if len(counts):
+        text += f" ({', '.join(f'{number:,} {name}' for name, number in counts.items())})"
+    ending = _STATUS.get(found.status)
+    return f"{text}; {ending}." if ending else f"{text}."
+
+
+def question(found: StudyRecord) -> str:
+    """What the study asks."""
+    wanted = [
+        f"{'higher' if study.DIRECTIONS[name] == 'maximize' else 'lower'} {charts.title_of(name).partition(' (')[0]}"
+        for name in found.objectives
+    ]
+    parameters = _listed(found.identity["space"])
+    if len(wanted) == 1:
+        return f"Which values of {parameters} give a {wanted[0]} than the baseline's?"
+    return f"Which values of {parameters} are the best compromises between {_listed(f'a {each}' for each in wanted)}?"
+
+
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def space(found: StudyRecord) -> Grid:
+    """The parameters that are searched, with the values of the baseline, the confirmed trials and the best."""
+    names = [] if found.confirmation is None else found.confirmation.table["config"].iloc[1:].tolist()
+    best = study.best_trial_number(found.table)
+    if best is not None and f"trial {best}" not in names:
+        names.append(f"trial {best}")
+    values = [found.study.get_trials(deepcopy=False)[int(name.split()[1])].params for name in names]
+    body = []
+    for name, described in found.identity["space"].items():
+        searched = Choices(tuple(described)) if isinstance(described, list) else Range(**described)
+        cells = [study.format_cell(name, each[name]) for each in (found.baseline, *values)]
+        body.append([name, str(searched), *cells])
+    return Grid(("parameter", "searched", "baseline", *names), body)
+
+
+def protocol(found: StudyRecord) -> list[str]:
+    """By which rules trials were trained, judged and confirmed."""
+    values = found.baseline
+    sampler, seed, pruner = (found.settings.get(f"study.{name}", "unknown") for name in ("sampler", "seed", "pruner"))
+    lines = [
+        f"Data: {values['data.path']}. {values['data.validation_size']:,} of its training images, drawn once with "
+        f"split seed {values['data.split_seed']}, judge every trial after every epoch; trials are trained on "
+        f"{_training_images(found, 'all others')}. No trial reads the test set.",
+        f"Search: sampler {sampler} (seed {seed}), pruner {pruner}, {found.total:,} trials in all; "
+        "trial 0 is the baseline.",
+    ]
+    if "training.seed" not in found.identity["space"]:
+        lines.append(f"Every trial is trained once, with training.seed {values['training.seed']}.")
+    if found.confirmation is not None:
+        seeds = found.confirmation.runs["seed"]
+        lines.append(
+            f"Confirmation: {_listed(found.confirmation.table['config'])}, each trained on "
+            f"{_training_images(found, 'all training images')} with seeds {seeds.min()} to {seeds.max()}; the test set "
+            "is read once per run, after the last epoch."
+        )
+    return lines
+
+
+def _training_images(found: StudyRecord, everything: str) -> str:
+    size = found.baseline["data.train_size"]
+    return everything if size is None else f"{size:,} of the training images"
+
+
+def fixed(found: StudyRecord) -> list[str]:
+    """All values that are not searched, as KEY=VALUE."""
+    return [f"{key}={value}" for key, value in found.baseline.items() if key not in found.identity["space"]]
+
+
+def abstract(found: StudyRecord) -> list[str]:
+    """The finding in a few sentences: the confirmation's, or what the search alone lets one say."""
+    if found.confirmation is None:
+        alone = "This is the search alone, which decides nothing: it has not been confirmed yet."
+        return [of_search(found)[0], *([] if found.completed.empty else [alone])]
+    table = found.confirmation.table
+    *configs, decided = evaluation.verdict_sentences(table)
+    of_leading = configs[evaluation.leading_row(table)]
+    return [f"{line[0].upper()}{line[1:]}." for line in (decided, configs[0], of_leading)]
+
+
+def of_search(found: StudyRecord) -> list[str]:
+    """What the search found, and how much that is worth."""
+    completed, name = found.completed, found.study.study_name
+    if completed.empty:
+        return ["No trial has completed yet."]
+    lines = [f"In the search, {study.best_against_baseline(found.table, found.objectives)}."]
+    if len(found.objectives) > 1:
+        front = int((completed["rank"] == 1).sum())
+        of = f"{len(completed):,} completed trials make up the Pareto front of {_listed(found.objectives)}"
+        lines.append(f"{front:,} of {of}.")
+    if found.confirmation is None:
+        return [*lines, f"{_chance(found)} What decides it: digitcnn confirm study={name}"]
+    if found.unconfirmed is not None:
+        lines.append(
+            f"Trial {found.unconfirmed}, now the first of the leaderboard, is not among the confirmed ones: "
+            "confirm again."
+        )
+    return lines
+
+
+def _chance(found: StudyRecord) -> str:
+    images = int(found.baseline["data.validation_size"])
+    accuracy = float(found.completed["validation_accuracy"].iloc[0])
+    error = 100 * evaluation.standard_error(accuracy, images)
+    return (
+        f"One run each decides nothing: the standard error of an accuracy of {100 * accuracy:.2f} % is {error:.2f} "
+        f"points (binomial, n = {images:,} images), and the first of {len(found.completed):,} is the luckiest as well."
+    )
+
+
+def confirmed_text(table: pd.DataFrame) -> Grid:
+    """A confirmation's table; a config that diverged has its verdict alone."""
+    body = []
+    for _, row in table.iterrows():
+        if row["n"] == 0:
+            body.append([row["config"], "0", *[""] * 9, row["verdict"]])
+            continue
+        cells = [row["config"] + (" (champion)" if row["champion"] else ""), str(row["n"])]
+        cells += [f"{100 * row['mean']:.2f} %", f"{100 * row['sd']:.2f}"]
+        cells += [f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"]
+        if row["config"] == "baseline":
+            cells += [""] * 5
+        else:
+            cells += [f"{100 * row['difference']:+.2f}"]
+            cells += [f"{100 * row['difference_low']:+.2f} to {100 * row['difference_high']:+.2f}"]
+            cells += [f"{row['p_holm']:.2g}"]
+            cells += [f"{row['only_candidate_right']}, {row['only_baseline_right']}", f"{row['mcnemar_p']:.2g}"]
+        body.append([*cells, f"{row['cpu_seconds']:.1f}", row["verdict"]])
+    head = ("config", "n", "mean", "sd", "95 % interval", "difference (points)", "95 % interval", "p (Holm)")
+    return Grid((*head, "right alone, wrong alone", "McNemar p", "CPU s", "verdict"), body)
+
+
+def ranked(found: StudyRecord) -> str:
+    """What the leaderboard shows and how it is ordered."""
+    number = len(found.table)
+    shown = f"The first {_MOST_ROWS} of {number:,} trials" if number > _MOST_ROWS else "Every trial"
+    by = "the number of its Pareto front" if len(found.objectives) > 1 else f"{found.objectives[0]}, one run each"
+    return f"{shown}, ranked by {by}; trials that ended early follow without a rank. All of them: leaderboard.csv."
+
+
+def ranking(table: pd.DataFrame) -> Grid:
+    """Rows of the leaderboard."""
+    head = tuple(study.column_heading(str(name)) for name in table.columns)
+    rows = table.head(_MOST_ROWS).to_dict("records")
+    return Grid(head, [[study.format_cell(str(name), value) for name, value in row.items()] for row in rows])
+
+
+def of_parallel_coordinates(found: StudyRecord) -> str:
+    """What the lines and colours of the chart are."""
+    number, colour = len(found.completed), "Pareto rank" if len(found.objectives) > 1 else "objective"
+    which = f"the {charts.MOST_LINES} best" if number > charts.MOST_LINES else "each"
+    return f"A line for {which} of the completed trials; the colour is its {colour}, the darker the better."
+
+
+def of_importance(found: StudyRecord) -> str:
+    """What the bars of the chart are, and whether to believe them."""
+    number = len(found.completed)
+    hint = ": too few for more than a hint" if number < _ENOUGH_FOR_IMPORTANCE else ""
+    return (
+        "How much a parameter's value tells whether a trial is among the best (PED-ANOVA), as its share of all "
+        f"parameters. From {number:,} completed trials{hint}."
+    )
+
+
+def of_champion(found: StudyRecord, wrong: int, images: int) -> str:
+    """Which model the champion is, and how many of the test images it has wrong."""
+    if found.confirmation is None:
+        finds = f"digitcnn confirm study={found.study.study_name}"
+        return f"There is no champion yet: {finds} finds it."
+    frozen = found.confirmation.frozen
+    return (
+        f"The champion is {found.confirmation.champion}. Its model, of run {frozen.run_id} with seed "
+        f"{frozen.config.training.seed}, has {wrong} of {images:,} test images wrong."
+    )
+
+
+def commands(found: StudyRecord) -> list[str]:
+    """The commands that were recorded, and those that lead on from here."""
+    name = found.study.study_name
+    if found.confirmation is None:
+        further = [
+            f"digitcnn confirm study={name}",
+            f"digitcnn report study={name}",
+        ]
+    else:
+        run_id = found.confirmation.frozen.run_id
+        further = [
+            f"digitcnn report study={name}",
+            f"digitcnn reproduce run={run_id}",
+        ]
+    return list(dict.fromkeys([*found.commands, *further]))
+
+
+def environment(found: StudyRecord) -> Grid:
+    """What the runs depended on; where they differ, every value with its number of runs."""
+
+    def text(values: Mapping[str, int]) -> str:
+        if len(values) == 1:
+            return next(iter(values))
+        return "; ".join(f"{value} ({number} runs)" for value, number in values.items())
+
+    return Grid(("what", "recorded by the runs"), [[name, text(each)] for name, each in found.environment.items()])
+
+
+def summary(found: StudyRecord) -> str:
+    """The report in short, as Markdown for a README."""
+    confirmed = [] if found.confirmation is None else evaluation.verdict_sentences(found.confirmation.table)
+    lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]
+    lines += [f"- {markdown.escape_markdown(line)}" for line in [*confirmed, *of_search(found)]]
+    if len(found.table):
+        grid = ranking(found.table.drop(columns=["run_id", "note"]).head(_ROWS_OF_SUMMARY))
+        lines += ["", markdown.markdown_table(grid.head, grid.body)]
+    return "\n".join([*lines, "", "```bash", *commands(found), "```", ""])

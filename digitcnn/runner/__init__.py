@@ -1,0 +1,45 @@
+"""One process that owns a study: a pool of workers, the sweep, recovery and the preview."""
+
+from digitcnn.runner.preview import describe_sweep, estimate_seconds, measure_speed
+from digitcnn.runner.recovery import has_run, repair_records, run_job
+from digitcnn.runner.run import check_run, record_run, with_threads
+from digitcnn.runner.signals import capture_signals, end_in_order, end_process
+from digitcnn.runner.sweep import SweepDisplay, plan_sweep, run_sweep
+from digitcnn.runner.workers import (
+    Job,
+    Outcome,
+    Pool,
+    RecordedTraining,
+    RunDiverged,
+    RunFailed,
+    Trainer,
+    WorkerDied,
+    core_shares,
+)
+
+__all__ = [
+    "Job",
+    "Outcome",
+    "Pool",
+    "RecordedTraining",
+    "RunDiverged",
+    "RunFailed",
+    "SweepDisplay",
+    "Trainer",
+    "WorkerDied",
+    "capture_signals",
+    "check_run",
+    "core_shares",
+    "describe_sweep",
+    "end_in_order",
+    "end_process",
+    "estimate_seconds",
+    "has_run",
+    "measure_speed",
+    "plan_sweep",
+    "record_run",
+    "repair_records",
+    "run_job",
+    "run_sweep",
+    "with_threads",
+]

@@ -1,0 +1,160 @@
+"""What a sweep would do: its space, its trials, and from a few measured steps the time and the disk it would take."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from digitcnn import study
+from digitcnn.config import Backend, RunConfig
+from digitcnn.errors import MachineError
+from digitcnn.formatting import format_count, format_duration
+from digitcnn.runner.run import check_run
+from digitcnn.runner.sweep import SweepPlan
+from digitcnn.runner.workers import Job, Outcome, Pool, RunFailed, WorkerDied
+from digitcnn.study import Range, Scalar, Space, space_size
+from digitcnn.training import (
+    build_model,
+    count_multiplications,
+    count_parameters,
+    import_keras,
+    make_engine,
+    samples_per_epoch,
+)
+from digitcnn.values import Decision, EpochMetrics, Examples
+
+# Images that are trained on and judged, once to trace the network and once to be timed.
+_TIMED_IMAGES = 1000
+_DRAWS = 500
+# What a trial takes (s) beside training at full speed: 1.6 for pictures, model and records (median of 8 trials of the
+# quick study, two workers on two cores), and 3 for compiling its network (2 to 4 were measured).
+_SECONDS_BESIDE_EPOCHS = 4.6
+# A saved model beside its weights: MLflow's description and environment files.
+_BYTES_BESIDE_WEIGHTS = 40_000
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images per second of the baseline in one worker while all workers are busy."""
+
+    training: float
+    validation: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A trainer that measures the speed of a config instead of recording a run."""
+
+    backend: Backend
+
+    def prepare(self, threads: int) -> None:
+        import_keras(threads, self.backend)
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
+        splits = check_run(job.config)
+        height, width = splits.image_shape
+        model = build_model(job.config.model, height, width, splits.classes, job.config.training.seed)
+        engine = make_engine(model, splits.train, job.config.training)
+        batch = min(job.config.training.batch_size, len(splits.train))
+        order = np.arange(max(1, _TIMED_IMAGES // batch) * batch) % len(splits.train)
+        judged = Examples(splits.validation.images[:_TIMED_IMAGES], splits.validation.labels[:_TIMED_IMAGES])
+        rates = {}
+        for _ in range(2):
+            began = time.perf_counter()
+            engine.train_epoch(order, None)
+            trained = time.perf_counter()
+            engine.evaluate(judged)
+            rates = {
+                "training": len(order) / (trained - began),
+                "validation": len(judged) / (time.perf_counter() - trained),
+            }
+        return Outcome("completed", 0, rates)
+
+
+def measure_speed(baseline: RunConfig, workers: int) -> Speed:
+    """Times some steps of the baseline in as many workers at once as there will be; the slowest counts."""
+    print(f"measuring the speed of {format_count(workers, 'worker')}, half a minute ...", file=sys.stderr)
+    pool = Pool(Calibration(baseline.backend), workers, baseline.training.threads)
+    try:
+        job = Job(baseline, {}, "")
+        with ThreadPoolExecutor(workers) as threads:
+            outcomes = list(threads.map(lambda w: w.run(job, lambda _: "stop", threading.Event()), pool.workers))
+    except (WorkerDied, RunFailed) as error:
+        raise MachineError(f"the calibration failed: {error}") from None
+    finally:
+        pool.close()
+    return Speed(*(min(outcome.summary[key] for outcome in outcomes) for key in ("training", "validation")))
+
+
+def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
+    """The preview as lines of text."""
+    config, baseline = plan.config, plan.baseline.parameters()
+    points = space_size(plan.space)
+    lines = [f"study {config.study.name}: {', '.join(config.study.objective)}, {config.study.sampler} sampler, "]
+    shares = f"{format_count(plan.workers, 'worker')} of {format_count(plan.threads, 'thread')}"
+    lines[0] += f"{config.study.pruner} pruner, {shares}"
+    number = "continuous" if math.isinf(points) else f"{points:,.0f} points"
+    lines.append(f"space: {number}; the baseline is trial 0")
+    width = max(len(name) for name in plan.space)
+    for name, parameter in plan.space.items():
+        inside = "" if parameter.contains(baseline[name]) else ", off the grid"
+        lines.append(f"  {name:<{width}}  {parameter}; baseline {baseline[name]}{inside}")
+    existing = study.existing_study(plan.url, config.study.name)
+    finished = 0 if existing is None else study.count_finished(existing)
+    left = max(plan.total - finished, 0)
+    recorded = "none recorded yet" if existing is None else f"{finished} recorded"
+    lines.append(f"trials to come: {left} of {plan.total} ({recorded})")
+    seconds, parameters = _expected(plan, speed)
+    images = f"{speed.training:,.0f} images/s a worker, measured"
+    rounds = left / min(plan.workers, max(left, 1))
+    each = format_duration(seconds)
+    lines.append(f"time: about {format_duration(rounds * seconds)} without pruning ({each} a trial; {images})")
+    megabytes = left * (4 * parameters + _BYTES_BESIDE_WEIGHTS) / 1e6
+    lines.append(f"disk: about {megabytes:,.0f} MB for the models of {left} trials, if none is pruned")
+    return lines
+
+
+def _expected(plan: SweepPlan, speed: Speed) -> tuple[float, float]:
+    """The mean seconds and parameters of a trial over random draws; time grows with a network's multiplications."""
+    generator = np.random.default_rng(0)
+    drawn = [plan.baseline.replace(_draw(plan.space, generator)) for _ in range(_DRAWS)]
+    splits = check_run(plan.baseline)
+    shape = (*splits.image_shape, splits.classes)
+    parameters = [count_parameters(config.model, *shape) for config in drawn]
+    return float(np.mean([estimate_seconds(config, plan.baseline, speed) for config in drawn])), float(
+        np.mean(parameters)
+    )
+
+
+def estimate_seconds(config: RunConfig, baseline: RunConfig, speed: Speed) -> float:
+    """What one run takes, if the baseline has this speed."""
+    splits = check_run(baseline)
+    shape = (*splits.image_shape, splits.classes)
+    multiplications = count_multiplications(config.model, *shape)
+    work = multiplications / count_multiplications(baseline.model, *shape)
+    epochs = config.training.epochs
+    training = epochs * samples_per_epoch(config.training, len(splits.train)) / speed.training
+    judged = len(splits.validation) * (1 if splits.judged_once else epochs) / speed.validation
+    return _SECONDS_BESIDE_EPOCHS + (training + judged) * work
+
+
+def _draw(space: Space, generator: np.random.Generator) -> dict[str, Scalar]:
+    point: dict[str, Scalar] = {}
+    for name, parameter in space.items():
+        if isinstance(parameter, Range) and not parameter.is_finite:
+            low, high = (math.log(v) if parameter.log else v for v in (parameter.low, parameter.high))
+            value = generator.uniform(low, high)
+            value = math.exp(value) if parameter.log else value
+            point[name] = round(value) if parameter.is_integer else value
+        elif isinstance(parameter, Range):
+            point[name] = parameter.value(int(generator.integers(parameter.steps + 1)))
+        else:
+            point[name] = parameter.values[generator.integers(len(parameter.values))]
+    return point

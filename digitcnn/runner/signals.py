@@ -1,0 +1,71 @@
+"""Ctrl-C, SIGTERM and SIGHUP (a terminal that is closed): work is ended in order, or at once when asked again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def end_process(number: signal.Signals) -> NoReturn:
+    """Ends the process as such a signal does, with every `finally` on the way: exit status 128 and the number."""
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def capture_signals(first: Callable[[], None], again: Callable[[], None]) -> Iterator[list[signal.Signals]]:
+    """Gives the list of the ending signals that have arrived inside the body, instead of ending with them.
+
+    At the first one `first` is called, in a thread: the handler may have interrupted anything, a print included. At
+    the second `again` is called, where the body is. A third ends the body there.
+    """
+    received: list[signal.Signals] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        if number == signal.SIGHUP:
+            print_nowhere()
+        if len(received) == 1:
+            threading.Thread(target=first, daemon=True).start()
+        elif len(received) == 2:
+            again()
+        else:
+            end_process(received[0])
+
+    # Ignored from the start (nohup) stays ignored.
+    numbers = [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_in_order() -> None:
+    """From now on SIGTERM and SIGHUP end this process with every `finally` on the way, as Ctrl-C does."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            print_nowhere()
+        end_process(signal.Signals(number))
+
+    signal.signal(signal.SIGTERM, handle)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handle)
+
+
+def print_nowhere() -> None:
+    """Lets what is printed go nowhere: writing to a terminal that is gone is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)

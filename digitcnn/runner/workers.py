@@ -1,0 +1,297 @@
+"""Warm worker processes: each imports Keras once, then trains one run after another for the process that owns it.
+
+The owner sends a config and gets an event per epoch, which it answers with "continue", "prune" or "stop".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import Any, Literal, Protocol
+
+from digitcnn import training
+from digitcnn.config import Backend, RunConfig
+from digitcnn.errors import ConfigError, MachineError, StoreAway, TrainingDiverged
+from digitcnn.runner import signals
+from digitcnn.runner.run import record_run
+from digitcnn.values import Decision, EpochMetrics
+
+# How long a worker may go on with its epoch after it was asked to stop; all of a command's ending is to take 10 s.
+_GRACE_SECONDS = 3.0
+# A worker that holds this much more memory (MB) than after its first run is replaced by a new process.
+_MOST_GROWTH_MB = 500.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run for a worker: its config, tags, and the MLflow run that was created for it."""
+
+    config: RunConfig
+    tags: Mapping[str, str]
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, as far as its owner needs to know: final metrics by name, and the number of epochs."""
+
+    ending: Literal["completed", "pruned", "stopped"]
+    epochs: int
+    summary: dict[str, float]
+
+
+class Trainer(Protocol):
+    """What a worker process does: prepare once with its number of threads, then one job after another."""
+
+    def prepare(self, threads: int) -> None: ...
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class RecordedTraining:
+    """The trainer of every study: real Keras on a backend, recorded in MLflow."""
+
+    backend: Backend = "tensorflow"
+
+    def prepare(self, threads: int) -> None:
+        training.import_keras(threads, self.backend)
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
+        result = record_run(job.config, tags=job.tags, run_id=job.run_id, on_epoch=on_epoch).result
+        return Outcome(result.ending, len(result.epochs), result.summary())
+
+
+# The exit status of a worker that ran out of memory: a new process is better than what is left of this one.
+_OUT_OF_MEMORY = 77
+
+
+class WorkerDied(Exception):
+    """The worker process ended before its run did; `killed` if it was by SIGKILL, from outside."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(f"its worker process ended ({_exit_reason(exit_code)})")
+        self.killed = exit_code == -signal.SIGKILL
+
+
+class RunFailed(Exception):
+    """The run itself failed in a way that would happen again."""
+
+
+class RunDiverged(RunFailed):
+    """The run's loss became NaN or infinite: its parameters are to blame, not the machine."""
+
+
+_FAILURES: dict[str, type[Exception]] = {"failed": RunFailed, "diverged": RunDiverged, "machine": MachineError}
+
+
+class Worker:
+    """One warm process on its own cores. Not for use by two threads at once."""
+
+    def __init__(self, trainer: Trainer, cores: tuple[int, ...], threads: int) -> None:
+        self.trainer, self.cores, self.threads = trainer, cores, threads
+        self.memory_mb: list[float] = []
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(theirs, self.trainer, self.cores, self.threads), name="digitcnn-worker", daemon=True
+        )
+        # What ends the owner is blocked in the child from its first instant on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        self.memory_mb = []
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision], stop: threading.Event) -> Outcome:
+        """Does a job, in a new process if the last one is gone.
+
+        `stop` asks it to end at the next epoch; it is killed if that takes too long. Raises WorkerDied, RunFailed,
+        or MachineError as the worker raised it.
+        """
+        if not self.process.is_alive() or self._has_grown():
+            self.close()
+            self._start()
+        try:
+            return self._converse(job, on_epoch, stop)
+        except (RunFailed, MachineError):
+            raise
+        except BaseException:
+            # The process may be in the middle of its run: it must not take the next job for an answer.
+            self.process.kill()
+            self.process.join()
+            raise
+
+    def _converse(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision], stop: threading.Event) -> Outcome:
+        self._send(job)
+        while True:
+            kind, content = self._receive(stop)
+            if kind == "epoch":
+                decision = on_epoch(content)
+                self._send("stop" if stop.is_set() else decision)
+            elif kind == "finished":
+                outcome: Outcome
+                outcome, memory_mb = content
+                self.memory_mb.append(memory_mb)
+                return outcome
+            else:
+                raise _FAILURES[kind](content)
+
+    def _send(self, message: Job | Decision) -> None:
+        try:
+            self.connection.send(message)
+        except OSError as error:
+            raise self._death() from error
+
+    def _receive(self, stop: threading.Event) -> Any:
+        deadline: float | None = None
+        try:
+            while not self.connection.poll(0.1):
+                if stop.is_set():
+                    deadline = deadline or time.monotonic() + _GRACE_SECONDS
+                    if time.monotonic() > deadline:
+                        self.process.kill()
+            return self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._death() from error
+
+    def _death(self) -> WorkerDied:
+        self.process.join(_GRACE_SECONDS)
+        return WorkerDied(self.process.exitcode)
+
+    def _has_grown(self) -> bool:
+        return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + _MOST_GROWTH_MB
+
+    def close(self) -> None:
+        """Ends the process, without waiting for a run in it."""
+        self.connection.close()
+        # The system may have refused to start one.
+        if self.process.pid is not None:
+            self.process.kill()
+            self.process.join()
+
+
+def _exit_reason(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return "out of memory" if code == _OUT_OF_MEMORY else f"exit status {code}"
+
+
+class Pool:
+    """Some workers, each with its share of the cores, handed out one at a time."""
+
+    def __init__(self, trainer: Trainer, workers: int, threads: int | None) -> None:
+        shares = core_shares(workers)
+        self.stop = threading.Event()
+        self.workers = [Worker(trainer, share, threads or len(shares[-1])) for share in shares]
+        self._idle: queue.Queue[int] = queue.Queue()
+        for index in range(workers):
+            self._idle.put(index)
+
+    @contextlib.contextmanager
+    def worker(self) -> Iterator[tuple[int, Worker]]:
+        """A worker that is idle, with its number from 0, waiting until there is one."""
+        index = self._idle.get()
+        try:
+            yield index, self.workers[index]
+        finally:
+            self._idle.put(index)
+
+    @contextlib.contextmanager
+    def stopped_by_signals(self, note: Callable[[str], None]) -> Iterator[list[signal.Signals]]:
+        """Inside the body a signal lets the workers end in order; a second one kills them. Gives those that came.
+
+        A store that is away is not waited for after a signal: the process ends as the signal does, with one line.
+        """
+
+        def stop() -> None:
+            self.stop.set()
+            note("stopping: what has run is being recorded")
+
+        def kill() -> None:
+            for worker in self.workers:
+                worker.process.kill()
+
+        with signals.capture_signals(stop, kill) as received:
+            try:
+                yield received
+            except StoreAway as error:
+                if not received:
+                    raise
+                note(f"interrupted: {error}")
+                signals.end_process(received[0])
+
+    def close(self) -> None:
+        """Ends all worker processes."""
+        for worker in self.workers:
+            worker.close()
+
+
+def core_shares(workers: int) -> list[tuple[int, ...]]:
+    """The cores of each worker: all of them dealt out evenly, or one each, shared, if there are more workers."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if workers > len(cores):
+        return [(cores[index % len(cores)],) for index in range(workers)]
+    return [tuple(cores[index::workers]) for index in range(workers)]
+
+
+def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...], threads: int) -> None:
+    """A worker process's whole life."""
+    # Ctrl-C reaches every process of a terminal, SIGTERM often all of a job; the owner decides what they mean.
+    for number in signals.ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    trainer.prepare(threads)
+
+    def ask(metrics: EpochMetrics) -> Decision:
+        owner.send(("epoch", metrics))
+        decision: Decision = owner.recv()
+        return decision
+
+    while True:
+        try:
+            job = owner.recv()
+        except EOFError:
+            return
+        try:
+            outcome = trainer.run(job, ask)
+            owner.send(("finished", (outcome, training.resident_memory_mb())))
+        except MemoryError:
+            os._exit(_OUT_OF_MEMORY)
+        except MachineError as error:
+            owner.send(("machine", str(error)))
+        except OSError as error:
+            owner.send(("machine", f"{error}; what had been recorded is safe"))
+        except TrainingDiverged as error:
+            owner.send(("diverged", str(error)))
+        except ConfigError as error:
+            owner.send(("failed", str(error)))
+        except Exception as error:
+            # TensorFlow's own error for it, by its name: this module does not import TensorFlow.
+            if type(error).__name__ == "ResourceExhaustedError":
+                os._exit(_OUT_OF_MEMORY)
+            owner.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+
+
+def _end_with_owner() -> None:
+    """Ends this process when the one that started it is gone, also in the middle of an epoch."""
+    owner = multiprocessing.parent_process()
+    if owner is not None:
+        connection.wait([owner.sentinel])
+        os._exit(1)

@@ -1,0 +1,167 @@
+"""What a study found: its leaderboard as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+
+from digitcnn.study.study import parameters_of
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def rank_trials(study: optuna.Study) -> pd.DataFrame:
+    """A row per trial that has begun: rank, parameters, objectives, accuracy, cost, epochs, state, run id, note.
+
+    Completed trials are ranked by the objective; with several objectives the rank is the number of the Pareto
+    front. Pruned trials follow in the order of what they had reached when they were ended, without a rank.
+    """
+    names = study.metric_names or ["value"]
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    signs = [1 if direction == optuna.study.StudyDirection.MAXIMIZE else -1 for direction in study.directions]
+    completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    ranks = _ranks([[sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in completed])
+    rank_of = {trial.number: rank for trial, rank in zip(completed, ranks, strict=True)}
+    rows = [_row(trial, rank_of.get(trial.number), names) for trial in trials]
+    rows.sort(key=lambda row: (row["rank"] is None, row["rank"] or 0, *_worth(row, names, signs), row["trial"]))
+    table = pd.DataFrame(rows)
+    if "rank" in table:
+        table["rank"] = table["rank"].astype("Int64")
+    return table
+
+
+def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    values = trial.values or [attributes.get("reached", {}).get(name) for name in names]
+    return {
+        "rank": rank,
+        "trial": trial.number,
+        **parameters_of(trial),
+        **{name: attributes.get(name) for name in ("validation_accuracy", "cpu_seconds")},
+        **dict(zip(names, values, strict=True)),
+        "epochs_run": attributes.get("epochs_run"),
+        "state": _STATES[trial.state],
+        "run_id": attributes.get("run_id"),
+        "note": _note(attributes),
+    }
+
+
+def _note(attributes: dict[str, Any]) -> str:
+    notes = ["baseline"] if attributes.get("baseline") else []
+    if "same_as" in attributes:
+        notes.append(f"same parameters as trial {attributes['same_as']}, not trained again")
+    if "repeats" in attributes:
+        notes.append(f"repeats trial {attributes['repeats']}")
+    notes += [str(attributes[key]) for key in ("lost", "failure") if key in attributes]
+    return "; ".join(notes)
+
+
+def _worth(row: dict[str, Any], names: Sequence[str], signs: Sequence[int]) -> list[float]:
+    worst = float("inf")
+    return [worst if row[name] is None else -sign * row[name] for name, sign in zip(names, signs, strict=True)]
+
+
+def _ranks(points: list[list[float]]) -> list[int]:
+    """Ranks from 1 of points of which larger is better: equal values share one, fronts are peeled off one by one."""
+    if not points:
+        return []
+    values = np.array(points)
+    if values.shape[1] == 1:
+        return [int(rank) for rank in 1 + np.searchsorted(np.sort(-values[:, 0]), -values[:, 0])]
+    dominated = dominates(values)
+    dominators = dominated.sum(axis=0)
+    ranks = np.zeros(len(values), dtype=int)
+    front = 1
+    while (ranks == 0).any():
+        best = (ranks == 0) & (dominators == 0)
+        ranks[best] = front
+        dominators = dominators - dominated[best].sum(axis=0)
+        front += 1
+    return [int(rank) for rank in ranks]
+
+
+def dominates(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Of points (n, objectives), larger being better: whether i is nowhere worse than j and somewhere better, n x n."""
+    nowhere_worse = np.ones((len(values), len(values)), dtype=bool)
+    somewhere_better = np.zeros_like(nowhere_worse)
+    for column in values.T:
+        nowhere_worse &= column[:, None] >= column
+        somewhere_better |= column[:, None] > column
+    return nowhere_worse & somewhere_better
+
+
+def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str:
+    """One line: the first-ranked trial's first objective beside the baseline's. A comparison, not yet a finding."""
+    completed = table[table["state"] == "complete"] if len(table) else table
+    if completed.empty:
+        return "no trial has completed"
+    name = objectives[0]
+    best = completed.iloc[0]
+    text = f"best: trial {best['trial']}, {name} {format_cell(name, best[name])}"
+    baseline = completed[completed["note"].str.startswith("baseline")]
+    if baseline.empty:
+        return f"{text}; the baseline has not completed"
+    of_baseline = float(baseline.iloc[0][name])
+    difference = best[name] - of_baseline
+    in_words = f"{100 * difference:+.2f} points" if name.endswith("accuracy") else f"{difference:+.4g}"
+    number = baseline.iloc[0]["trial"]
+    return f"{text}; baseline: trial {number}, {format_cell(name, of_baseline)} (difference {in_words}, one run each)"
+
+
+def best_trial_number(table: pd.DataFrame) -> int | None:
+    """The number of the first-ranked completed trial; None before there is one."""
+    return _first(table[table["state"] == "complete"]) if len(table) else None
+
+
+def baseline_trial_number(table: pd.DataFrame) -> int | None:
+    """The number of the baseline's trial, the last one if it was repeated; None before there is one."""
+    if table.empty:
+        return None
+    return _first(table[table["note"].str.startswith("baseline")].sort_values("trial", ascending=False))
+
+
+def _first(rows: pd.DataFrame) -> int | None:
+    return None if rows.empty else int(rows["trial"].iloc[0])
+
+
+def format_cell(column: str, value: Any) -> str:
+    """A value of the table as a person reads it: accuracies in percent, a run by the beginning of its id."""
+    if value is None or pd.isna(value):
+        return ""
+    if column.endswith("accuracy"):
+        return f"{100 * float(value):.2f} %"
+    if column == "run_id":
+        return str(value)[:8]
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else f"{value:.4g}"
+    return str(value)
+
+
+def column_heading(column: str) -> str:
+    """The name of a column as a person reads it; a parameter's keeps its config key."""
+    return _HEADINGS.get(column, column if "." in column else column.replace("_", " "))
+
+
+def parameter_in_words(parameter: str) -> str:
+    """A parameter by its last name, in words: `model.conv1_filters` is conv1 filters."""
+    return parameter.rpartition(".")[2].replace("_", " ")
+
+
+def parameters_among(columns: Iterable[Any]) -> list[str]:
+    """Those of a table's columns that are parameters: their names are dotted."""
+    return [str(column) for column in columns if "." in str(column)]
+
+
+_HEADINGS = {"cpu_seconds": "CPU s", "run_id": "run", "validation_accuracy": "val. accuracy"}

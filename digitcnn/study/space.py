@@ -1,0 +1,255 @@
+"""The search space: which keys of a run's config a study varies, and over which values."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from digitcnn.config import RunConfig, nearest_key
+from digitcnn.errors import ConfigError
+
+Scalar = bool | int | float | str
+_SEARCHED_GROUPS = ("model", "training")
+# Beyond this many corners of the space, only the all-low and all-high ones are tried: a check takes 0.1 ms each.
+_MOST_CORNERS = 4096
+_MOST_GRID_POINTS = 100_000
+_MOST_STEPS = 10_000_000_000
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A categorical parameter: one of some values, in the order given."""
+
+    values: tuple[Scalar, ...]
+
+    @property
+    def extremes(self) -> tuple[Scalar, ...]:
+        return self.values
+
+    @property
+    def size(self) -> float:
+        return len(self.values)
+
+    def contains(self, value: Scalar) -> bool:
+        """Whether the value is one of the choices."""
+        return value in self.values
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(str(value) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from `low` to `high`, both included, in steps of `step` or evenly on a logarithmic scale."""
+
+    low: int | float
+    high: int | float
+    step: int | float | None
+    log: bool
+
+    @property
+    def is_integer(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def is_finite(self) -> bool:
+        return self.step is not None
+
+    @property
+    def steps(self) -> int:
+        """How many steps lead from the lowest to the highest value of a finite range."""
+        if self.step is None:
+            raise ValueError("a continuous range has no steps")
+        # 1e-9: a float step such as 0.1 must reach its end in spite of rounding.
+        return math.floor((self.high - self.low) / self.step + 1e-9)
+
+    def value(self, step: int) -> int | float:
+        """The value after some steps of a finite range."""
+        return self.low + step * (self.step or 0)
+
+    @property
+    def extremes(self) -> tuple[int | float, int | float]:
+        """The lowest and the highest value: a range need not end on a step."""
+        return (self.low, self.value(self.steps) if self.is_finite else self.high)
+
+    @property
+    def values(self) -> tuple[int | float, ...]:
+        """Every value of a finite range, in ascending order."""
+        return tuple(self.value(step) for step in range(self.steps + 1))
+
+    @property
+    def size(self) -> float:
+        return self.steps + 1 if self.is_finite else math.inf
+
+    def contains(self, value: Scalar) -> bool:
+        """Whether the value is one that the range reaches."""
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        return self.step is None or value == self.value(round((value - self.low) / self.step))
+
+    def __str__(self) -> str:
+        step = f", step {self.step}" if self.step not in (None, 1) else ""
+        return f"{self.low} to {self.high}{step}{', logarithmic' if self.log else ''}"
+
+
+Space = dict[str, Choices | Range]
+
+
+def parse_space(tree: Mapping[str, Any], baseline: RunConfig) -> Space:
+    """The space that a `study.space` tree describes, by dotted name, in the tree's order.
+
+    A value is `{choices: [..]}`, or a list as its short form; `{low, high, step, log}`; or null for a key that is
+    not varied after all. The baseline's own value joins the choices: it is trial 0, so it is part of the study.
+    Raises ConfigError for unknown keys, for empty or inverted ranges and for values that the key does not allow.
+    """
+    known = {name: value for name, value in baseline.parameters().items() if _group(name) in _SEARCHED_GROUPS}
+    space: Space = {}
+    for name, description in _leaves(tree):
+        if name == "backend":
+            raise ConfigError("study.space.backend: cannot be searched, as a process has one; give each its own study")
+        if name not in known:
+            raise ConfigError(f"study.space.{name}: unknown key; {nearest_key(name, list(known))}")
+        if description is not None:
+            space[name] = _parameter(name, description, known[name])
+    if not space:
+        raise ConfigError("study.space: is empty; must vary at least one key")
+    _check_values(space, baseline)
+    return space
+
+
+def grid_points(space: Space) -> list[dict[str, Scalar]]:
+    """Every point of a finite space. Raises ConfigError if the space is continuous or too large to walk."""
+    for name, parameter in space.items():
+        if isinstance(parameter, Range) and not parameter.is_finite:
+            raise ConfigError(
+                f"study.sampler=grid: study.space.{name} is continuous; give it a step or choices, or another sampler"
+            )
+    if space_size(space) > _MOST_GRID_POINTS:
+        raise ConfigError(
+            f"study.sampler=grid: the space has {space_size(space):,.0f} points; at most {_MOST_GRID_POINTS:,}"
+        )
+    axes = [parameter.values for parameter in space.values()]
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def space_size(space: Space) -> float:
+    """The number of points, infinite if any parameter is continuous."""
+    return math.prod(parameter.size for parameter in space.values())
+
+
+def space_corners(space: Space) -> list[dict[str, Scalar]]:
+    """The points at which every parameter is at an extreme; of a wide space only the all-low and all-high ones."""
+    extremes = [parameter.extremes for parameter in space.values()]
+    if math.prod(len(values) for values in extremes) > _MOST_CORNERS:
+        points = [tuple(values[0] for values in extremes), tuple(values[-1] for values in extremes)]
+    else:
+        points = list(itertools.product(*extremes))
+    return [dict(zip(space, point, strict=True)) for point in points]
+
+
+def describe_space(space: Space) -> dict[str, Any]:
+    """The space as plain values: what a study remembers of it, to refuse being resumed with another one."""
+    return {
+        name: list(parameter.values)
+        if isinstance(parameter, Choices)
+        else {"low": parameter.low, "high": parameter.high, "step": parameter.step, "log": parameter.log}
+        for name, parameter in space.items()
+    }
+
+
+def _group(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and not set(value) & {"choices", "low", "high", "step", "log"}:
+            leaves += _leaves(value, f"{name}.")
+        else:
+            leaves.append((name, value))
+    return leaves
+
+
+def _parameter(name: str, description: Any, baseline_value: Any) -> Choices | Range:
+    key = f"study.space.{name}"
+    if isinstance(description, list):
+        description = {"choices": description}
+    if not isinstance(description, Mapping):
+        raise ConfigError(f"{key}={description}: must be a list of choices, or {{low, high, step, log}}")
+    unknown = sorted(set(description) - {"choices", "low", "high", "step", "log"})
+    if unknown:
+        raise ConfigError(f"{key}.{unknown[0]}: unknown key; must be one of choices, low, high, step, log")
+    if not description:
+        raise ConfigError(f"{key}={{}}: is empty; give choices or low and high")
+    given = {part: value for part, value in description.items() if value is not None}
+    if "choices" in given:
+        if len(given) > 1:
+            raise ConfigError(f"{key}: has both choices and a range; write {key}=[..] to replace the range")
+        return _choices(key, given["choices"], baseline_value)
+    return _range(key, given, baseline_value)
+
+
+def _choices(key: str, values: Any, baseline_value: Any) -> Choices:
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{key}.choices={values}: must be a list of at least one value")
+    for value in values:
+        if not isinstance(value, Scalar):
+            raise ConfigError(f"{key}.choices={values}: must hold numbers, words or true and false")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}.choices={values}: must be finite")
+    if len(set(values)) != len(values):
+        raise ConfigError(f"{key}.choices={values}: must name each value once")
+    if isinstance(baseline_value, Scalar) and baseline_value not in values:
+        values = (
+            sorted([*values, baseline_value]) if _are_numbers([*values, baseline_value]) else [*values, baseline_value]
+        )
+    return Choices(tuple(values))
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _range(key: str, given: Mapping[str, Any], baseline_value: Any) -> Range:
+    for part in ("low", "high"):
+        if part not in given:
+            raise ConfigError(f"{key}.{part}: missing; a range needs low and high")
+    for part in ("low", "high", "step"):
+        value = given.get(part, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"{key}.{part}={value}: must be a finite number")
+    low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
+    if not isinstance(log, bool):
+        raise ConfigError(f"{key}.log={log}: must be true or false")
+    if low > high:
+        raise ConfigError(f"{key}: is empty: low={low} is above high={high}")
+    if not isinstance(baseline_value, int | float) or isinstance(baseline_value, bool):
+        raise ConfigError(f"{key}: is not a number in the baseline ({baseline_value}); give choices")
+    if step is not None and (step <= 0 or log):
+        raise ConfigError(f"{key}.step={step}: must be above 0, and not be given with log")
+    if step is not None and (high - low) / step > _MOST_STEPS:
+        raise ConfigError(f"{key}.step={step}: gives more than {_MOST_STEPS:,} values")
+    if log and low <= 0:
+        raise ConfigError(f"{key}.low={low}: must be above 0 on a logarithmic scale")
+    if all(isinstance(value, int) for value in (low, high)) and isinstance(baseline_value, int):
+        if step is not None and not isinstance(step, int):
+            raise ConfigError(f"{key}.step={step}: must be a whole number between whole numbers")
+        return Range(low, high, None if log else step or 1, log)
+    if isinstance(baseline_value, int):
+        raise ConfigError(f"{key}: low={low} and high={high} must be whole numbers")
+    return Range(float(low), float(high), None if step is None else float(step), log)
+
+
+def _check_values(space: Space, baseline: RunConfig) -> None:
+    """Every extreme value must be one that the config allows under that key."""
+    for name, parameter in space.items():
+        for value in parameter.extremes:
+            try:
+                baseline.replace({name: value})
+            except ConfigError as error:
+                raise ConfigError(f"study.space.{error}") from None

@@ -1,0 +1,113 @@
+"""Finding what was recorded: a study's runs and those that confirm it, their files, and the champion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from digitcnn.config import LATER_KEYS, RunConfig, TrackingConfig
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.tracking.client import Store, deliver, open_store
+from digitcnn.tracking.recorder import PREDICTIONS
+
+CHAMPION_MODEL = "digitcnn"
+CHAMPION_ALIAS = "champion"
+_MOST_RUNS = 1000
+
+
+def open_recorded(config: TrackingConfig, wanted: str, say: Callable[[str], None]) -> Store:
+    """Opens the store that `wanted` (KEY=VALUE) is looked for in, and delivers what is kept for it.
+
+    Raises ConfigError, and creates nothing, if nothing is recorded yet.
+    """
+    if config.uri is None and not (config.folder / "mlflow.db").exists():
+        raise ConfigError(f"{wanted}: nothing is recorded in {config.folder}")
+    store = open_store(config, say)
+    deliver(store)
+    return store
+
+
+def read_text(store: Store, run_id: str, name: str) -> str:
+    """A text file that a run recorded."""
+    try:
+        return Path(store.client.download_artifacts(run_id, name)).read_text()
+    except OSError as error:
+        raise MachineError(f"run {run_id}: its {name} cannot be read ({error}); the records are incomplete") from None
+
+
+def study_runs(store: Store, study: str) -> list[Any]:
+    """Every run of a study, of whatever status: its own, its trials and those that confirm it."""
+    return search_runs(store, f"tags.study = '{study}'")
+
+
+def confirmation_runs(store: Store, study: str) -> list[Any]:
+    """The runs that confirm a study, of whatever status."""
+    return search_runs(store, f"tags.study = '{study}' AND tags.confirms LIKE '%'")
+
+
+def search_runs(store: Store, filters: str) -> list[Any]:
+    """Every run of the experiment that MLflow's filters let through, the newest first."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = store.client.search_runs([store.experiment_id], filters, max_results=_MOST_RUNS, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def was_trained_with(run: Any, config: RunConfig) -> bool:
+    """Whether a run was trained with this config; threads aside, which change its last bits and its speed."""
+    wanted = {name: str(value) for name, value in config.parameters().items() if name != "training.threads"}
+    recorded = LATER_KEYS | run.data.params
+    return all(recorded.get(name) == value for name, value in wanted.items())
+
+
+def read_predictions(store: Store, run_id: str) -> str:
+    """The predicted class of every test image, as CSV: image, label, predicted, probability."""
+    return read_text(store, run_id, PREDICTIONS)
+
+
+def logged_model(store: Store, run_id: str) -> Any:
+    """The logged model of a run. Raises ConfigError if it has none."""
+    models = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+    if not models:
+        raise ConfigError(f"run={run_id}: has no model; runs that were pruned or failed keep none")
+    return models[0]
+
+
+def champion_run(store: Store) -> str:
+    """The id of the run whose model is the champion."""
+    models = store.client.search_registered_models(f"name = '{CHAMPION_MODEL}'")
+    version = models[0].aliases.get(CHAMPION_ALIAS) if models else None
+    if version is None:
+        raise ConfigError("run=champion: there is none yet; digitcnn confirm study=NAME finds it")
+    return str(store.client.get_model_version(CHAMPION_MODEL, version).run_id)
+
+
+def register_champion(store: Store, run_id: str, tags: Mapping[str, str], card: str) -> str:
+    """Makes the model of a run the champion, with tags and a model card, and returns its version."""
+    if not store.client.search_registered_models(f"name = '{CHAMPION_MODEL}'"):
+        store.client.create_registered_model(CHAMPION_MODEL)
+    known = [each for each in store.client.search_model_versions(f"run_id = '{run_id}'") if each.name == CHAMPION_MODEL]
+    if known:
+        version = str(known[0].version)
+        store.client.update_model_version(CHAMPION_MODEL, version, card)
+        for key, value in tags.items():
+            store.client.set_model_version_tag(CHAMPION_MODEL, version, key, value)
+    else:
+        model = logged_model(store, run_id)
+        version = str(
+            store.client.create_model_version(
+                CHAMPION_MODEL,
+                model.artifact_location,
+                run_id,
+                dict(tags),
+                description=card,
+                model_id=model.model_id,
+            ).version
+        )
+    store.client.set_registered_model_alias(CHAMPION_MODEL, CHAMPION_ALIAS, version)
+    return version

@@ -1,0 +1,41 @@
+"""Training: data, networks, backends, engines and the loop; knows neither MLflow nor Optuna."""
+
+from digitcnn.training.architecture import MOST_PARAMETERS, check_fits, count_multiplications, count_parameters
+from digitcnn.training.backends import BACKEND_PACKAGES, check_installed
+from digitcnn.training.data import load_splits
+from digitcnn.training.engines.engine import make_engine
+from digitcnn.training.environment import (
+    available_cores,
+    cpu_model,
+    describe_environment,
+    git_state,
+    import_keras,
+    package_versions,
+    repeatable_flags,
+    resident_memory_mb,
+)
+from digitcnn.training.loop import samples_per_epoch, train
+from digitcnn.training.network import build_model, weights_sha256
+
+__all__ = [
+    "BACKEND_PACKAGES",
+    "MOST_PARAMETERS",
+    "available_cores",
+    "build_model",
+    "check_fits",
+    "check_installed",
+    "count_multiplications",
+    "count_parameters",
+    "cpu_model",
+    "describe_environment",
+    "git_state",
+    "import_keras",
+    "load_splits",
+    "make_engine",
+    "package_versions",
+    "repeatable_flags",
+    "resident_memory_mb",
+    "samples_per_epoch",
+    "train",
+    "weights_sha256",
+]

@@ -1,0 +1,1 @@
+"""The ways to train a model for an epoch: Keras's own fit, and the compiled step."""

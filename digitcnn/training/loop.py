@@ -1,0 +1,139 @@
+"""Training one model on one data set: epochs, their metrics, and what the whole came to."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitcnn.config import TrainingConfig
+from digitcnn.errors import TrainingDiverged
+from digitcnn.training.engines.engine import make_engine
+from digitcnn.training.network import weights_sha256
+from digitcnn.values import Decision, EpochMetrics, Evaluation, Splits, TrainingResult
+
+if TYPE_CHECKING:
+    import keras
+
+
+def batches_per_epoch(config: TrainingConfig, examples: int) -> int:
+    """How many updates an epoch makes; a full pass ends with a partial batch if the sizes do not divide."""
+    if config.steps_per_epoch is None:
+        return math.ceil(examples / config.batch_size)
+    return config.batch_size if config.steps_per_epoch == "batch_size" else config.steps_per_epoch
+
+
+def samples_per_epoch(config: TrainingConfig, examples: int) -> int:
+    """How many images an epoch sees, repeated ones counted each time."""
+    return examples if config.steps_per_epoch is None else batches_per_epoch(config, examples) * config.batch_size
+
+
+def epoch_orders(config: TrainingConfig, examples: int) -> Iterator[NDArray[np.int64]]:
+    """For each epoch the indices of its samples, in order; consecutive `batch_size` of them are a batch.
+
+    A full pass is one permutation. With `steps_per_epoch` the epochs are consecutive pieces of an endless stream of
+    permutations, so that every image is seen equally often however long an epoch is. Depends on the seed alone.
+    """
+    generator = np.random.default_rng([config.seed, 1])
+    if config.steps_per_epoch is None:
+        for _ in range(config.epochs):
+            yield generator.permutation(examples)
+        return
+    samples = samples_per_epoch(config, examples)
+    stream = np.empty(0, dtype=np.int64)
+    for _ in range(config.epochs):
+        passes = math.ceil((samples - len(stream)) / examples)
+        stream = np.concatenate([stream, *(generator.permutation(examples) for _ in range(passes))])
+        yield stream[:samples]
+        stream = stream[samples:]
+
+
+def train(
+    model: keras.Model,
+    splits: Splits,
+    config: TrainingConfig,
+    on_epoch: Callable[[EpochMetrics], Decision],
+    on_progress: Callable[[int, float], None] | None = None,
+) -> TrainingResult:
+    """Trains the model in place with Adam on cross-entropy and judges it after every epoch, or after the last alone.
+
+    `on_epoch` sees each epoch's metrics as they come and decides whether to go on. `on_progress(epoch, fraction)`
+    is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite number.
+    """
+    engine = make_engine(model, splits.train, config)
+    epochs: list[EpochMetrics] = []
+    ending: Literal["completed", "pruned", "stopped"] = "completed"
+    samples_seen = 0
+    final: Evaluation | None = None
+    _reset_peak_memory()
+    began, cpu_began = time.perf_counter(), time.process_time()
+    for epoch, order in enumerate(epoch_orders(config, len(splits.train)), start=1):
+        epoch_began = time.perf_counter()
+        progress = None if on_progress is None else lambda fraction, epoch=epoch: on_progress(epoch, fraction)
+        train_loss, train_accuracy = engine.train_epoch(order, progress)
+        trained = time.perf_counter()
+        if not splits.judged_once:
+            final = engine.evaluate(splits.validation)
+        samples_seen += len(order)
+        bad = [loss for loss in (train_loss, 0.0 if final is None else final.loss) if not math.isfinite(loss)]
+        if bad:
+            raise TrainingDiverged(f"the loss became {bad[0]} in epoch {epoch}")
+        metrics = EpochMetrics(
+            epoch=epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            validation_loss=None if final is None else final.loss,
+            validation_accuracy=None if final is None else final.accuracy,
+            epoch_seconds=time.perf_counter() - epoch_began,
+            images_per_second=len(order) / (trained - epoch_began),
+        )
+        epochs.append(metrics)
+        decision = on_epoch(metrics)
+        if decision != "continue" and epoch < config.epochs:
+            ending = "pruned" if decision == "prune" else "stopped"
+            break
+    if final is None:
+        final = engine.evaluate(splits.validation)
+        if not math.isfinite(final.loss):
+            raise TrainingDiverged(f"the loss on the test set is {final.loss}")
+    engine.finish()
+    confusion = np.zeros((splits.classes, splits.classes), dtype=np.int64)
+    np.add.at(confusion, (splits.validation.labels, final.predictions), 1)
+    return TrainingResult(
+        ending=ending,
+        epochs=tuple(epochs),
+        final=final,
+        labels=splits.validation.labels,
+        judged_once=splits.judged_once,
+        confusion=confusion,
+        training_seconds=time.perf_counter() - began,
+        cpu_seconds=time.process_time() - cpu_began,
+        peak_memory_mb=peak_memory_mb(),
+        samples_seen=samples_seen,
+        updates=len(epochs) * batches_per_epoch(config, len(splits.train)),
+        parameters=model.count_params(),
+        weights_sha256=weights_sha256(model),
+        engine=engine.name,
+    )
+
+
+def _reset_peak_memory() -> None:
+    """Begins a new high-water mark, where the system can: a warm worker's earlier trials are not this run's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """The most memory (resident, MB) that this process has held since the mark was reset, or ever."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,133 @@
+"""Values that rooms pass to each other: examples and splits, an epoch's metrics, a run's result."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Decision = Literal["continue", "prune", "stop"]
+
+
+def _bytes(array: NDArray[Any]) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Grey images (n, height, width) uint8 with their labels (n,) int64, 0 to classes - 1."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sha256(self) -> str:
+        """The SHA-256 of images and labels, in their order."""
+        return hashlib.sha256(_bytes(self.images) + _bytes(self.labels)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What one run trains on and is judged by: after every epoch, or `judged_once` after the last.
+
+    `sha256` identifies the arrays that were read, before splitting.
+    """
+
+    name: str
+    path: str
+    train: Examples
+    validation: Examples
+    classes: int
+    sha256: str
+    judged_once: bool = False
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width."""
+        _, height, width = self.train.images.shape
+        return height, width
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model did on n examples: mean cross-entropy in nats, the fraction it had right, its predicted classes (n,)
+    and the probabilities (n,) that it gave them.
+    """
+
+    loss: float
+    accuracy: float
+    predictions: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch. Losses are mean cross-entropies in nats, accuracies fractions.
+
+    The training metrics are means over the epoch's samples at the weights of each update, the validation metrics
+    those at the epoch's end; none where the examples are judged once. `epoch_seconds` covers training and validation,
+    `images_per_second` training alone.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    epoch_seconds: float
+    images_per_second: float
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics by name, without the epoch's number and what was not measured."""
+        return {name: value for name, value in vars(self).items() if name != "epoch" and value is not None}
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A training that ended by itself (`completed`) or was ended at an epoch (`pruned`, `stopped`).
+
+    `final` is how the final model did on the examples that judge the run, `labels` (n,) what they are; `judged_once`
+    says that they are the test set, read for this alone. `confusion[i, j]` counts those of class i that the model
+    takes for class j.
+    """
+
+    ending: Literal["completed", "pruned", "stopped"]
+    epochs: tuple[EpochMetrics, ...]
+    final: Evaluation
+    labels: NDArray[np.int64]
+    judged_once: bool
+    confusion: NDArray[np.int64]
+    training_seconds: float
+    cpu_seconds: float
+    peak_memory_mb: float
+    samples_seen: int
+    updates: int
+    parameters: int
+    weights_sha256: str
+    engine: str
+
+    def summary(self) -> dict[str, float]:
+        """The final metrics by name: the last and the best validation, or the test; and the cost."""
+        if self.judged_once:
+            judged = {"test_loss": self.final.loss, "test_accuracy": self.final.accuracy}
+        else:
+            best = max(self.epochs, key=lambda epoch: epoch.validation_accuracy or 0.0)
+            judged = {
+                "validation_loss": self.final.loss,
+                "validation_accuracy": self.final.accuracy,
+                "best_validation_accuracy": best.validation_accuracy or 0.0,
+                "best_epoch": best.epoch,
+            }
+        return judged | {
+            "training_seconds": self.training_seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "peak_memory_mb": self.peak_memory_mb,
+            "samples_seen": self.samples_seen,
+            "updates": self.updates,
+            "parameters": self.parameters,
+        }

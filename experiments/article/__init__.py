@@ -1,0 +1,1 @@
+"""The published study of the article: its tables, contrasts, figures and text."""

@@ -1,0 +1,250 @@
+"""What the published tables answer to each question, for RESULTS.md: tables and sentences, from the tables alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from digitcnn import evaluation, report
+from digitcnn.evaluation import PairedComparison, Summary
+from digitcnn.study import best_against_baseline, column_heading, format_cell, parameter_in_words, parameters_among
+from experiments.article import contrasts
+from experiments.article.contrasts import ARTICLES_BATCH, ARTICLES_FILTERS, BATCH_SIZE_STUDIES, Tables
+
+# Source: the article; one run of each network, on the test set.
+NETWORKS = {"cnn": 0.9929, "mlp": 0.9801}
+_ROWS = 5
+_SUMMARY = ("n", "accuracy (%)", "sd", "95 % interval")
+_TEST = ("p (Holm)", "verdict")
+
+
+def line_of_article(tables: Tables) -> str:
+    """The two networks, in a line of the headline."""
+    cnn, mlp = (
+        evaluation.summarize(contrasts.accuracies(tables["article"], network=name).tolist()) for name in NETWORKS
+    )
+    return (
+        f"The article's CNN gets {_mean(cnn)} of the test images right, its fully connected network {_mean(mlp)}; "
+        f"the article says {_percent(NETWORKS['cnn'])} and {_percent(NETWORKS['mlp'])} %"
+    )
+
+
+def line_of_batch_size(tables: Tables) -> str:
+    """The smallest batch size at two budgets, in a line of the headline."""
+    smallest = int(tables["batch_size"]["training.batch_size"].min())
+    as_article, equal = (contrasts.batch_size_comparisons(tables, study)[smallest] for study in BATCH_SIZE_STUDIES)
+    return (
+        f"Batch size {smallest} instead of {ARTICLES_BATCH}: {_points(as_article.difference)}, {as_article.verdict}, "
+        f"as the article counts epochs, where larger batches see more images; {_points(equal.difference)}, "
+        f"{equal.verdict}, at an equal number of images"
+    )
+
+
+def line_of_default(tables: Tables) -> str:
+    """The default study confirmed, in a line of the headline."""
+    table = tables["confirmation"]
+    baseline, leading = table.iloc[0], table.iloc[evaluation.leading_row(table)]
+    articles, its = settings(baseline), settings(leading)
+    if leading["champion"]:
+        subject = f"The champion of the default study ({its}) against the article's settings ({articles})"
+    else:
+        which = f"None of the {len(table) - 1} trials of the default study that were confirmed"
+        nothing = f"{which} is better than the article's settings ({articles})"
+        if leading["n"] == 0:
+            return f"{nothing}: {leading['verdict']}"
+        subject = f"{nothing}; the best of them ({its})"
+    names = ("difference", "difference_low", "difference_high")
+    mean, low, high = (float(leading[name]) for name in names)
+    points = _points(Summary(int(leading["n"]), mean, float("nan"), low, high))
+    return f"{subject}: {points} on the test set, {leading['verdict']} (p {leading['p_holm']:.2g})"
+
+
+def networks(tables: Tables) -> dict[str, str]:
+    """The article's two networks by its own protocol."""
+    rows, said = [], []
+    values = {name: contrasts.accuracies(tables["article"], network=name) for name in NETWORKS}
+    for name, reported in NETWORKS.items():
+        low, high = evaluation.prediction_interval(values[name].tolist())
+        best = float(tables["article"].query("network == @name")["best_validation_accuracy"].mean())
+        single = f"{_percent(low)} to {_percent(high)}"
+        cells = _summary(evaluation.summarize(values[name].tolist()))
+        rows.append([name.upper(), *cells, single, _percent(best), f"{_percent(reported)} (n = 1)"])
+        place = "within" if low <= reported <= high else "below" if reported < low else "above"
+        said.append(f"The article's {_percent(reported)} % is {place} the prediction interval of the {name.upper()}.")
+    cnn = values["cnn"]
+    over = f"{sum(value > 0.99 for value in cnn)} of {len(cnn)} runs of the CNN exceed 99 %"
+    mean = (
+        "and so does their mean"
+        if evaluation.summarize(cnn.tolist()).low > 0.99
+        else "but the interval of their mean does not lie above it"
+    )
+    difference = contrasts.compare([(cnn, values["mlp"])])[0]
+    head = ["network", *_SUMMARY, "95 % prediction interval of one run", "mean accuracy of the best epochs", "article"]
+    return {
+        "table": report.markdown_table(head, rows),
+        "found": f"{over}, {mean}. {' '.join(said)} CNN against fully connected network: "
+        f"{_points(difference.difference)}, p = {difference.p:.2g}.",
+    }
+
+
+def batch_size(tables: Tables) -> dict[str, str]:
+    """Each batch size against the article's at two budgets, and one budget against the other."""
+    found = {study: contrasts.batch_size_comparisons(tables, study) for study in BATCH_SIZE_STUDIES}
+    said = {}
+    for study, name in zip(BATCH_SIZE_STUDIES, ("article", "equal"), strict=True):
+        rows = []
+        for size, part in tables["batch_size"].query("study == @study").groupby("training.batch_size"):
+            cells = _summary(evaluation.summarize(part["validation_accuracy"].tolist()))
+            seen, updates = part["samples_seen"].iloc[0], part["updates"].iloc[0]
+            against = _compared(found[study].get(int(str(size))))
+            rows.append([str(size), f"{seen:,.0f}", f"{updates:,.0f}", *cells, *against])
+        head = ["batch size", "images seen", "updates", *_SUMMARY, f"against {ARTICLES_BATCH} (points)", *_TEST]
+        said[name] = report.markdown_table(head, rows)
+    seen = tables["batch_size"].groupby(["study", "training.batch_size"])["samples_seen"].first()
+    rows = [
+        [str(size), *(f"{seen[study, size]:,.0f}" for study in BATCH_SIZE_STUDIES), *_compared(each)]
+        for size, each in contrasts.budget_comparisons(tables).items()
+    ]
+    head = ["batch size", "images, article", "images, equal", "article against equal (points)", *_TEST]
+    sentences = []
+    for size, budget in contrasts.budget_effects(tables).items():
+        as_article, equal = (found[study][size] for study in BATCH_SIZE_STUDIES)
+        sentences.append(
+            f"{size} instead of {ARTICLES_BATCH} gives {_signed(as_article.difference.mean)} points as the article "
+            f"counts and {_signed(equal.difference.mean)} at an equal number of images ({equal.verdict}). What comes "
+            f"with the number of images is the difference of the two: {_points(budget.difference)}, "
+            f"p {budget.p_holm:.2g} (Holm), {budget.verdict}."
+        )
+    return said | {"budget": report.markdown_table(head, rows), "found": " ".join(sentences)}
+
+
+def filters(tables: Tables) -> dict[str, str]:
+    """Every pair of filter counts against the article's, its cost, and what the factors explain."""
+    summaries = contrasts.filter_summaries(tables)
+    pairs = list(zip(summaries["model.conv1_filters"], summaries["model.conv2_filters"], strict=True))
+    values = [
+        contrasts.accuracies(tables["filters"], **{"model.conv1_filters": first, "model.conv2_filters": second})
+        for first, second in pairs
+    ]
+    articles = pairs.index(ARTICLES_FILTERS)
+    others = [index for index in range(len(pairs)) if index != articles]
+    compared = contrasts.compare([(values[index], values[articles]) for index in others])
+    against = dict(zip(others, compared, strict=True))
+    rows = []
+    for index in np.argsort(summaries["cpu_seconds"].to_numpy(), kind="stable"):
+        row = summaries.iloc[index]
+        cells = ["-".join(map(str, pairs[index])), f"{row['parameters']:,.0f}", str(row["n"])]
+        cells += [_percent(row["mean"]), _percent(row["sd"]), f"{row['cpu_seconds']:.0f} ({row['cpu_sd']:.0f})"]
+        rows.append([*cells, "yes" if row["front"] else "", *_compared(against.get(int(index)))])
+    versus = f"against {'-'.join(map(str, ARTICLES_FILTERS))} (points)"
+    head = ["filters", "parameters", "n", "accuracy (%)", "sd", "CPU s (sd)", "front", versus, *_TEST]
+    shares = ", ".join(
+        f"{name} {100 * share:.0f} % ({100 * chance:.0f})"
+        for name, (share, chance) in contrasts.variance_shares(tables).items()
+    )
+    found = f"Of the variance of all accuracies in this grid, and in brackets what chance alone would give: {shares}."
+    return {"table": report.markdown_table(head, rows), "found": found}
+
+
+def backends(tables: Tables) -> dict[str, str]:
+    """Every backend and engine against TensorFlow's fit."""
+    table = tables["backends"]
+    groups = {(str(backend), str(engine)): part for (backend, engine), part in table.groupby(["backend", "engine"])}
+    reference = ("tensorflow", "keras")
+    others = [name for name in groups if name != reference]
+    values = {name: contrasts.accuracies(part) for name, part in groups.items()}
+    compared = dict(zip(others, contrasts.compare([(values[name], values[reference]) for name in others]), strict=True))
+    rows = []
+    for name, part in groups.items():
+        speed = part["images_per_second"]
+        cells = [*name, *_summary(evaluation.summarize(values[name].tolist()))]
+        spread = f"{speed.median():,.0f} ({speed.min():,.0f} to {speed.max():,.0f})"
+        rows.append([*cells, spread, *_compared(compared.get(name))])
+    head = [
+        "backend",
+        "engine",
+        *_SUMMARY,
+        "images/s, median (min to max)",
+        "against TensorFlow's fit (points)",
+        *_TEST,
+    ]
+    differ = [
+        f"{backend}, {engine}, is {each.verdict} than TensorFlow's fit."
+        for (backend, engine), each in compared.items()
+        if each.verdict != "not distinguishable"
+    ]
+    bounds = [abs(bound) for each in compared.values() for bound in (each.difference.low, each.difference.high)]
+    widest = f"The intervals leave room for differences of up to {100 * max(bounds):.2f} points."
+    found = " ".join([*(differ or ["None can be told from TensorFlow's fit by its accuracy."]), widest])
+    return {"table": report.markdown_table(head, rows), "found": found}
+
+
+def default(tables: Tables) -> dict[str, str]:
+    """The default study: the first rows of its leaderboard, and its confirmation."""
+    table, confirmation = tables["leaderboard"], tables["confirmation"]
+    states = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
+    columns = [
+        "rank",
+        "trial",
+        *parameters_among(table),
+        "validation_accuracy",
+        "cpu_seconds",
+        "epochs_run",
+        "state",
+        "note",
+    ]
+    first = table[columns].head(_ROWS)
+    rows = [[format_cell(name, row[name]) for name in columns] for _, row in first.iterrows()]
+    grid = report.confirmed_text(confirmation)
+    configs = [
+        [name, settings(row), *cells]
+        for (name, *cells), (_, row) in zip(grid.body, confirmation.iterrows(), strict=True)
+    ]
+    champion = confirmation[confirmation["champion"]].iloc[0]
+    of_baseline = champion["config"] == "baseline"
+    name, why = ("the baseline", "nothing was better") if of_baseline else (champion["config"], champion["verdict"])
+    return {
+        "trials": f"{len(table)} trials ({states})",
+        "table": report.markdown_table([column_heading(name) for name in columns], rows),
+        "search": f"In the search, {best_against_baseline(table, ['validation_accuracy'])}.",
+        "confirmed": report.markdown_table([grid.head[0], "settings", *grid.head[1:]], configs),
+        "champion": f"The champion is {name} ({settings(champion)}): {why}.",
+    }
+
+
+def settings(row: pd.Series[Any]) -> str:
+    """A config's parameters as a person says them."""
+    names = parameters_among(row.index)
+    return ", ".join(f"{parameter_in_words(name)} {format_cell(name, row[name])}" for name in names)
+
+
+def _summary(summary: Summary) -> list[str]:
+    interval = f"{_percent(summary.low)} to {_percent(summary.high)}"
+    return [str(summary.n), _percent(summary.mean), _percent(summary.sd), interval]
+
+
+def _compared(each: PairedComparison | None) -> list[str]:
+    if each is None:
+        return ["", "", ""]
+    low, high = _signed(each.difference.low), _signed(each.difference.high)
+    return [f"{_signed(each.difference.mean)} ({low} to {high})", f"{each.p_holm:.2g}", each.verdict]
+
+
+def _mean(summary: Summary) -> str:
+    low, high = _percent(summary.low), _percent(summary.high)
+    return f"{_percent(summary.mean)} % (n = {summary.n}, 95 % interval {low} to {high})"
+
+
+def _points(difference: Summary) -> str:
+    low, high = _signed(difference.low), _signed(difference.high)
+    return f"{_signed(difference.mean)} points (n = {difference.n}, 95 % interval {low} to {high})"
+
+
+def _signed(fraction: float) -> str:
+    return f"{100 * fraction:+.2f}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"

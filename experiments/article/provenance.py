@@ -1,0 +1,111 @@
+"""How published runs were made: by which command, when, on what, and in which time; as a table, and in words."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from digitcnn import training
+
+_TAGS = (
+    *("cpu", "cores", "threads", "engine", "python", "version.keras", "version.numpy"),
+    *(f"version.{package}" for packages in training.BACKEND_PACKAGES.values() for package in packages),
+    *("git.commit", "git.dirty"),
+)
+COLUMNS = ("part", "command", "runs", "wall_seconds", "cpu_seconds", "date", *_TAGS)
+_VERSIONS = {
+    "python": "Python",
+    "version.keras": "Keras",
+    "version.tensorflow": "TensorFlow",
+    "version.jax": "JAX",
+    "version.torch": "PyTorch",
+}
+# Between the values of a cell, if the runs of one command have several.
+_SEPARATOR = "; "
+
+
+def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
+    """A row, of COLUMNS, per command that some runs were made by.
+
+    Without runs that tell of no command: those that were cut off while they began, and the twins of others, which took
+    no time. And without those that have not ended. The wall time is that in which at least one of the runs was at work:
+    pauses between a sweep and its resumption are none.
+    """
+    by_command: dict[str, list[Any]] = {}
+    for run in runs:
+        if "command" in run.data.tags and run.info.end_time is not None:
+            by_command.setdefault(_published(run.data.tags["command"]), []).append(run)
+    return [
+        {
+            "part": part,
+            "command": command,
+            "runs": len(some),
+            "wall_seconds": round(_busy([(run.info.start_time, run.info.end_time) for run in some]) / 1000),
+            "cpu_seconds": round(sum(run.data.metrics.get("cpu_seconds", 0.0) for run in some)),
+            "date": pd.Timestamp(min(run.info.start_time for run in some), unit="ms").strftime("%Y-%m-%d"),
+        }
+        | {tag: _SEPARATOR.join(dict.fromkeys(_values(some, tag))) for tag in _TAGS}
+        for command, some in by_command.items()
+    ]
+
+
+def _published(command: str) -> str:
+    """Return a recorded command as anybody can type it: `digitcnn NAME ...` without where the records are.
+
+    Runs of the first edition recorded `python .../NAME.py ...`.
+    """
+    words = shlex.split(command)
+    if Path(words[0]).name.startswith("python"):
+        words = words[1:]
+    if Path(words[0]).stem in ("digitcnn", "__main__"):
+        words = words[1:]
+    kept = [word for word in words[1:] if not word.lstrip("+").startswith(("tracking.", "tracking="))]
+    return shlex.join(["digitcnn", Path(words[0]).stem, *kept])
+
+
+def _busy(intervals: Sequence[tuple[int, int]]) -> int:
+    """The length of the union of some intervals."""
+    total, until = 0, 0
+    for begin, end in sorted(intervals):
+        total += max(end - max(begin, until), 0)
+        until = max(until, end)
+    return total
+
+
+def _values(runs: Sequence[Any], tag: str) -> list[str]:
+    return [run.data.tags[tag] for run in runs if tag in run.data.tags]
+
+
+def described(made: pd.DataFrame) -> str:
+    """On what all of the rows were made, and from which code."""
+    machines = dict.fromkeys(zip(made["cores"], made["cpu"], strict=True))
+    processors = " and ".join(f"{cores} cores of {cpu}" for cores, cpu in machines)
+    versions = {label: " and ".join(_distinct(made, column)) for column, label in _VERSIONS.items()}
+    commits = ", ".join(commit[:10] for commit in _distinct(made, "git.commit"))
+    dirty = ", and code that differed from its commit" if "true" in _distinct(made, "git.dirty") else ""
+    return (
+        f"On {processors}.\n"
+        + ", ".join(f"{label} {numbers}" for label, numbers in versions.items() if numbers)
+        + f"; commits {commits}{dirty}.\nThe wall time of a command is that in which a run of "
+        "it was at work: longer than it need be where the machine had other work to do, as the CPU time shows."
+    )
+
+
+def _distinct(made: pd.DataFrame, column: str) -> list[str]:
+    """Every value that the runs have, each once."""
+    return list(dict.fromkeys(value for cell in made[column] for value in cell.split(_SEPARATOR) if value))
+
+
+def commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
+    """The commands of some parts as Markdown, with their runs, threads, engine, minutes and day."""
+    lines = [
+        f"{_published(row['command'])}    "
+        f"# {row['runs']} runs ({row['engine']} engine, {row['threads']} thread(s) each), "
+        f"{row['wall_seconds'] / 60:.0f} min, {row['cpu_seconds'] / 60:.0f} CPU min, {row['date']}"
+        for _, row in made[made["part"].isin(parts)].iterrows()
+    ]
+    return "\n".join(["```bash", *lines, "```"])

@@ -1,0 +1,20 @@
+"""Measures this project beside its peers: `python -m experiments.benchmarks [KEY=VALUE ...]`."""
+
+from digitcnn import runner
+from digitcnn.cli import main
+from experiments.benchmarks import benchmark
+from experiments.benchmarks.measurement import BenchmarkConfig
+
+
+def compare(config: BenchmarkConfig) -> int:
+    """All rows that the config names, each line as soon as it is known."""
+    runner.check_run(config)
+    measured = benchmark.measure(config, lambda text: print(text, flush=True))
+    path = benchmark.write(measured, config)
+    print(path.read_text())
+    print(f"written to {path} and benchmark.json beside it")
+    return 0
+
+
+if __name__ == "__main__":
+    main("benchmark", BenchmarkConfig, compare)

@@ -1,0 +1,182 @@
+"""The benchmark's rows that are whole commands and studies: what they take beside the training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digitcnn import runner, tracking, training
+from digitcnn.config import SweepConfig, load_config
+from digitcnn.errors import MachineError
+from digitcnn.runner import Job, Outcome
+from digitcnn.training import describe_environment
+from digitcnn.values import Decision, EpochMetrics
+from experiments.benchmarks.measurement import BenchmarkConfig, Measurement
+
+_STUDY_TRIALS, _STUDY_EPOCHS = 8, 2
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _command(name: str, *arguments: str) -> float:
+    """Runs a file of experiments/ to its end and returns the seconds it took."""
+    script = Path(sys.argv[0]).absolute().parent / f"{name}.py"
+    began = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, env=_clean_environment(), check=False
+    )
+    if ended.returncode:
+        raise MachineError(f"{name} {' '.join(arguments)} failed: {ended.stderr.strip().splitlines()[-1:]}")
+    return time.perf_counter() - began
+
+
+def _clean_environment() -> dict[str, str]:
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def whole_run(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+    """Row d."""
+    shares = []
+    for number in range(min(config.rounds, 3)):
+        say(f"row d: round {number + 1}")
+        with _folder() as folder:
+            seconds = _command("train", f"tracking.root={folder}")
+            store = tracking.open_store(config.tracking.model_copy(update={"root": str(folder)}))
+            (run,) = store.client.search_runs([store.experiment_id])
+            epochs = store.client.get_metric_history(run.info.run_id, "epoch_seconds")
+            shares.append(100 * (1 - sum(epoch.value for epoch in epochs) / seconds))
+    return [Measurement("d", "of a whole recorded run of 10 epochs is not epochs", "%", shares, "at most 10 %")]
+
+
+def whole_study(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+    """Row e."""
+    ours, theirs = [], []
+    for number in range(config.rounds):
+        say(f"row e: round {number + 1} of {config.rounds}")
+        with _folder() as folder:
+            theirs.append(
+                _command("idiomatic", str(_STUDY_TRIALS), str(_STUDY_EPOCHS), str(config.images), "10000", str(folder))
+            )
+        with _folder() as folder:
+            ours.append(
+                _command(
+                    "sweep",
+                    f"tracking.root={folder}",
+                    f"study.trials={_STUDY_TRIALS}",
+                    f"training.epochs={_STUDY_EPOCHS}",
+                    f"data.train_size={config.images}",
+                    "study.space.training.epochs=null",
+                    "study.pruner=none",
+                )
+            )
+    # Seconds: the ratio is theirs to ours.
+    values = [their / our for our, their in zip(ours, theirs, strict=True)]
+    what = f"seconds of a study of {_STUDY_TRIALS} trials x {_STUDY_EPOCHS} epochs on {config.images:,} images, "
+    return [Measurement("e", what + "against the idiomatic script", "x", values, "5 x", ours, theirs)]
+
+
+def cold_worker(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+    """Row g."""
+    say("row g")
+    memory, first = [], []
+    for _ in range(min(config.rounds, 3)):
+        with _folder() as folder:
+            shown = _FirstEpoch()
+            plan = runner.plan_sweep(_small_study(config, folder, trials=training.available_cores()))
+            began = time.perf_counter()
+            runner.run_sweep(plan, shown)
+            first.append(shown.first - began)
+            store = tracking.open_store(plan.config.tracking)
+            found = store.client.search_runs([store.experiment_id])
+            peaks = [run.data.metrics["peak_memory_mb"] for run in found if "peak_memory_mb" in run.data.metrics]
+            memory.append(max(peaks) / 1024)
+    return [
+        Measurement("g", "peak memory of a one-core worker", "GB", memory, "at most 1.2 GB"),
+        Measurement("g", "from a cold start of a sweep to the end of its first epoch", "s", first),
+    ]
+
+
+class _FirstEpoch:
+    """A display that notes when the first epoch ended."""
+
+    first = 0.0
+
+    def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None: ...
+
+    def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None: ...
+
+    def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None:
+        self.first = self.first or time.perf_counter()
+
+    def trial_ended(
+        self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
+    ) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def _small_study(config: BenchmarkConfig, folder: Path, trials: int) -> SweepConfig:
+    tree = config.model_dump(include={"data", "model", "training"})
+    tree["tracking"] = {"root": str(folder)}
+    tree["training"]["epochs"] = 1
+    # The seed changes nothing that is measured here, and makes every trial another one.
+    space = {"training": {"seed": {"low": 0, "high": 2**31}}}
+    values = {"name": "benchmark", "objective": "validation_accuracy", "sampler": "random", "pruner": "none"}
+    return load_config(SweepConfig, {**tree, "study": {**values, "space": space, "trials": trials}})
+
+
+class Instant:
+    """A trainer that returns at once, after recording one epoch: what is left is the bookkeeping."""
+
+    def prepare(self, threads: int) -> None:
+        pass
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
+        with tracking.start_run(job.config, job.tags, describe_environment(1), job.run_id) as run:
+            metrics = EpochMetrics(1, 0.1, 0.9, 0.1, 0.9, 1.0, 1.0)
+            run.log_epoch(metrics)
+            on_epoch(metrics)
+            run.ending = "completed"
+        return Outcome("completed", 1, {"validation_accuracy": 0.9, "cpu_seconds": 0.0})
+
+
+def bookkeeping(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+    """Row h."""
+    found = []
+    with _folder() as folder:
+        for recorded in sorted(config.trials):
+            say(f"row h: up to {recorded} trials")
+            _instant(_small_study(config, folder, recorded))
+            seconds = []
+            for number in range(config.rounds):
+                ends = _instant(_small_study(config, folder, recorded + 20 * (number + 1)))
+                seconds.append(1000 * float(np.median(np.diff(ends))))
+            found.append(Measurement("h", f"bookkeeping of a trial after {recorded:,} recorded ones", "ms", seconds))
+    return found
+
+
+def _instant(study: SweepConfig) -> list[float]:
+    """Brings a study to its total with trials that take no time, and returns when each ended (s)."""
+    ends: list[float] = []
+
+    class Ends(_FirstEpoch):
+        def trial_ended(
+            self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
+        ) -> None:
+            ends.append(time.perf_counter())
+
+    runner.run_sweep(runner.plan_sweep(study), Ends(), Instant())
+    return ends

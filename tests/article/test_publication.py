@@ -1,0 +1,384 @@
+"""The published tables hold what is recorded, each run once, and a part that is not whole is not published."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from digitcnn import evaluation, tracking
+from digitcnn.config import RunConfig, StudyReference, SweepConfig, TrackingConfig, load_config
+from digitcnn.errors import ConfigError
+from digitcnn.evaluation import ConfirmConfig
+from digitcnn.report import StudyRecord
+from digitcnn.runner import Job
+from digitcnn.tracking import Store, open_store, operations, put, recorder
+from digitcnn.tracking import local as local_module
+from digitcnn.training import samples_per_epoch
+from experiments.article import __main__ as command
+from experiments.article import answers, contrasts, provenance, publication, results
+from experiments.article.publication import PublishConfig
+from tests.conftest import REPOSITORY
+from tests.runner.test_sweep import Quiet, work
+from tests.support.processes import FORKS
+from tests.support.recorded import saved_model
+from tests.support.trainers import InstantTrainer
+
+# Two seeds and two values of each are enough to tell what is recorded from what is not.
+FEWER = {
+    **{name: {"training": {"batch_size": [50, 250], "seed": [0, 1]}} for name in contrasts.BATCH_SIZE_STUDIES},
+    results.FILTERS: {"training": {"seed": [0, 1]}, "model": {"conv1_filters": [16, 32], "conv2_filters": [64]}},
+}
+
+
+_DIGESTS = {"weights_sha256": "0" * 64, "data_sha256": "1" * 64}
+
+
+@dataclass(frozen=True)
+class ThoroughTrainer(InstantTrainer):
+    """Records all that a real training does; a seed brings a thousandth, and so does a batch size of 50."""
+
+    folder: Path = Path()
+
+    def at_the_end(self, job: Job, run: recorder.Run) -> None:
+        training = job.config.training
+        samples = training.epochs * samples_per_epoch(training, 50_000)
+        accuracy = 0.95 + 0.001 * training.seed + 0.001 * (training.batch_size == 50)
+        judged = "test" if job.config.data.validation == "test_once" else "validation"
+        measured = {f"{judged}_accuracy": accuracy, f"{judged}_loss": 0.1, "samples_seen": samples}
+        costs = {"updates": 7, "parameters": 9, "training_seconds": 3.0, "cpu_seconds": 4.0, "peak_memory_mb": 1.0}
+        best = {"best_validation_accuracy": accuracy, "best_epoch": 1}
+        put(run.store, run.run_id, tracking.metrics(measured | costs | best, training.epochs))
+        # As the engines do: compiled where that can train.
+        engine = "keras" if training.engine == "auto" else training.engine
+        put(run.store, run.run_id, tracking.tags(_DIGESTS | {"engine": engine}))
+        labels = np.arange(20) % 10
+        predictions = {"image": range(20), "label": labels, "predicted": labels, "probability": 1.0}
+        run.log_file(recorder.PREDICTIONS, pd.DataFrame(predictions).to_csv(index=False))
+        if judged == "test":
+            # The champion's.
+            put(run.store, run.run_id, operations.model(saved_model(self.folder / run.run_id), {"a": "1"}))
+
+
+def _preset(name: str, root: Path, **study: Any) -> SweepConfig:
+    """A study of conf/study, as the command composes it."""
+    with initialize_config_dir(version_base=None, config_dir=str(REPOSITORY / "conf")):
+        tree: Any = OmegaConf.to_container(compose("sweep", [f"study={name}"]))
+    tree.pop("experiment", None)
+    tree["tracking"]["root"] = str(root)
+    tree["study"] |= {"workers": 1, **study}
+    return load_config(SweepConfig, tree)
+
+
+def _articles(network: str, seed: int) -> dict[str, Any]:
+    training = {"steps_per_epoch": "batch_size", "seed": seed}
+    return {"data": {"validation": "test"}, "model": {"name": network}, "training": training}
+
+
+def _on_backend(backend: str, engine: str, seed: int) -> dict[str, Any]:
+    return {"backend": backend, "training": {"engine": engine, "epochs": 2, "seed": seed}}
+
+
+@dataclass(frozen=True)
+class Records:
+    """A folder of records, and what trains into it."""
+
+    root: Path
+    trainer: ThoroughTrainer
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        return TrackingConfig(root=str(self.root))
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.tracking)
+
+    def record(self, tree: dict[str, Any], tags: dict[str, str] | None = None) -> None:
+        config = load_config(RunConfig, tree | {"tracking": {"root": str(self.root)}})
+        self.trainer.run(Job(config, tags or {}, None), lambda _: "continue")
+
+    def publish(self, folder: Path) -> list[str]:
+        """Publishes, and returns what was said."""
+        said: list[str] = []
+        publication.publish(PublishConfig(folder=str(folder), tracking=self.tracking), said.append)
+        return said
+
+
+def _empty(empty_records: Path, folder: Path) -> Records:
+    root = shutil.copytree(empty_records, folder / "records")
+    local_module.relocate_artifacts(root)
+    (folder / "models").mkdir()
+    return Records(root, ThoroughTrainer(folder=folder / "models"))
+
+
+@pytest.fixture(scope="module")
+def article(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Records:
+    """The article's runs, one of them twice, and one with another learning rate."""
+    records = _empty(empty_records, tmp_path_factory.mktemp("article"))
+    for network, seed in (*itertools.product(answers.NETWORKS, (0, 1)), ("cnn", 1)):
+        records.record(_articles(network, seed))
+    other = _articles("cnn", 0)
+    records.record({**other, "training": {**other["training"], "learning_rate": 0.5}})
+    return records
+
+
+@pytest.fixture(scope="module")
+def rest(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Records:
+    """All that is published but the article's runs."""
+    records = _empty(empty_records, tmp_path_factory.mktemp("rest"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(multiprocessing, "get_context", lambda _: FORKS)
+        for name, space in FEWER.items():
+            work(_preset(name, records.root, space=space), records.trainer)
+        work(_preset(results.DEFAULT, records.root, trials=2, pruner="none"), records.trainer)
+        confirm = {"study": {"name": results.DEFAULT}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
+        planned = evaluation.plan_confirmation(
+            load_config(ConfirmConfig, confirm | {"tracking": {"root": str(records.root)}})
+        )
+        evaluation.run_confirmation(planned, Quiet(), records.trainer)
+    for (backend, engine), seed in itertools.product(publication.BACKENDS, (0, 1)):
+        asked = "auto" if (backend, engine) == ("jax", "keras") else engine
+        records.record(_on_backend(backend, asked, seed))
+    return records
+
+
+@pytest.fixture
+def strays(rest: Records) -> Iterator[None]:
+    """Runs that are no part of what is published, and look like it."""
+    store, name = rest.store, results.DEFAULT
+    (parent,) = {run.data.tags["mlflow.parentRunId"] for run in tracking.confirmation_runs(store, name)}
+    trial = {"study": name, "trial": "9"}
+    made = [
+        # Cut off before it could record by which command; a twin has no command either.
+        tracking.create_training_run(store, RunConfig(), "cut off", trial, parent),
+        # Still at work.
+        tracking.create_training_run(
+            store, RunConfig(), "at work", {"study": name, "confirms": "x", "command": "python x"}, parent
+        ),
+        # Of another study that had the name.
+        tracking.create_training_run(store, RunConfig(), "other", {**trial, "command": "python x"}, "0" * 32),
+    ]
+    for run_id in (made[0], made[2]):
+        tracking.close_run(store, run_id, "KILLED")
+    before = {run.info.run_id for run in tracking.search_runs(store, "")}
+    rest.record(_on_backend("torch", "keras", 0), {"reproduces": "0" * 32})
+    # On fewer cores than the others, if there are more than one: its speed is no answer.
+    one_thread = _on_backend("jax", "keras", 0)
+    one_thread["training"]["threads"] = 1
+    if (os.cpu_count() or 1) > 1:
+        rest.record(one_thread, {"odd": "threads"})
+    rest.record(_on_backend("torch", "keras", 1), {"study": "other"})
+    yield
+    made += {run.info.run_id for run in tracking.search_runs(store, "")} - before
+    for run_id in made:
+        store.client.delete_run(run_id)
+
+
+def test_the_parts_that_are_recorded_are_published(article: Records, tmp_path: Path) -> None:
+    # When
+    said = article.publish(tmp_path)
+    # Then
+    tables = results.read(tmp_path)
+    assert set(tables) == {"article", "provenance"}
+    runs = tables["article"]
+    assert list(zip(runs["network"], runs["seed"], strict=True)) == [("cnn", 0), ("cnn", 1), ("mlp", 0), ("mlp", 1)]
+    assert tables["provenance"]["runs"].tolist() == [4]
+    assert (tmp_path / "RESULTS.md").read_text().count("\n## ") == 2
+    assert [line.partition(": ")[0] for line in said] == ["not published"] * 4
+
+
+def test_what_was_published_stays_until_it_is_made_anew(
+    article: Records, rest: Records, strays: None, tmp_path: Path
+) -> None:
+    # Given
+    article.publish(tmp_path)
+    before = results.read(tmp_path)
+    # When
+    (said,) = rest.publish(tmp_path)
+    # Then
+    assert said.startswith("left as it was published: network: needs runs with several seeds; digitcnn ")
+    text, published = (tmp_path / "RESULTS.md").read_text(), results.read(tmp_path)
+    assert text == results.text(published)
+    assert text.count("\n## ") == 6
+    pd.testing.assert_frame_equal(published["article"], before["article"])
+    sizes = published["batch_size"].groupby(["study", "training.batch_size"])
+    assert sizes["seed"].apply(list).tolist() == [[0, 1]] * 4
+    assert sizes["samples_seen"].first()["batch_size_article"].tolist() == [25_000, 625_000]
+    assert sizes["samples_seen"].first()["batch_size"].tolist() == [250_000] * 2
+    assert len(published["batch_size_curves"]) == 2 * 2 * 10 + 2 * 2 * 5
+    assert len(published["filters"]) == 4
+    backends = published["backends"]
+    assert set(zip(backends["backend"], backends["engine"], strict=True)) == set(publication.BACKENDS)
+    assert published["provenance"].set_index("part")["runs"].to_dict() == {
+        "article": 4,
+        **dict.fromkeys((*contrasts.BATCH_SIZE_STUDIES, results.FILTERS), 4),
+        "backends": 8,
+        results.DEFAULT: 2,
+        "around_article confirmed": 4,
+    }
+    of_others = {run.info.run_id for run in tracking.search_runs(rest.store, "") if "reproduces" in run.data.tags}
+    of_others |= {run.info.run_id for run in tracking.search_runs(rest.store, "tags.study = 'other'")}
+    assert len(of_others) == 2
+    of_others |= {run.info.run_id for run in tracking.search_runs(rest.store, "tags.odd = 'threads'")}
+    assert not of_others & set(backends["run_id"])
+    assert contrasts.batch_size_comparisons(published, "batch_size")[50].difference.mean == pytest.approx(0.001)
+    assert (tmp_path / "champion.yaml").read_text().startswith("# The champion")
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_seed_that_one_of_two_lacks_is_named(article: Records, tmp_path: Path) -> None:
+    # Given
+    article.publish(tmp_path)
+    before = (tmp_path / "article.csv").read_text()
+    article.record(_articles("cnn", 2))
+    (added,) = tracking.search_runs(article.store, "params.`training.seed` = '2'")
+    # When nothing else is recorded
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="publish: nothing that it publishes is recorded"):
+        publication.publish(PublishConfig(folder=str(tmp_path), tracking=article.tracking), said.append)
+    assert said[0].startswith("not published: network=mlp: has 0 runs with training.seed=2, needs one; digitcnn train")
+    assert len(said) == len(results.TABLES)
+    # Then
+    assert (tmp_path / "article.csv").read_text() == before
+    article.store.client.delete_run(added.info.run_id)
+
+
+def test_a_grid_must_be_full() -> None:
+    rows = itertools.product(["filters"], (16, 32), (32, 64), (0, 1))
+    names = ("study", "model.conv1_filters", "model.conv2_filters", "seed")
+    grid = pd.DataFrame(list(rows), columns=list(names))
+    require: Callable[..., None] = publication._require_grid
+    require(grid, *names[1:3])
+    with pytest.raises(ConfigError, match=r"conv1_filters=16 model\.conv2_filters=64: has 0 runs with training.seed=1"):
+        require(grid.drop(index=3), *names[1:3])
+    with pytest.raises(ConfigError, match=r"conv1_filters=16 model\.conv2_filters=32: has 0 runs with training.seed=0"):
+        require(grid.drop(index=[0, 1]), *names[1:3])
+    with pytest.raises(ConfigError, match="has 2 runs with training.seed=0"):
+        require(pd.concat([grid, grid.head(1)]), *names[1:3])
+
+
+def test_a_study_that_its_timeout_ended_is_not_published(rest: Records, tmp_path: Path) -> None:
+    # Given what a timeout leaves: FINISHED, with fewer trials than were asked for
+    store = rest.store
+    (run,) = [each for each in tracking.study_runs(store, results.FILTERS) if "study.key" in each.data.tags]
+    total = run.data.tags["study.trials"]
+    store.client.set_tag(run.info.run_id, "study.trials", "9")
+    # When
+    said = rest.publish(tmp_path)
+    # Then
+    assert [line for line in said if "filters" in line] == [
+        "not published: study.name=filters: is not finished, with 4 of 9 trials; digitcnn sweep study=filters goes on"
+    ]
+    assert not (tmp_path / "filters.csv").exists()
+    store.client.set_tag(run.info.run_id, "study.trials", total)
+
+
+@pytest.mark.parametrize("content", ["", "study\n", "study,seed\n1", '"', "\x00\x01"])
+def test_a_folder_of_torn_or_foreign_tables_is_one_line_and_stays_as_it_is(
+    article: Records, tmp_path: Path, content: str
+) -> None:
+    # Given
+    for name in results.TABLES["batch_size"]:
+        (tmp_path / f"{name}.csv").write_text(content)
+    # When
+    with pytest.raises(ConfigError, match=r"folder=.*: the tables in it are not as publish wrote them \(.+\); restore"):
+        article.publish(tmp_path)
+    # Then
+    assert {path.name for path in tmp_path.iterdir()} == {"batch_size.csv", "batch_size_curves.csv"}
+
+
+def test_a_torn_table_is_in_nobodys_way_once_it_is_made_anew(article: Records, tmp_path: Path) -> None:
+    # Given
+    (tmp_path / "article.csv").write_text("netwo")
+    # When
+    article.publish(tmp_path)
+    # Then
+    assert len(results.read(tmp_path)["article"]) == 4
+
+
+def test_a_study_made_by_another_protocol_than_the_text_says_is_not_published(
+    empty_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+    records = _empty(empty_records, tmp_path)
+    preset = _preset(results.FILTERS, records.root, space=FEWER[results.FILTERS])
+    work(preset.model_copy(update={"training": preset.training.model_copy(update={"epochs": 1})}), records.trainer)
+    # When
+    with pytest.raises(ConfigError) as raised:
+        records.publish(tmp_path / "published")
+    # Then
+    assert raised.match("nothing that it publishes is recorded")
+    found: Callable[..., object] = publication._filters
+    with pytest.raises(ConfigError, match=r"filters: was made with training\.epochs=1 instead of 3; digitcnn "):
+        found(records.store, records.tracking)
+
+
+def test_a_confirmation_that_the_study_went_on_after_is_not_published(
+    rest: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a study whose first trial has settings that were not confirmed
+    read = publication.report.read_study
+
+    def gone_on(*arguments: Any) -> StudyRecord:
+        found = read(*arguments)
+        table = found.table.copy()
+        table.loc[table.index[0], "training.batch_size"] += 1
+        return dataclasses.replace(found, table=table)
+
+    assert read(rest.store, StudyReference(name=results.DEFAULT), rest.tracking).unconfirmed is None
+    monkeypatch.setattr(publication.report, "read_study", gone_on)
+    # When
+    default: Callable[..., object] = publication._default
+    with pytest.raises(ConfigError, match=r"its first, trial \d, is not; digitcnn confirm study=aro"):
+        default(rest.store, rest.tracking)
+
+
+def test_without_records_nothing_is_published(root: Path, tmp_path: Path) -> None:
+    nothing = PublishConfig(folder=str(tmp_path / "published"), tracking=TrackingConfig(root=str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="publish: nothing is recorded"):
+        publication.publish(nothing)
+    empty = nothing.model_copy(update={"tracking": TrackingConfig(root=str(root))})
+    with pytest.raises(ConfigError, match="publish: nothing that it publishes is recorded"):
+        publication.publish(empty)
+    assert not (tmp_path / "published").exists()
+
+
+def test_the_folder_is_below_the_repository_or_at_home(
+    article: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for folder, place in (("results", "repository/results"), ("~/results", "home/results")):
+        assert command.publish(PublishConfig(folder=folder, tracking=article.tracking)) == 0
+        assert f"written: {tmp_path / place / 'RESULTS.md'}," in capsys.readouterr().out
+        assert (tmp_path / place / "article.csv").exists()
+
+
+def test_a_published_command_is_without_the_places_of_a_machine() -> None:
+    published: Callable[[str], str] = provenance._published
+    recorded = (
+        "python '/home/a b/experiments/train.py' --multirun model=cnn,mlp tracking.root=/home/a training.seed=0,1"
+    )
+    assert published(recorded) == "digitcnn train --multirun model=cnn,mlp training.seed=0,1"
+    assert published("python train.py +tracking.uri=http://host tracking=server") == "digitcnn train"
+
+
+def test_time_in_which_nothing_ran_is_no_wall_time() -> None:
+    busy: Callable[[list[tuple[int, int]]], int] = provenance._busy
+    assert busy([(0, 10), (5, 12), (20, 30), (22, 25)]) == 22
+    assert busy([]) == 0

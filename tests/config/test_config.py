@@ -1,0 +1,83 @@
+"""Every mistake in a config is one line that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from digitcnn.config import MlpConfig, RunConfig, SweepConfig, load_config, parse_duration
+from digitcnn.errors import ConfigError
+
+STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
+
+
+def test_the_defaults_are_the_article() -> None:
+    config = load_config(RunConfig, {})
+    assert config.parameters()["training.batch_size"] == 250
+    assert config.parameters()["model.conv2_filters"] == 64
+    assert not any(name.startswith("tracking.") for name in config.parameters())
+
+
+def test_the_model_is_chosen_by_its_name() -> None:
+    assert isinstance(load_config(RunConfig, {"model": {"name": "mlp"}}).model, MlpConfig)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"training": {"bach_size": 1}}, "training.bach_size: unknown key; did you mean training.batch_size?"),
+        ({"training": {"batch_size": "abc"}}, "training.batch_size=abc: must be a valid integer"),
+        ({"training": {"batch_size": 2.5}}, "training.batch_size=2.5: must be a valid integer"),
+        ({"training": {"batch_size": True}}, "training.batch_size=True: must be a valid integer"),
+        ({"training": {"batch_size": 0}}, "training.batch_size=0: must be greater than or equal to 1"),
+        ({"training": {"epochs": 10**9}}, "training.epochs=1000000000: must be less than or equal to 100000"),
+        ({"training": {"learning_rate": -0.1}}, "training.learning_rate=-0.1: must be greater than 0"),
+        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate=nan: must be a finite number"),
+        ({"backend": "cntk"}, "backend=cntk: must be 'tensorflow', 'jax' or 'torch'"),
+        (
+            {"backend": "jax", "training": {"engine": "compiled"}},
+            "training.engine=compiled: needs backend=tensorflow; with jax choose auto or keras",
+        ),
+        ({"training": {"engine": "warp"}}, "training.engine=warp: must be 'auto', 'keras' or 'compiled'"),
+        (
+            {"training": {"steps_per_epoch": "x"}},
+            "training.steps_per_epoch=x: must be null, a whole number from 1 to 10000000, or batch_size",
+        ),
+        ({"model": {"name": "rnn"}}, "model.name=rnn: must be one of cnn, mlp"),
+        (
+            {"model": {"name": "mlp", "conv1_filters": 3}},
+            "model.conv1_filters: unknown key; known keys: model.name, model.dense1_units, model.dense2_units",
+        ),
+        ({"data": {"validation": "both"}}, "data.validation=both: must be 'holdout', 'test' or 'test_once'"),
+        ({"study": {**STUDY, "name": "../x"}}, "study.name=../x: must be 1 to 100 letters, digits, '.', '_' or '-'"),
+        ({"study": {**STUDY, "name": "a\nb"}}, "study.name=a\nb: must be 1 to 100 letters"),
+        ({"study": {**STUDY, "sampler": "x"}}, "study.sampler=x: must be 'tpe', 'random', 'grid'"),
+        ({"study": {**STUDY, "pruner": "x"}}, "study.pruner=x: must be 'median', 'successive_halving'"),
+        ({"study": {**STUDY, "timeout": "5"}}, "study.timeout=5: must be a duration such as 90s, 15m or 2h"),
+        ({"study": {**STUDY, "trials": 0}}, "study.trials=0: must be greater than or equal to 1"),
+        ({"study": {**STUDY, "objective": ["speed"]}}, "study.objective.0=speed: must be 'validation_accuracy'"),
+        ({"study": {**STUDY, "objective": ["cpu_seconds"] * 2}}, "must name each objective once"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(tree: dict[str, Any], message: str) -> None:
+    kind = SweepConfig if "study" in tree else RunConfig
+    with pytest.raises(ConfigError) as caught:
+        load_config(kind, tree)
+    assert message in str(caught.value)
+
+
+def test_replace_checks_as_load_does() -> None:
+    config = load_config(RunConfig, {})
+    assert config.replace({"training.batch_size": 7}).training.batch_size == 7
+    with pytest.raises(ConfigError, match="training.batch_size=0"):
+        config.replace({"training.batch_size": 0})
+
+
+def test_a_single_objective_may_be_written_as_a_word() -> None:
+    config = load_config(SweepConfig, {"study": {**STUDY, "objective": "validation_loss"}})
+    assert config.study.objective == ["validation_loss"]
+
+
+def test_durations() -> None:
+    assert [parse_duration(text) for text in ("90s", "15m", "2h", "1.5h")] == [90, 900, 7200, 5400]

@@ -1,0 +1,270 @@
+"""Pictures of digits: what a person draws, scans or photographs becomes what MNIST looks like, or is refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from digitcnn.predict.preprocess import prepare_picture, read_picture
+from tests.conftest import REPOSITORY
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Pixels:
+    """The first 40 test images of MNIST."""
+    with np.load(REPOSITORY / "digitcnn" / "datasets" / "mnist.npz") as mnist:
+        return np.asarray(mnist["x_test"][:40])
+
+
+def drawing(
+    digit: Pixels, width: int = 200, height: int = 160, side: int = 100, left: int = 30, top: int = 20
+) -> Pixels:
+    """A digit, light on black, its longer side `side` pixels, somewhere in a picture (height, width)."""
+    rows, columns = np.nonzero(digit)
+    cut = Image.fromarray(digit[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
+    scale = side / max(cut.size)
+    cut = cut.resize((round(cut.width * scale), round(cut.height * scale)), Image.Resampling.BICUBIC)
+    page = Image.new("L", (width, height), 0)
+    page.paste(cut, (left, top))
+    return np.asarray(page)
+
+
+def likeness(one: Pixels, other: Pixels) -> float:
+    """The correlation of two prepared pictures, at most a pixel apart: where a centre of mass is rounded to."""
+    shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    return max(float(np.corrcoef(np.roll(one, shift, (0, 1)).ravel(), other.ravel())[0, 1]) for shift in shifts)
+
+
+def _saved(picture: Image.Image, kind: str, **options: Any) -> Image.Image:
+    """The picture as it comes back from a file."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return Image.open(file)
+
+
+def _transparent(drawn: Pixels, ink: int) -> Image.Image:
+    rgba = np.full((*drawn.shape, 4), ink, np.uint8)
+    rgba[..., 3] = drawn
+    return _saved(Image.fromarray(rgba), "PNG")
+
+
+def _card(drawn: Pixels) -> Image.Image:
+    """Dark ink on a white card with transparent corners."""
+    rgba = np.stack([255 - drawn] * 3 + [np.full_like(drawn, 255)], axis=-1)
+    for rows in (slice(0, 12), slice(-12, None)):
+        for columns in (slice(0, 12), slice(-12, None)):
+            rgba[rows, columns] = 0
+    return Image.fromarray(rgba)
+
+
+def _palette(drawn: Pixels) -> Image.Image:
+    return _saved(Image.fromarray(255 - drawn).convert("RGB").quantize(16), "GIF")
+
+
+def _deep(drawn: Pixels) -> Image.Image:
+    return _saved(Image.fromarray(65535 - drawn.astype(np.uint16) * 257), "PNG")
+
+
+def _red_on_green(drawn: Pixels) -> Image.Image:
+    """Two colours of the same lightness."""
+    ink = drawn[..., None] / 255
+    return Image.fromarray((ink * (200, 60, 60) + (1 - ink) * (40, 128, 40)).astype(np.uint8))
+
+
+def _uneven(drawn: Pixels) -> Image.Image:
+    """Paper that is twice as bright on one side as on the other, with grain."""
+    light = np.linspace(1, 0.5, drawn.shape[1])
+    grain = np.random.default_rng(0).normal(0, 4, drawn.shape)
+    return Image.fromarray((light * (220 - 0.7 * drawn) + grain).clip(0, 255).astype(np.uint8))
+
+
+def _framed(drawn: Pixels) -> Image.Image:
+    page = 255 - drawn
+    page[:2] = page[-2:] = 0
+    page[:, :2] = page[:, -2:] = 0
+    return Image.fromarray(page)
+
+
+FORMS: dict[str, Callable[[Pixels], Image.Image]] = {
+    "dark on light": lambda drawn: Image.fromarray(255 - drawn),
+    "faint": lambda drawn: Image.fromarray((150 - drawn // 8).astype(np.uint8)),
+    "transparent, dark ink": lambda drawn: _transparent(drawn, 0),
+    "transparent, light ink": lambda drawn: _transparent(drawn, 255),
+    "a card with transparent corners": _card,
+    "grey with alpha": lambda drawn: _transparent(drawn, 40).convert("LA"),
+    "palette": _palette,
+    "palette, transparent": lambda drawn: _saved(_transparent(drawn, 0).quantize(32), "PNG"),
+    "16 bits": _deep,
+    "32 bits": lambda drawn: Image.fromarray(drawn.astype(np.int32) * 1000),
+    "floating point": lambda drawn: _saved(Image.fromarray(drawn.astype(np.float32) / 7), "TIFF"),
+    "1 bit": lambda drawn: _saved(Image.fromarray(drawn).convert("1", dither=Image.Dither.NONE), "BMP"),
+    "CMYK": lambda drawn: _saved(Image.fromarray(255 - drawn).convert("RGB").convert("CMYK"), "JPEG", quality=95),
+    "JPEG": lambda drawn: _saved(Image.fromarray(255 - drawn), "JPEG", quality=40),
+    "WebP": lambda drawn: _saved(Image.fromarray(255 - drawn), "WEBP", quality=60),
+    "colours of one lightness": _red_on_green,
+    "unevenly lit": _uneven,
+    "a frame around it": _framed,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_in_whatever_form_a_digit_comes_the_model_sees_the_same(form: str, digits: Pixels) -> None:
+    # Black and white alone have no grey edges.
+    least = 0.88 if form == "1 bit" else 0.96
+    for digit in digits[:5]:
+        drawn = drawing(digit)
+        assert likeness(prepare_picture(FORMS[form](drawn)), prepare_picture(Image.fromarray(drawn))) > least
+
+
+def test_a_telephones_note_of_rotation_is_followed(digits: Pixels, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for index, digit in enumerate(digits[:5]):
+        place = tmp_path / f"{index}.jpg"
+        Image.fromarray(np.rot90(255 - drawing(digit))).save(place, quality=95, exif=exif)
+        assert (
+            likeness(prepare_picture(read_picture(str(place))), prepare_picture(Image.fromarray(drawing(digit)))) > 0.99
+        )
+
+
+def test_a_prepared_mnist_image_is_nearly_itself(digits: Pixels) -> None:
+    for digit in digits:
+        for picture in (digit, 255 - digit):
+            seen = prepare_picture(Image.fromarray(picture))
+            assert seen.max() == 255
+            assert likeness(seen, digit) > 0.98
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (14, 14), (56, 56), (20, 40)])
+def test_the_digit_fills_the_box_and_its_mass_is_centred(height: int, width: int, digits: Pixels) -> None:
+    for digit in digits[:10]:
+        seen = prepare_picture(Image.fromarray(drawing(digit)), height, width)
+        assert (seen.shape, seen.dtype) == ((height, width), np.uint8)
+        rows, columns = np.nonzero(seen)
+        sides = np.array([np.ptp(rows) + 1, np.ptp(columns) + 1]) / (np.array([height, width]) * 20 / 28)
+        assert sides.max() == pytest.approx(1, abs=0.1)
+        centre = np.array(ndimage.center_of_mass(seen)) - (height / 2, width / 2)
+        assert np.abs(centre).max() <= 0.5 + 1e-6
+
+
+def test_size_and_place_do_not_matter(digits: Pixels) -> None:
+    for digit in digits[:3]:
+        expected = prepare_picture(Image.fromarray(drawing(digit)))
+        for width, height, side, left, top in (
+            (4000, 3000, 900, 2900, 1900),
+            (300, 900, 290, 4, 5),
+            (90, 90, 50, 0, 0),
+        ):
+            seen = prepare_picture(Image.fromarray(drawing(digit, width, height, side, left, top)))
+            assert likeness(seen, expected) > 0.98
+
+
+def test_a_thin_pen_is_made_as_wide_as_the_thinnest_of_mnist(digits: Pixels) -> None:
+    page = np.full((600, 600), 255, np.uint8)
+    page[60:540, 300:302] = 0
+    seen = prepare_picture(Image.fromarray(page))
+    assert seen[10].sum() / 255 == pytest.approx(1.9, abs=0.3)
+
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (Image.new("L", (200, 160), 255), "holds no digit"),
+        (Image.new("RGB", (200, 160), (3, 200, 7)), "holds no digit"),
+        (Image.new("RGBA", (200, 160)), "is transparent all over"),
+        (Image.fromarray(RANDOM.normal(120, 20, (160, 200)).astype(np.uint8)), "holds no digit"),
+        (Image.fromarray(np.tile(np.linspace(50, 200, 200).astype(np.uint8), (160, 1))), "holds no digit"),
+        (Image.new("L", (1, 1)), "has 1 x 1 pixels"),
+        (Image.new("L", (20_000, 3)), "has 20000 x 3 pixels"),
+        (Image.fromarray(np.full((9, 9), np.nan, np.float32)), "holds values that are no numbers"),
+    ],
+)
+def test_a_picture_without_a_digit_is_refused(picture: Image.Image, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare_picture(picture)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _png(width: int, height: int, pixels: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(pixels)) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def _bmp(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+def _file(kind: str, cut: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(RANDOM.integers(0, 255, (200, 200), np.uint8)).save(file, kind)
+    return file.getvalue()[:cut]
+
+
+def _write(content: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(content)
+
+
+def _sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**33)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "cannot be read: No such file or directory"),
+        (_write(b""), "is none of PNG, JPEG, BMP, GIF, TIFF, WEBP"),
+        (_write(b"a letter to a friend"), "is none of PNG, JPEG"),
+        # Pillow would start Ghostscript for it.
+        (_write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"), "is none of PNG, JPEG"),
+        (_write(_png(60_000, 60_000, bytes(10**7))), "has more than 50,000,000 pixels"),
+        (_write(_png(8_000, 8_000, bytes(8_000 * 8_001))), "has 8,000 x 8,000 pixels; at most 50,000,000"),
+        (_write(_bmp(60_000, 60_000)), "has more than 50,000,000 pixels"),
+        (_write(_file("PNG", 5000)), "is torn"),
+        (_write(_file("JPEG", 5000)), "is torn"),
+        (_write(_file("BMP", 5000)), "is torn"),
+        (_write(_png(200, 200, b"12")), "is torn"),
+        (_sparse, "holds 8,589,934,592 bytes; at most 67,108,864"),
+        (Path.mkdir, "cannot be read: Is a directory"),
+        (os.mkfifo, "is not a regular file"),
+        (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file or directory"),
+        (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
+        (lambda path: path.symlink_to(path.parent), "cannot be read: Is a directory"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_refused(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    make(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=message):
+        read_picture(str(path))
+    # In kB: nothing was decoded. The smallest of the large ones would take 64 MB, the largest 8 GB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000
+
+
+def test_of_an_animation_the_first_picture_is_taken(digits: Pixels, tmp_path: Path) -> None:
+    first, second = (Image.fromarray(255 - drawing(digit)) for digit in digits[:2])
+    first.save(tmp_path / "two.gif", save_all=True, append_images=[second])
+    seen = prepare_picture(read_picture(str(tmp_path / "two.gif")))
+    assert np.abs(seen.astype(int) - prepare_picture(first)).mean() < 1

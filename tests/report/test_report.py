@@ -1,0 +1,405 @@
+"""The report: what its page says and shows, that it opens offline, and runs side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from digitcnn import evaluation, report, study, tracking
+from digitcnn.config import StudyReference, SweepConfig, TrackingConfig, load_config
+from digitcnn.errors import ConfigError
+from digitcnn.evaluation import ConfirmConfig
+from digitcnn.files import sqlite_url
+from digitcnn.report import ReportConfig, charts
+from digitcnn.study import parse_space
+from digitcnn.tracking import recorder
+from tests.conftest import Command
+from tests.runner.test_sweep import Quiet, work
+from tests.support.servers import mlflow_server
+from tests.support.trainers import InstantTrainer
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+PLANTED = '<script>document.title = "planted"</script><img src="http://planted.example/x.png">'
+
+
+def _config(root: Path, small_npz: Path, **values: object) -> SweepConfig:
+    space = {"training": {"batch_size": [20, 50]}, "model": {"conv1_filters": {"low": 2, "high": 8}}}
+    return load_config(
+        SweepConfig,
+        {
+            "data": {"path": str(small_npz), "validation_size": 100},
+            "model": {"name": "cnn", "conv1_filters": 4, "conv2_filters": 6, "dense_units": 16},
+            "training": {"epochs": 2, "batch_size": 50, "threads": 1},
+            "tracking": {"root": str(root)},
+            "study": {"name": "small", "objective": "validation_accuracy", "trials": 4, "pruner": "none", "workers": 1}
+            | {"space": space}
+            | values,
+        },
+    )
+
+
+def _written(root: Path) -> Path:
+    """The folder of the report of the study in `root`, written now."""
+    return report.write_report(_report(root)).parent
+
+
+def _report(root: Path) -> ReportConfig:
+    return ReportConfig(study=StudyReference(name="small"), tracking=TrackingConfig(root=str(root)))
+
+
+def _opened(root: Path) -> optuna.Study:
+    opened = study.existing_study(sqlite_url(root / "optuna.db"), "small")
+    assert opened is not None
+    return opened
+
+
+@pytest.fixture(scope="module")
+def confirmed(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of a study with a failed trial whose failure is a script; confirmed by real training, and reported."""
+    root = tmp_path_factory.mktemp("confirmed")
+    work(_config(root, small_npz), InstantTrainer())
+    opened = _opened(root)
+    last = opened.trials[-1]
+    opened.add_trial(
+        create_trial(
+            state=TrialState.FAIL,
+            params=last.params,
+            distributions=last.distributions,
+            user_attrs={"failure": PLANTED, "run_id": last.user_attrs["run_id"]},
+        )
+    )
+    settings = {"study": {"name": "small"}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
+    config = load_config(ConfirmConfig, settings | {"tracking": {"root": str(root)}})
+    evaluation.run_confirmation(evaluation.plan_confirmation(config), Quiet())
+    _written(root)
+    return root
+
+
+class _Page(HTMLParser):
+    """A page taken apart: its text, its scripts, and every attribute."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.element = "", ""
+        self.scripts: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.element = tag
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.element = ""
+        self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        if self.element == "script":
+            self.scripts[-1] += data
+        elif self.element != "style":
+            self.text += data
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return dict(json.loads(self.scripts[0]))
+
+
+def test_the_page_tells_what_was_asked_and_what_was_found(confirmed: Path) -> None:
+    folder = confirmed / "reports" / "small"
+    text = " ".join(_Page(folder / "report.html").text.split())
+    assert "Which values of training.batch_size and model.conv1_filters give a higher validation accuracy" in text
+    assert "training.batch_size one of 20, 50 50" in text
+    table = pd.read_csv(folder / "confirmation.csv")
+    candidate = table.iloc[1]
+    assert f"{100 * candidate['difference']:+.2f} points ({100 * candidate['difference_low']:+.2f} to" in text
+    assert candidate["verdict"] in text
+    champion = table[table["champion"]]["config"].iloc[0]
+    runs = pd.read_csv(folder / "confirmation_runs.csv")
+    first = runs[runs["config"] == champion].iloc[0]
+    wrong = round(100 * (1 - first["test_accuracy"]))
+    assert f"The champion is {champion}. Its model, of run {first['run_id']} with seed 1, has {wrong} of 100" in text
+    assert f"digitcnn reproduce run={first['run_id']}" in text
+    assert all(name in text for name in ("version.tensorflow", "data_sha256", "git.commit", "cpu"))
+
+
+def test_the_champions_most_confident_mistakes_are_its_own(confirmed: Path, small_npz: Path) -> None:
+    from PIL import Image
+
+    folder = confirmed / "reports" / "small"
+    page = _Page(folder / "report.html")
+    client = MlflowClient(f"sqlite:///{confirmed}/mlflow.db")
+    run_id = client.get_model_version_by_alias("digitcnn", "champion").run_id
+    predicted = pd.read_csv(client.download_artifacts(run_id, "test_predictions.csv"))
+    wrong = predicted[predicted["predicted"] != predicted["label"]]
+    worst = wrong.sort_values(["probability", "image"], ascending=[False, True]).iloc[0]
+    assert f"{worst['label']:.0f} taken for {worst['predicted']:.0f}" in page.text
+    source = next(value for tag, name, value in page.attributes if (tag, name) == ("img", "src"))
+    with np.load(small_npz) as data, Image.open(io.BytesIO(_decoded(source))) as picture:
+        assert np.array_equal(255 - np.asarray(picture), data["x_test"][int(worst["image"])])
+    counts = _counts(page.figures["confusion"])
+    assert sum(counts) == 100
+    assert sum(counts[i * 10 + i] for i in range(10)) == 100 - len(wrong)
+
+
+def _decoded(address: str) -> bytes:
+    head, _, data = address.partition(",")
+    assert head == "data:image/png;base64"
+    return base64.b64decode(data)
+
+
+def _counts(figure: dict[str, Any]) -> list[int]:
+    return [int(text or 0) for row in figure["data"][0]["text"] for text in row]
+
+
+def test_the_page_is_whole_and_names_no_address(confirmed: Path) -> None:
+    page = _Page(confirmed / "reports" / "small" / "report.html")
+    figures, library, drawing = page.scripts
+    assert library == charts.library()
+    policy = next(value for _, name, value in page.attributes if name == "content" and "default-src" in value)
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy
+    loaded = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
+    assert all(value.startswith(("data:image/png;base64,", "#")) for value in loaded)
+    rest = (confirmed / "reports" / "small" / "report.html").read_text().replace(library, "")
+    assert not re.search(r"url\(|@import|mathjax|cdn\.", rest, re.IGNORECASE)
+    assert "http" not in figures + drawing
+    # The map types, which fetch their maps, are not among them.
+    assert {trace["type"] for each in json.loads(figures).values() for trace in each["data"]} == {
+        *("scatter", "bar", "heatmap")
+    }
+
+
+def test_what_was_recorded_is_text_on_the_page(confirmed: Path) -> None:
+    folder = confirmed / "reports" / "small"
+    page = _Page(folder / "report.html")
+    assert PLANTED in page.text
+    assert len(page.scripts) == 3
+    assert "<script" not in (folder / "report.md").read_text()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
+def test_a_browser_draws_every_chart_and_asks_for_nothing(confirmed: Path, tmp_path: Path) -> None:
+    page = confirmed / "reports" / "small" / "report.html"
+    drawn, requested = _browse(page, tmp_path / "report")
+    assert requested == []
+    assert "<title>Study small</title>" in drawn
+    names = _Page(page).figures
+    assert {"intervals", "history0", "parallel", "tradeoff0", "confusion", "curves_validation_accuracy"} <= set(names)
+    charts_drawn = re.findall(r'<div class="chart[^"]*js-plotly-plot" id="(\w+)"', drawn)
+    assert sorted(charts_drawn) == sorted(names)
+    asking = tmp_path / "asking.html"
+    asking.write_text('<img src="http://elsewhere.example/x.png">')
+    assert _browse(asking, tmp_path / "asking")[1] == ["http://elsewhere.example/x.png"]
+
+
+def _browse(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page's elements after its scripts have run, and what it asked the network for; all names lead nowhere."""
+    log = profile.with_suffix(".json")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}"]
+    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}", "--virtual-time-budget=20000"]
+    assert BROWSER is not None
+    ended = subprocess.run(
+        [BROWSER, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=240, check=True
+    )
+    recorded = json.loads(log.read_text())
+    started = recorded["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+    requests = [event.get("params", {}) for event in recorded["events"] if event["type"] == started]
+    # What the browser asks for itself has no origin; a page in a file has the origin "null".
+    return ended.stdout, [each["url"] for each in requests if each.get("initiator", "not an origin") == "null"]
+
+
+def test_files_are_recorded_on_the_studys_run(confirmed: Path) -> None:
+    folder = confirmed / "reports" / "small"
+    client = MlflowClient(f"sqlite:///{confirmed}/mlflow.db")
+    parent = _opened(confirmed).user_attrs["parent_run_id"]
+    for name in ("report.html", "report.md", "leaderboard.csv", "learning_curves.csv"):
+        assert Path(client.download_artifacts(parent, name)).read_bytes() == (folder / name).read_bytes()
+    curves = pd.read_csv(folder / "learning_curves.csv")
+    for run_id, rows in curves[curves["state"] == "complete"].groupby("run_id"):
+        history = client.get_metric_history(str(run_id), "validation_accuracy")
+        assert dict(zip(rows["epoch"], rows["validation_accuracy"], strict=True)) == {
+            point.step: point.value for point in history
+        }
+    summary = (folder / "report.md").read_text()
+    assert "| rank | trial | training.batch_size |" in summary
+    assert "baseline: test accuracy" in summary
+
+
+def test_many_histories_are_read_at_once(confirmed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tracking.open_store(TrackingConfig(root=str(confirmed)))
+    ids = [trial.user_attrs["run_id"] for trial in _opened(confirmed).trials[:4]]
+    expected = {
+        run_id: {point.step: point.value for point in store.client.get_metric_history(run_id, "validation_loss")}
+        for run_id in ids
+    }
+    assert tracking.metric_histories(store, ids, "validation_loss") == expected
+    # Given an answer that was cut off, each run is asked for.
+    monkeypatch.setattr(recorder, "_MOST_VALUES", 3)
+    assert tracking.metric_histories(store, ids, "validation_loss") == expected
+
+
+@pytest.mark.soak
+def test_a_study_on_a_server_has_the_same_report(small_npz: Path, tmp_path: Path) -> None:
+    with mlflow_server(tmp_path) as uri:
+        config = _config(tmp_path / "here", small_npz, trials=3)
+        config = load_config(
+            SweepConfig, config.model_dump() | {"tracking": {"root": str(tmp_path / "here"), "uri": uri}}
+        )
+        work(config, InstantTrainer())
+        path = report.write_report(ReportConfig(study=StudyReference(name="small"), tracking=config.tracking))
+        curves = pd.read_csv(path.parent / "learning_curves.csv")
+        assert sorted(curves["trial"].unique()) == [0, 1, 2]
+        assert curves["validation_accuracy"].notna().all()
+        assert "curves_validation_accuracy" in _Page(path).figures
+        parent = _opened(tmp_path / "here").user_attrs["parent_run_id"]
+        kept = Path(MlflowClient(uri).download_artifacts(parent, "report.html", str(tmp_path)))
+        assert kept.read_bytes() == path.read_bytes()
+
+
+def test_a_study_has_a_report_at_every_stage(small_npz: Path, tmp_path: Path) -> None:
+    config = _config(tmp_path, small_npz, trials=3, objective=["validation_accuracy", "cpu_seconds"])
+    tracking.open_store(config.tracking)
+    space = parse_space(config.study.space, config.baseline)
+    # Given a study that has just been created,
+    opened = study.open_study(sqlite_url(tmp_path / "optuna.db"), config.study, space, config.baseline)
+    page = _Page(_written(tmp_path) / "report.html")
+    assert "No trial has completed yet." in page.text
+    assert page.figures == {}
+    # one whose first trial is running,
+    trial = opened.ask()
+    study.suggest_parameters(trial, space)
+    page = _Page(_written(tmp_path) / "report.html")
+    assert "(1 running); a sweep is at work on it, or was cut off." in page.text
+    # and one that was cut off then, resumed and finished,
+    work(config, InstantTrainer())
+    page = _Page(_written(tmp_path) / "report.html")
+    assert "3 of 3 trials finished (3 complete, 1 failed)." in page.text
+    assert "best compromises between a higher validation accuracy and a lower CPU time" in page.text
+    assert "There is no champion yet" in page.text
+    # its search alone decides nothing, and says why.
+    best = max(trial.values[0] for trial in _opened(tmp_path).trials if trial.values)
+    error = 100 * evaluation.standard_error(best, 100)
+    assert f"of an accuracy of {100 * best:.2f} % is {error:.2f} points (binomial, n = 100 images)" in page.text
+    # Both objectives are drawn alike, and against each other once.
+    assert {"history0", "history1", "slice0_0", "slice1_1", "tradeoff0"} <= set(page.figures)
+    assert "tradeoff1" not in page.figures
+
+
+def test_there_is_no_report_of_a_study_that_is_not_recorded(confirmed: Path) -> None:
+    with pytest.raises(ConfigError, match="study.name=other: no such study is recorded in"):
+        report.write_report(
+            ReportConfig(study=StudyReference(name="other"), tracking=TrackingConfig(root=str(confirmed)))
+        )
+    assert not (confirmed / "reports" / "other").exists()
+
+
+def test_importance_is_that_of_the_best_trials_whatever_the_direction() -> None:
+    """Given high values that `a` decides and low ones that `b` decides, `a` matters when the highest are wanted."""
+    generator = np.random.default_rng(0)
+    for direction, deciding in (("maximize", "a"), ("minimize", "b")):
+        searched = optuna.create_study(directions=[direction, "minimize"])
+        searched.set_metric_names(["validation_loss", "cpu_seconds"])
+        for a, b in generator.uniform(size=(200, 2)):
+            ranges = {"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1)}
+            value = -10.0 - b if b > 0.8 else a
+            searched.add_trial(create_trial(params={"a": a, "b": b}, distributions=ranges, values=[value, 1.0]))
+        figure = charts.importances(charts.pictured(searched))
+        assert figure is not None
+        bars = dict(zip(figure.data[0].y, figure.data[0].x, strict=True))
+        assert max(bars, key=bars.__getitem__) == deciding
+        assert sum(bars.values()) == pytest.approx(100)
+
+
+def test_accuracies_are_drawn_in_percent_and_trials_that_ended_early_faded() -> None:
+    curves = pd.DataFrame(
+        [(trial, f"run{trial}", "pruned" if trial == 2 else "complete", epoch, 0.9 + 0.01 * epoch) for trial in range(4)
+         for epoch in (1, 2)],
+        columns=["trial", "run_id", "state", "epoch", "validation_accuracy"],
+    )  # fmt: skip
+    figure = charts.learning_curves(curves, "validation_accuracy", best=1, baseline=0)
+    drawn = {trace.name: trace for trace in figure.data if len(trace.x) > 1}
+    assert drawn["trial 1, ranked first"].y[:2] == pytest.approx((91, 92))
+    assert drawn["baseline"].line.dash == "dash"
+    assert drawn["ended early"].opacity < drawn["completed"].opacity
+    assert figure.layout.yaxis.title.text == "validation accuracy (%)"
+    one = optuna.create_study(direction="maximize")
+    one.set_metric_names(["validation_accuracy"])
+    choices = {"training.batch_size": CategoricalDistribution([20, 50])}
+    one.add_trial(create_trial(params={"training.batch_size": 20}, distributions=choices, value=0.97))
+    assert charts.history(charts.pictured(one), 0).data[0].y == (97.0,)
+
+
+def test_runs_side_by_side_show_what_differs(confirmed: Path) -> None:
+    config = TrackingConfig(root=str(confirmed))
+    runs = pd.read_csv(confirmed / "reports" / "small" / "confirmation_runs.csv")
+    baseline = runs[runs["config"] == "baseline"]["run_id"].tolist()
+    reference = StudyReference(name="small")
+    found = report.compare_runs(f"[{baseline[0][:8]}, {baseline[1]}]", reference, config)
+    assert list(found.differing.columns) == baseline
+    assert found.differing.loc["training.seed"].tolist() == ["1", "2"]
+    assert {"test_accuracy", "weights_sha256"} & set(found.differing.index)
+    assert not {"training.batch_size", "parameters", "engine"} & set(found.differing.index)
+    assert found.alike > 20
+    for wanted, line in (
+        (f"[{baseline[0]}]", "must name at least two runs"),
+        (f"[{baseline[0]},{baseline[0][:9]}]", "names one run twice"),
+        (f"[{baseline[0]},{'0' * 32}]", f"compare={'0' * 32}: no such run is recorded"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(line)):
+            report.compare_runs(wanted, reference, config)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("study=nowhere", "error: study.name=nowhere: nothing is recorded in"),
+        ("compare=[1234e567,12345678]", "error: compare=[1234e567,12345678]: nothing is recorded in"),
+    ],
+)
+def test_a_mistake_is_one_line(override: str, line: str, command: Command, tmp_path: Path) -> None:
+    ended = command("report", override, f"tracking.root={tmp_path}/records")
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert ended.stderr.startswith(line)
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "records").exists()
+
+
+def test_the_command_writes_the_report_and_shows_differences(confirmed: Path, command: Command) -> None:
+    ended = command("report", "study=small", f"tracking.root={confirmed}")
+    assert ended.returncode == 0, ended.stderr
+    assert str(confirmed / "reports" / "small" / "report.html") in ended.stdout
+    runs = pd.read_csv(confirmed / "reports" / "small" / "confirmation_runs.csv")["run_id"].tolist()
+    ended = command("report", f"compare=[{runs[0][:8]},{runs[-1][:8]}]", f"tracking.root={confirmed}")
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(rf"run +{runs[0][:8]} +{runs[-1][:8]}", ended.stdout)
+    assert "the same in all:" in ended.stdout
+
+
+def test_a_grid_with_fewer_points_than_trials_is_finished(tmp_path: Path, small_npz: Path) -> None:
+    # Given
+    space = {"training": {"batch_size": [20, 50]}}
+    work(_config(tmp_path, small_npz, sampler="grid", trials=9, space=space), InstantTrainer())
+    # When
+    text = (_written(tmp_path) / "report.md").read_text()
+    # Then
+    assert "2 of 2 trials finished" in text

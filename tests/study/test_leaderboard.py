@@ -1,0 +1,125 @@
+"""The leaderboard: ranks, fronts, and trials without a result."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState, create_trial
+from rich.text import Text
+
+from digitcnn.cli import tables
+from digitcnn.study import best_against_baseline, rank_trials
+
+
+def _study(*objectives: str) -> optuna.Study:
+    directions = ["maximize" if "accuracy" in objective else "minimize" for objective in objectives]
+    study = optuna.create_study(directions=directions)
+    study.set_metric_names(list(objectives))
+    return study
+
+
+def _add(study: optuna.Study, batch_size: int, values: list[float] | None, **attributes: object) -> None:
+    state = attributes.pop("state", TrialState.COMPLETE)
+    study.add_trial(
+        create_trial(
+            state=state,  # type: ignore[arg-type]
+            values=values,
+            params={"training.batch_size": batch_size},
+            distributions={"training.batch_size": IntDistribution(1, 999)},
+            user_attrs={"run_id": f"run{batch_size}", "epochs_run": 3, "cpu_seconds": 1.5, **attributes},
+        )
+    )
+
+
+def test_completed_trials_are_ranked_and_equal_ones_share_a_rank() -> None:
+    study = _study("validation_accuracy")
+    _add(study, 250, [0.97], baseline=True)
+    _add(study, 100, [0.99])
+    _add(study, 10, None, state=TrialState.FAIL, failure="the loss became nan in epoch 1")
+    _add(study, 50, [0.97])
+    _add(study, 20, [0.5], state=TrialState.PRUNED)
+    _add(study, 30, [0.98], same_as=1)
+    table = rank_trials(study)
+    assert table["trial"].tolist() == [1, 5, 0, 3, 4, 2]
+    assert table["rank"].tolist()[:4] == [1, 2, 3, 3]
+    assert table["rank"].isna().tolist() == [False] * 4 + [True] * 2
+    assert table["state"].tolist() == ["complete"] * 4 + ["pruned", "failed"]
+    assert table["training.batch_size"].tolist() == [100, 30, 250, 50, 20, 10]
+    assert table["run_id"].tolist()[0] == "run100"
+    assert table["note"].tolist()[1:3] == ["same parameters as trial 1, not trained again", "baseline"]
+    assert table["note"].tolist()[5] == "the loss became nan in epoch 1"
+    line = best_against_baseline(table, ["validation_accuracy"])
+    assert line == (
+        "best: trial 1, validation_accuracy 99.00 %; baseline: trial 0, 97.00 % (difference +2.00 points, one run each)"
+    )
+
+
+def test_a_failed_trial_is_never_the_best() -> None:
+    study = _study("validation_loss")
+    _add(study, 1, None, state=TrialState.FAIL)
+    table = rank_trials(study)
+    assert best_against_baseline(table, ["validation_loss"]) == "no trial has completed"
+    _add(study, 2, [0.5])
+    _add(study, 3, [0.3])
+    assert rank_trials(study)["trial"].tolist() == [2, 1, 0]
+
+
+def test_two_objectives_are_ranked_by_front() -> None:
+    study = _study("validation_accuracy", "cpu_seconds")
+    for batch_size, values in ((1, [0.9, 10]), (2, [0.95, 20]), (3, [0.9, 12]), (4, [0.94, 25]), (5, [0.89, 26])):
+        _add(study, batch_size, [float(value) for value in values])
+    ranks = rank_trials(study).set_index("training.batch_size")["rank"]
+    assert ranks.to_dict() == {1: 1, 2: 1, 3: 2, 4: 2, 5: 3}
+
+
+@pytest.mark.parametrize("objectives", [("validation_accuracy",), ("validation_accuracy", "cpu_seconds")])
+def test_a_study_without_trials_has_an_empty_leaderboard(objectives: tuple[str, ...]) -> None:
+    table = rank_trials(_study(*objectives))
+    assert len(table) == 0
+    assert best_against_baseline(table, objectives) == "no trial has completed"
+
+
+def test_the_fronts_of_many_points_are_those_that_comparing_all_pairs_gives() -> None:
+    study = _study("validation_accuracy", "cpu_seconds")
+    points = np.random.default_rng(0).integers(0, 12, size=(60, 2)).astype(float)
+    for index, point in enumerate(points):
+        _add(study, index + 1, point.tolist())
+    left, expected, front = set(range(60)), {}, 1
+    while left:
+        beaten = {
+            i
+            for i in left
+            for j in left
+            if points[j, 0] >= points[i, 0] and points[j, 1] <= points[i, 1] and tuple(points[i]) != tuple(points[j])
+        }
+        expected |= dict.fromkeys(left - beaten, front)
+        left, front = beaten, front + 1
+    ranks = rank_trials(study).set_index("trial")["rank"]
+    assert ranks.to_dict() == expected
+
+
+@pytest.mark.parametrize(("width", "whole"), [(130, True), (100, True), (80, False)])
+def test_a_narrow_terminal_cuts_no_word(
+    width: int, whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    parameters = [f"training.{name}" for name in ("batch_size", "epochs")] + [
+        "model.conv1_filters",
+        "model.conv2_filters",
+    ]
+    row = {"rank": 1, "trial": 12, **dict.fromkeys(parameters, 128), "validation_accuracy": 0.991, "cpu_seconds": 264.8}
+    row |= {"epochs_run": 9, "state": "complete", "run_id": "87c85e8e00", "note": "baseline"}
+    # When
+    tables.print_leaderboard(pd.DataFrame([row]), parameters, ["validation_accuracy"])
+    # Then
+    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert not [line for line in lines if "…" in line or len(line) > width]
+    assert "99.10 %" in lines[-1]
+    assert "87c85e8e baseline" in lines[-1]
+    assert ("264.8" in lines[-1]) == whole

@@ -1,0 +1,240 @@
+"""Sweeps in processes of their own, which can be made to kill themselves at a named point."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import mlflow.store.db.utils
+import optuna
+import psutil
+
+from digitcnn import evaluation, runner, tracking
+from digitcnn.config import SweepConfig, load_config
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.evaluation import ConfirmConfig
+from digitcnn.runner import Job, Outcome, RecordedTraining, Trainer, end_in_order, parent_run, sweep
+from digitcnn.runner.signals import ENDING
+from digitcnn.tracking import recorder
+from digitcnn.values import Decision, EpochMetrics
+from tests.support.trainers import InstantTrainer
+
+# Python's own, made from one process that has imported everything: a sweep begins in 0.1 s instead of 5.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.support.processes"])
+# Workers of such a process are forked from it before it has opened anything, which saves their imports too.
+_FORK = multiprocessing.get_context("fork")
+
+
+class Printed:
+    """A display that appends a line per event to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _line(self, text: str) -> None:
+        with self.path.open("a") as file:
+            file.write(text + "\n")
+
+    def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None:
+        self._line(f"began with {finished} of {total}")
+
+    def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None:
+        self._line(f"trial {trial} began")
+
+    def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None:
+        self._line(f"trial {trial} epoch {metrics.epoch}")
+
+    def trial_ended(self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str) -> None:
+        self._line(f"trial {trial} {ending}")
+
+    def note(self, text: str) -> None:
+        self._line(text)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a process sends itself a signal: at the first call of a function, before or after its work."""
+
+    owner: Any
+    name: str
+    after: bool = True
+    when: Callable[..., bool] = lambda *_, **__: True
+    number: signal.Signals = signal.SIGKILL
+
+    def arm(self) -> None:
+        """Wraps the function, in this process only."""
+        original, done = getattr(self.owner, self.name), threading.Event()
+
+        @functools.wraps(original)
+        def signalling(*arguments: Any, **named: Any) -> Any:
+            here = not done.is_set() and self.when(*arguments, **named)
+            if here:
+                done.set()
+            if here and not self.after:
+                os.kill(os.getpid(), self.number)
+            result = original(*arguments, **named)
+            if here and self.after:
+                os.kill(os.getpid(), self.number)
+            return result
+
+        setattr(self.owner, self.name, signalling)
+
+
+def _completes(*arguments: Any, **named: Any) -> bool:
+    return optuna.trial.TrialState.COMPLETE in (*arguments, *named.values())
+
+
+def _repeats(*_: Any, **named: Any) -> bool:
+    return "repeats" in (named.get("user_attrs") or {})
+
+
+STORAGE = optuna.storages.RDBStorage
+# Of the process that owns the study, in the order in which a study meets them.
+KILLED = {
+    "MLflow's tables are created": Point(mlflow.store.db.utils, "_upgrade_db", after=False),
+    "Optuna's tables are created": Point(optuna.storages._rdb.storage._VersionManager, "__init__", after=False),
+    "the study is created": Point(STORAGE, "create_new_study"),
+    "the study is said to be ours": Point(optuna.Study, "set_user_attr"),
+    "the study's run is created": Point(parent_run, "create_study_run"),
+    "a trial is asked for": Point(optuna.Study, "ask"),
+    "a trial's parameters are drawn": Point(sweep.study, "suggest_parameters"),
+    "a trial's run is created": Point(tracking, "create_training_run"),
+    "a retry is about to be queued": Point(optuna.Study, "enqueue_trial", after=False, when=_repeats),
+    "a retry has been queued": Point(optuna.Study, "enqueue_trial", when=_repeats),
+    "an epoch is reported": Point(sweep.study, "report_epoch"),
+    "a result is told": Point(STORAGE, "set_trial_state_values", after=False, when=_completes),
+    "a result has been told": Point(STORAGE, "set_trial_state_values", when=_completes),
+}
+# The same when no trial is left to do.
+KILLED_AT_THE_END = {
+    "the leaderboard is recorded": Point(parent_run, "log_study_run", after=False),
+    "the study's run is closed": Point(tracking, "close_run", after=False, when=lambda *a, **_: a[2] == "FINISHED"),
+}
+# Of a worker process, which kills the sweep's process there.
+KILLED_BY_A_WORKER = ("mid-epoch", "the model is written", "the run has ended")
+SIGNALLED = {
+    "SIGTERM while the workers start": Point(tracking, "open_store", number=signal.SIGTERM),
+    "SIGINT when a trial is asked for": Point(optuna.Study, "ask", number=signal.SIGINT),
+    "SIGHUP while the leaderboard is recorded": Point(parent_run, "log_study_run", after=False, number=signal.SIGHUP),
+}
+
+
+@dataclass(frozen=True)
+class KillingTrainer(InstantTrainer):
+    """Records a model, and kills its own process or the sweep's at a point, unless the mark is there."""
+
+    mark: Path = Path()
+    point: str | None = None
+    sweep_too: bool = True
+
+    def _kill(self) -> None:
+        if not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getppid() if self.sweep_too else os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
+        outcome = super().run(job, on_epoch)
+        if self.point == "the run has ended":
+            self._kill()
+        return outcome
+
+    def after_epoch(self, job: Job, metrics: EpochMetrics) -> None:
+        if self.point == "mid-epoch":
+            self._kill()
+
+    def at_the_end(self, job: Job, run: recorder.Run) -> None:
+        """Records a file as the model, in MLflow's own steps."""
+        client, weights = run.store.client, Path(tempfile.mkdtemp()) / "weights"
+        weights.write_bytes(bytes(1000))
+        model = client.create_logged_model(run.store.experiment_id, "model", run.run_id)
+        client.log_model_artifacts(model.model_id, str(weights.parent))
+        if self.point == "the model is written":
+            self._kill()
+        client.finalize_logged_model(model.model_id, "READY")
+
+
+@dataclass(frozen=True)
+class KilledWithModel(RecordedTraining):
+    """Real Keras; the process of the first trial is killed when its model's files are there, and nothing more."""
+
+    mark: Path = Path()
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
+        if not self.mark.exists():
+            self.mark.touch()
+            Point(mlflow.MlflowClient, "log_model_artifacts").arm()
+        return super().run(job, on_epoch)
+
+
+def run(config: dict[str, Any], trainer: Trainer, lines: Path, point: str | None, spawn: bool) -> None:
+    """A sweep or a confirmation as its command does it, but for the screen: what it would print goes to a file."""
+    # The process that all are forked from may have been started as a worker is, with these blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    end_in_order()
+    os.setsid()
+    if not spawn:
+        multiprocessing.get_context = lambda _: _FORK  # type: ignore[assignment]
+    if point is not None:
+        (KILLED | KILLED_AT_THE_END | SIGNALLED)[point].arm()
+    interrupted = None
+    try:
+        if "confirm" in config:
+            evaluation.run_confirmation(
+                evaluation.plan_confirmation(load_config(ConfirmConfig, config)), Printed(lines), trainer
+            )
+        else:
+            interrupted = runner.run_sweep(
+                runner.plan_sweep(load_config(SweepConfig, config)), Printed(lines), trainer
+            ).interrupted
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except (ConfigError, MachineError) as error:
+        with lines.open("a") as file:
+            file.write(f"error: {error}\n")
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    sys.exit(0 if interrupted is None else 128 + interrupted)
+
+
+def start(
+    config: SweepConfig | ConfirmConfig, trainer: Trainer, lines: Path, point: str | None = None, spawn: bool = False
+) -> BaseProcess:
+    """Starts a sweep or a confirmation in a process and a session of its own."""
+    process = FORKS.Process(target=run, args=(config.model_dump(), trainer, lines, point, spawn))
+    process.start()
+    return process
+
+
+def wait_for(lines: Path, text: str, process: BaseProcess, seconds: float = 120) -> str:
+    """Waits until a sweep has said something, and returns all it has said."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        said = lines.read_text() if lines.exists() else ""
+        if text in said:
+            return said
+        assert process.is_alive(), f"ended with {process.exitcode} before it said {text!r}: {said}"
+        time.sleep(0.02)
+    raise AssertionError(f"nothing of {text!r} in {seconds} s")
+
+
+def workers_of(process: BaseProcess) -> list[psutil.Process]:
+    """The other processes of its session that are alive, whether it still is or not."""
+    found = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(each.pid) == process.pid != each.pid and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+    return found

@@ -1,0 +1,74 @@
+"""The outbox: in order, whole, once, whoever writes and delivers at the same time."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from digitcnn.tracking import queue as queue_module
+from digitcnn.tracking.queue import Operation
+
+
+def test_records_are_delivered_in_order_and_then_forgotten(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "a.txt").write_text("of the second record")
+    queue_module.enqueue(tmp_path / "outbox", "here", "run", Operation("tags", {"n": 1}))
+    queue_module.enqueue(tmp_path / "outbox", "here", "run", Operation("files", {}, files))
+    shutil.rmtree(files)
+    queue_module.enqueue(tmp_path / "outbox", "here", "run", Operation("tags", {"n": 3}))
+    assert queue_module.pending_runs(tmp_path / "outbox", "here") == ["run"]
+    assert queue_module.pending_runs(tmp_path / "outbox", "elsewhere") == []
+    seen: list[Any] = []
+
+    def write(record: Operation) -> None:
+        seen.append(record.content or (record.files and (record.files / "a.txt").read_text()))
+
+    assert queue_module.flush(tmp_path / "outbox", "run", write) == 3
+    assert seen == [{"n": 1}, "of the second record", {"n": 3}]
+    assert list((tmp_path / "outbox").iterdir()) == []
+
+
+def test_an_interrupted_delivery_begins_again_and_a_line_cut_off_is_no_record(tmp_path: Path) -> None:
+    for number in (1, 2):
+        queue_module.enqueue(tmp_path, "here", "run", Operation("tags", {"n": number}))
+    with (tmp_path / "run" / "journal.jsonl").open("a") as journal:
+        journal.write('{"kind": "tags", "content": {"n"')
+    seen: list[Any] = []
+
+    def write(record: Operation) -> None:
+        seen.append(record.content["n"])
+        if len(seen) == 2:
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        queue_module.flush(tmp_path, "run", write)
+    queue_module.enqueue(tmp_path, "here", "run", Operation("tags", {"n": 3}))
+    assert queue_module.flush(tmp_path, "run", write) == 3
+    assert seen == [1, 2, 1, 2, 3]
+
+
+def test_writers_and_deliverers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    seen: list[int] = []
+    over = threading.Event()
+
+    def deliver() -> None:
+        while not over.is_set() or queue_module.has_pending(tmp_path, "run"):
+            for run_id in queue_module.pending_runs(tmp_path, "here"):
+                queue_module.flush(tmp_path, run_id, lambda record: seen.append(record.content["n"]))
+
+    deliverers = [threading.Thread(target=deliver) for _ in range(2)]
+    for thread in deliverers:
+        thread.start()
+    try:
+        for number in range(200):
+            queue_module.enqueue(tmp_path, "here", "run", Operation("tags", {"n": number}))
+    finally:
+        over.set()
+        for thread in deliverers:
+            thread.join(timeout=60)
+    assert seen == list(range(200))

@@ -1,0 +1,163 @@
+"""One config on every framework that is installed: always TensorFlow, JAX and PyTorch where they are."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from digitcnn import runner, tracking, training
+from digitcnn.config import Backend, DataConfig, RunConfig, TrackingConfig
+from digitcnn.errors import ConfigError
+from digitcnn.predict import loading
+from digitcnn.training import load_splits
+from tests.conftest import Command, command_line
+
+INSTALLED = [
+    pytest.param(
+        backend,
+        marks=pytest.mark.skipif(importlib.util.find_spec(backend) is None, reason=f"{backend} is not installed"),
+    )
+    for backend in training.BACKEND_PACKAGES
+]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of the command train on a backend, as it is recorded."""
+
+    backend: Backend
+    run: Any
+    store: tracking.Store
+    tracking: TrackingConfig
+    stderr: str
+
+
+@pytest.fixture(scope="module", params=INSTALLED)
+def trained(request: pytest.FixtureRequest, small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Ten epochs of a small network, judged by the test set once, on each backend."""
+    root = tmp_path_factory.mktemp(request.param) / "records"
+    line = command_line(
+        "train",
+        *(f"backend={request.param}", f"data.path={small_npz}", "data.validation=test_once", f"tracking.root={root}"),
+        *("model.conv1_filters=4", "model.conv2_filters=6", "model.dense_units=16"),
+        *("training.epochs=10", "training.batch_size=20", "training.threads=1"),
+    )
+    # What is imported is named on standard error.
+    line.insert(1, "-Ximporttime")
+    ended = subprocess.run(line, capture_output=True, text=True, check=True)
+    config = TrackingConfig(root=str(root))
+    store = tracking.open_store(config)
+    (run,) = store.client.search_runs([store.experiment_id])
+    return Trained(request.param, run, store, config, ended.stderr)
+
+
+def test_a_run_says_what_computed_it(trained: Trained) -> None:
+    tags, versions = trained.run.data.tags, training.package_versions(trained.backend)
+    assert trained.run.data.params["backend"] == tags["backend"] == trained.backend
+    assert tags["engine"] == ("compiled" if trained.backend == "tensorflow" else "keras")
+    frameworks = {package for packages in training.BACKEND_PACKAGES.values() for package in packages}
+    own = set(training.BACKEND_PACKAGES[trained.backend])
+    assert {name for name in frameworks if f"version.{name}" in tags} == own
+    assert all(tags[f"version.{name}"] == versions[name] for name in own)
+    model = tracking.logged_model(trained.store, trained.run.info.run_id)
+    requirements = tracking.model_file(trained.store, model.model_id, "requirements.txt").read_text()
+    assert {name for name in frameworks if f"{name}=={versions.get(name, '').partition('+')[0]}" in requirements} == own
+
+
+def test_no_other_framework_than_its_own_is_imported(trained: Trained) -> None:
+    """Keras imports parts of JAX for any backend; TensorFlow takes 8 s and hundreds of MB."""
+    assert "mlflow.keras" in trained.stderr
+    foreign = {"tensorflow": ["torch._C"], "jax": ["tensorflow.python", "torch._C"], "torch": ["tensorflow.python"]}
+    assert [name for name in foreign[trained.backend] if f" {name}" in trained.stderr] == []
+
+
+def test_a_model_of_any_backend_predicts_the_same_on_tensorflow(trained: Trained) -> None:
+    training.import_keras(1)
+    model = loading.load_recorded_model(trained.store, trained.tracking, trained.run.info.run_id)
+    data = DataConfig(path=trained.run.data.params["data.path"], validation="test_once")
+    images = load_splits(data).validation.images
+    probabilities = model.predict(images, verbose=0)
+    there = list(csv.DictReader(tracking.read_predictions(trained.store, trained.run.info.run_id).splitlines()))
+    assert [int(row["predicted"]) for row in there] == probabilities.argmax(axis=1).tolist()
+    np.testing.assert_allclose([float(row["probability"]) for row in there], probabilities.max(axis=1), atol=1e-5)
+    # It has learned something: there are ten classes.
+    assert trained.run.data.metrics["test_accuracy"] > 0.5
+
+
+def test_a_fresh_process_trains_to_the_same_bits(trained: Trained, command: Command) -> None:
+    ended = command("reproduce", f"run={trained.run.info.run_id}", f"tracking.root={trained.tracking.root}")
+    assert ended.returncode == 0, ended.stderr
+    assert f"IDENTICAL: run {trained.run.info.run_id} reproduced" in ended.stdout
+
+
+@pytest.mark.parametrize("backend", INSTALLED[1:])
+def test_a_study_and_its_confirmation_run_on_a_backend(
+    backend: Backend, command: Command, small_overrides: list[str], tmp_path: Path
+) -> None:
+    study = ["study.name=small", "study.trials=2", "study.workers=1", "study.pruner=none"]
+    study += ["study.space.training.batch_size=[50,100]", "study.space.training.epochs=null"]
+    study += [f"study.space.model.{layer}_filters=null" for layer in ("conv1", "conv2")]
+    ended = command("sweep", *small_overrides, *study, f"backend={backend}", "training.epochs=1")
+    assert ended.returncode == 0, ended.stderr
+    again = command("sweep", *small_overrides, *study, "training.epochs=1")
+    assert again.returncode == 2
+    assert f"backend=tensorflow: study small was begun with {backend}; choose another study.name" in again.stderr
+    root = f"tracking.root={tmp_path}/records"
+    ended = command("confirm", "study=small", "confirm.top=1", "confirm.seeds=2", "confirm.workers=1", root)
+    assert ended.returncode == 0, ended.stderr
+    store = tracking.open_store(TrackingConfig(root=f"{tmp_path}/records"))
+    found = tracking.confirmation_runs(store, "small")
+    assert [run.data.tags["backend"] for run in found] == [backend] * 4
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_backend_that_is_not_installed_is_one_line(
+    backend: Backend, small_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # How Python is told that there is no such module.
+    monkeypatch.setitem(sys.modules, backend, None)
+    with pytest.raises(ConfigError) as caught:
+        runner.record_run(small_config.replace({"backend": backend}), tags={})
+    assert str(caught.value) == (
+        f"backend={backend}: needs {backend}, which is not installed; .venv/bin/pip install -e '.[{backend}]'"
+    )
+    assert not Path(small_config.tracking.root).exists()
+
+
+def test_a_process_keeps_the_backend_that_it_has_begun_with() -> None:
+    training.import_keras(1)
+    with pytest.raises(ConfigError, match="backend=jax: this process has begun with tensorflow"):
+        training.import_keras(1, "jax")
+
+
+def test_flags_of_tensorflow_do_not_reach_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker inherits what its parent's TensorFlow was given; XLA ends a process at a flag that is not its own."""
+    program = "import os; from digitcnn import backends; backends.load('{}', 1); print(os.environ.get('XLA_FLAGS'))"
+    backend = next((name for name in ("torch", "jax") if importlib.util.find_spec(name)), None)
+    if backend is None:
+        pytest.skip("neither torch nor jax is installed")
+    training.import_keras(1)
+    mine = "--xla_cpu_enable_fast_math=false"
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {mine}")
+    ended = subprocess.run([sys.executable, "-c", program.format(backend)], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"{mine}\n"
+
+
+def test_a_run_from_before_there_was_a_choice_is_one_of_tensorflow(small_config: RunConfig, root: Path) -> None:
+    store = tracking.open_store(TrackingConfig(root=str(root)))
+    run = store.client.create_run(store.experiment_id)
+    for name, value in small_config.parameters().items():
+        if name != "backend":
+            store.client.log_param(run.info.run_id, name, value)
+    recorded = store.client.get_run(run.info.run_id)
+    assert tracking.was_trained_with(recorded, small_config)
+    assert not tracking.was_trained_with(recorded, small_config.replace({"backend": "jax"}))

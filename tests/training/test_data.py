@@ -1,0 +1,248 @@
+"""The data: verified, split the same way every time, and refused with one line when they cannot be used."""
+
+from __future__ import annotations
+
+import os
+import resource
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from digitcnn import training
+from digitcnn.config import DataConfig, load_config
+from digitcnn.errors import ConfigError
+from digitcnn.training import data
+
+
+def config(**values: Any) -> DataConfig:
+    return load_config(DataConfig, values)
+
+
+def test_the_packaged_mnist_is_split_into_50000_and_10000() -> None:
+    splits = training.load_splits(config())
+    assert splits.train.images.shape == (50_000, 28, 28)
+    assert splits.validation.images.shape == (10_000, 28, 28)
+    assert splits.classes == 10
+    assert splits.train.images.dtype == np.uint8
+
+
+def test_subsets_are_nested_and_share_the_holdout(small_npz: Path) -> None:
+    some = training.load_splits(config(path=str(small_npz), validation_size=100, train_size=50))
+    more = training.load_splits(config(path=str(small_npz), validation_size=100, train_size=200))
+    assert np.array_equal(some.train.images, more.train.images[:50])
+    assert np.array_equal(some.validation.images, more.validation.images)
+    other = training.load_splits(config(path=str(small_npz), validation_size=100, train_size=50, split_seed=1))
+    assert not np.array_equal(some.validation.images, other.validation.images)
+
+
+def test_training_and_validation_images_are_apart(small_npz: Path) -> None:
+    splits = training.load_splits(config(path=str(small_npz), validation_size=100))
+    with np.load(small_npz) as file:
+        everything = np.sort(file["x_train"].reshape(600, -1).sum(axis=1, dtype=np.int64))
+    together = np.concatenate([splits.train.images, splits.validation.images])
+    assert np.array_equal(np.sort(together.reshape(600, -1).sum(axis=1, dtype=np.int64)), everything)
+
+
+def test_the_test_set_is_not_read_for_a_holdout(small_npz: Path, tmp_path: Path) -> None:
+    path = tmp_path / "no-test.npz"
+    with np.load(small_npz) as file:
+        np.savez(path, x_train=file["x_train"], y_train=file["y_train"])
+    assert len(training.load_splits(config(path=str(path), validation_size=100)).train) == 500
+    with pytest.raises(ConfigError, match="has no array x_test"):
+        training.load_splits(config(path=str(path), validation="test"))
+
+
+def test_the_articles_protocol_uses_all_images_and_the_test_set(small_npz: Path) -> None:
+    splits = training.load_splits(config(path=str(small_npz), validation="test"))
+    assert (len(splits.train), len(splits.validation)) == (600, 100)
+
+
+def test_damaged_packaged_data_is_noticed(monkeypatch: pytest.MonkeyPatch, small_npz: Path) -> None:
+    monkeypatch.setattr(data, "_PACKAGED", small_npz)
+    with pytest.raises(Exception, match="x_train has another SHA-256"):
+        training.load_splits(config())
+
+
+IMAGES = np.zeros((4, 5, 6), np.uint8)
+LABELS = np.array([0, 1, 0, 1])
+
+
+def _text(path: Path) -> None:
+    path.write_text("not an archive")
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _arrays(x: Any = IMAGES, y: Any = LABELS) -> Callable[[Path], None]:
+    return lambda path: np.savez(path, x_train=x, y_train=y)
+
+
+def _truncated(path: Path) -> None:
+    np.savez(path, x_train=np.random.default_rng(0).integers(0, 255, (400, 28, 28), np.uint8), y_train=LABELS)
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def _torn_member(path: Path) -> None:
+    np.savez_compressed(path, x_train=IMAGES, y_train=LABELS)
+    content = bytearray(path.read_bytes())
+    content[60:70] = b"0123456789"
+    path.write_bytes(content)
+
+
+def _absurd_shape(path: Path) -> None:
+    """A header that promises 8 TB behind a few bytes."""
+    with zipfile.ZipFile(path, "w") as archive, archive.open("x_train.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(
+            member, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 900, 900)}
+        )
+        member.write(b"1234")
+
+
+def _with_header(header: bytes, content: bytes = b"", version: bytes = b"\1\0") -> Callable[[Path], None]:
+    """An archive whose x_train has this header."""
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            length = len(header).to_bytes(2 if version == b"\1\0" else 4, "little")
+            archive.writestr("x_train.npy", b"\x93NUMPY" + version + length + header + content)
+
+    return write
+
+
+def _shape(shape: str) -> Callable[[Path], None]:
+    return _with_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode(), bytes(120))
+
+
+def _long_header(path: Path) -> None:
+    """A header of 150 MB that is 150 kB in the archive: numpy would read it before it looks at its length."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("x_train.npy", "w") as member,
+    ):
+        member.write(b"\x93NUMPY\2\0" + (150 * 2**20).to_bytes(4, "little"))
+        for _ in range(150):
+            member.write(b" " * 2**20)
+
+
+def _zip_bomb(path: Path) -> None:
+    """150 MB of black images that are 150 kB in the archive."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("x_train.npy", "w") as member,
+    ):
+        np.lib.format.write_array_header_1_0(
+            member, {"descr": "|u1", "fortran_order": False, "shape": (150, 1024, 1024)}
+        )
+        for _ in range(150):
+            member.write(bytes(2**20))
+
+
+def _many_members(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(2000):
+            archive.writestr(f"{number}.npy", b"")
+
+
+def _other_compression(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x_train.npy", b"x")
+
+
+def _encrypted(path: Path) -> None:
+    np.savez(path, x_train=IMAGES, y_train=LABELS)
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+
+
+def _overruled_directory(path: Path) -> None:
+    """A second end record, which zipfile prefers: it could give the directory any size."""
+    np.savez(path, x_train=IMAGES, y_train=LABELS)
+    content = path.read_bytes()
+    end = content.index(b"PK\5\6")
+    path.write_bytes(content[:end] + b"PK\6\7" + bytes(16) + content[end:])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (_shape("(-4, -5, 6)"), "x_train is (-4, -5, 6) uint8; must be (n, height, width) uint8"),
+        (_shape(f"({2**64}, {2**64}, 0)"), "x_train is empty"),
+        (_shape(f"({2**64}, 1, 1)"), "over the limit of 2 GiB"),
+        (_shape("(4, 5, 7)"), "x_train is torn: (4, 5, 7) uint8 in "),
+        (_shape("(1, 5, 7)"), "x_train is torn: (1, 5, 7) uint8 in "),
+        (_shape("(4, 5, 'x')"), "x_train is not a numpy array"),
+        (_with_header(b"(" * 9000), "x_train is not a numpy array"),
+        (_with_header(b"__import__('os').system('true')"), "x_train is not a numpy array"),
+        (_with_header(b"{}", version=b"\11\0"), "x_train is not a numpy array"),
+        (_long_header, "x_train is not a numpy array"),
+        (_zip_bomb, "to 157,286,400 bytes: no images do"),
+        (_many_members, "its list of members is that of no npz file"),
+        (_overruled_directory, "its list of members is that of no npz file"),
+        (_other_compression, "x_train is compressed in a way that numpy does not write"),
+        (_encrypted, "is not an npz file, or is torn"),
+        (os.mkfifo, "is not a regular file"),
+        (_text, "is not an npz file, or is torn"),
+        (_empty, "is not an npz file, or is torn"),
+        (_truncated, "is not an npz file, or is torn"),
+        (_torn_member, "torn"),
+        (_absurd_shape, "over the limit of 2 GiB"),
+        (_arrays(np.array([{"a": 1}] * 4, dtype=object)), "x_train holds pickled objects, which are never opened"),
+        (_arrays(y=np.array(["a", "b"] * 2, dtype=object)), "y_train holds pickled objects"),
+        (_arrays(IMAGES.astype(np.float32)), "x_train is (4, 5, 6) float32; must be (n, height, width) uint8"),
+        (_arrays(IMAGES[..., None]), "x_train is (4, 5, 6, 1) uint8; must be"),
+        (_arrays(y=LABELS.astype(float)), "y_train is (4,) float64; must be (n,) of whole numbers"),
+        (_arrays(y=LABELS[:3]), "4 images but 3 labels"),
+        (_arrays(y=np.array([0, -1, 0, 1])), "labels from -1 to 1"),
+        (_arrays(y=np.array([0, 5000, 0, 1])), "labels from 0 to 5000; must lie in 0 to 999"),
+        (_arrays(y=np.array([0, 2, 0, 2])), "must hold every label from 0 to the highest"),
+        (_arrays(IMAGES[:0], LABELS[:0]), "x_train is empty"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(
+    write: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.npz"
+    write(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError) as caught:
+        training.load_splits(config(path=str(path), validation_size=1))
+    # In kB. The bombs would take 150 MB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    assert "\n" not in str(caught.value)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_every_layout_that_numpy_writes_is_read(tmp_path: Path) -> None:
+    """Given images in Fortran's order and labels of any whole type and byte order, what is read is the same."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 5, 6), np.uint8)
+    for kind in ("|u1", "<u2", ">i4", ">i8", "<u8"):
+        np.savez_compressed(tmp_path / "it.npz", x_train=np.asfortranarray(images), y_train=LABELS.astype(kind))
+        train = training.load_splits(config(path=str(tmp_path / "it.npz"), validation_size=1)).train
+        order = np.random.default_rng(0).permutation(4)[1:]
+        assert np.array_equal(train.images, images[order])
+        assert np.array_equal(train.labels, LABELS[order])
+        assert (train.images.flags.c_contiguous, train.labels.dtype) == (True, np.int64)
+
+
+def test_missing_files_and_impossible_sizes(small_npz: Path, tmp_path: Path) -> None:
+    for values, message in (
+        ({"path": str(tmp_path / "no.npz")}, "no such file"),
+        ({"path": str(tmp_path)}, "is a folder"),
+        ({"path": str(small_npz)}, "data.validation_size=10000: must be below the 600 training images"),
+        (
+            {"path": str(small_npz), "validation_size": 100, "train_size": 501},
+            "data.train_size=501: must be at most 500",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            training.load_splits(config(**values))
+        assert message in str(caught.value)

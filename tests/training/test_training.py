@@ -1,0 +1,183 @@
+"""Training: real Keras on small data."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from digitcnn import runner, training
+from digitcnn.config import CnnConfig, MlpConfig, RunConfig, TrainingConfig
+from digitcnn.errors import ConfigError, TrainingDiverged
+from digitcnn.training import build_model, train, weights_sha256
+from digitcnn.training.loop import batches_per_epoch, epoch_orders
+from digitcnn.values import Decision, EpochMetrics, TrainingResult
+
+
+def _train(config: RunConfig, on_epoch: Any = lambda _: "continue") -> TrainingResult:
+    training.import_keras(config.training.threads or 1)
+    splits = runner.check_run(config)
+    model = build_model(config.model, *splits.image_shape, splits.classes, config.training.seed)
+    return train(model, splits, config.training, on_epoch)
+
+
+def _orders(examples: int, **values: Any) -> list[list[int]]:
+    return [order.tolist() for order in epoch_orders(TrainingConfig(**values), examples)]
+
+
+def test_a_full_pass_sees_every_image_once_in_an_order_of_its_own() -> None:
+    first, second = _orders(10, batch_size=3, epochs=2)
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert _orders(10, batch_size=3, epochs=2) == [first, second]
+    assert _orders(10, batch_size=3, epochs=2, seed=1) != [first, second]
+    assert batches_per_epoch(TrainingConfig(batch_size=3), 10) == 4
+
+
+def test_the_articles_epochs_are_pieces_of_one_repeating_stream() -> None:
+    epochs = _orders(10, batch_size=4, epochs=5, steps_per_epoch="batch_size")
+    assert [len(epoch) for epoch in epochs] == [16] * 5
+    stream = sum(epochs, [])
+    assert all(sorted(stream[start : start + 10]) == list(range(10)) for start in range(0, 80, 10))
+    assert [len(epoch) for epoch in _orders(10, batch_size=4, epochs=1, steps_per_epoch=7)] == [28]
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [(CnnConfig(), 843_658), (MlpConfig(), 104_938), (CnnConfig(conv1_filters=5, conv2_kernel=4, dense_units=3), None)],
+)
+def test_the_parameters_are_counted_as_keras_counts_them(model: CnnConfig | MlpConfig, parameters: int | None) -> None:
+    training.import_keras(1)
+    built = build_model(model, 28, 28, 10, 0)
+    assert built.count_params() == training.count_parameters(model, 28, 28, 10)
+    assert parameters in (None, built.count_params())
+
+
+def test_the_network_is_the_articles_list_of_standard_layers() -> None:
+    training.import_keras(1)
+    names = [type(layer).__name__ for layer in build_model(CnnConfig(), 28, 28, 10, 0).layers]
+    assert names == [
+        *("Rescaling", "Reshape", "Conv2D", "MaxPooling2D", "Conv2D", "MaxPooling2D", "Flatten", "Dense", "Dense")
+    ]
+
+
+def test_a_kernel_that_leaves_no_pixels_is_refused() -> None:
+    training.check_fits(CnnConfig(conv1_kernel=3, conv2_kernel=12), 28, 28, 10)
+    with pytest.raises(ConfigError, match="model.conv2_kernel=13: leaves no pixels of images of 28 x 28"):
+        training.check_fits(CnnConfig(conv1_kernel=3, conv2_kernel=13), 28, 28, 10)
+    with pytest.raises(ConfigError, match="must have at most"):
+        training.check_fits(CnnConfig(conv2_filters=4096, dense_units=65_536), 28, 28, 10)
+
+
+def test_a_run_learns_and_counts_what_it_did(small_config: RunConfig) -> None:
+    result = _train(small_config.replace({"training.epochs": 6}))
+    assert result.epochs[-1].train_loss < result.epochs[0].train_loss
+    summary = result.summary()
+    assert summary["samples_seen"] == 6 * 500
+    assert summary["updates"] == 6 * 10
+    assert summary["parameters"] == training.count_parameters(small_config.model, 28, 28, 10)
+    best = max(result.epochs, key=lambda epoch: epoch.validation_accuracy)
+    assert (summary["best_epoch"], summary["best_validation_accuracy"]) == (best.epoch, best.validation_accuracy)
+    assert result.confusion.sum() == 100
+    assert np.trace(result.confusion) == round(100 * result.epochs[-1].validation_accuracy)
+    assert summary["peak_memory_mb"] > 100
+    assert summary["cpu_seconds"] > 0
+
+
+def test_the_metrics_are_those_that_keras_reports(small_config: RunConfig) -> None:
+    """Given the same weights, our validation loss and accuracy are what model.evaluate gives."""
+    training.import_keras(1)
+    splits = runner.check_run(small_config)
+    model = build_model(small_config.model, *splits.image_shape, splits.classes, 0)
+    result = train(model, splits, small_config.training, lambda _: "continue")
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    loss, accuracy = model.evaluate(splits.validation.images, splits.validation.labels, verbose=0)
+    assert result.epochs[-1].validation_loss == pytest.approx(loss, rel=1e-5)
+    assert result.epochs[-1].validation_accuracy == pytest.approx(accuracy)
+
+
+def test_a_batch_larger_than_the_data_is_one_batch(small_config: RunConfig) -> None:
+    result = _train(small_config.replace({"training.batch_size": 5000}))
+    assert (result.samples_seen, result.updates) == (1000, 2)
+
+
+@pytest.mark.parametrize(("decision", "ending"), [("prune", "pruned"), ("stop", "stopped")])
+def test_a_run_ends_at_the_epoch_it_is_told_to(small_config: RunConfig, decision: Decision, ending: str) -> None:
+    result = _train(small_config.replace({"training.epochs": 5}), lambda e: decision if e.epoch == 2 else "continue")
+    assert (result.ending, len(result.epochs)) == (ending, 2)
+
+
+def test_a_decision_after_the_last_epoch_changes_nothing(small_config: RunConfig) -> None:
+    assert _train(small_config, lambda _: "prune" if _.epoch == 2 else "continue").ending == "completed"
+
+
+def test_a_loss_that_is_not_a_number_is_a_failure(small_config: RunConfig) -> None:
+    seen: list[EpochMetrics] = []
+
+    def remember(metrics: EpochMetrics) -> Decision:
+        seen.append(metrics)
+        return "continue"
+
+    with pytest.raises(TrainingDiverged, match="the loss became"):
+        _train(small_config.replace({"training.learning_rate": 1e6, "training.epochs": 5}), remember)
+    assert all(math.isfinite(metrics.train_loss) for metrics in seen)
+
+
+def test_the_same_config_gives_the_same_weights_in_a_warm_process(small_config: RunConfig) -> None:
+    digests = [_train(small_config).weights_sha256 for _ in range(2)]
+    _train(small_config.replace({"training.seed": 5}))
+    digests.append(_train(small_config).weights_sha256)
+    assert len(set(digests)) == 1
+    assert _train(small_config.replace({"training.seed": 5})).weights_sha256 != digests[0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_config_gives_the_same_weights_in_fresh_processes(small_npz: Path, threads: int) -> None:
+    program = f"""
+from digitcnn import runner, training
+from digitcnn.config import RunConfig, load_config
+from digitcnn.training import build_model, train
+config = load_config(RunConfig, {{"data": {{"path": {str(small_npz)!r}, "validation_size": 100}},
+    "training": {{"epochs": 1, "batch_size": 60, "threads": {threads}, "engine": "keras"}}}})
+training.import_keras({threads})
+splits = runner.check_run(config)
+model = build_model(config.model, 28, 28, 10, 0)
+print(train(model, splits, config.training, lambda _: "continue").weights_sha256)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    digests = {process.communicate(timeout=200)[0].strip() for process in processes}
+    assert len(digests) == 1
+    assert len(digests.pop()) == 64
+
+
+def test_threads_cannot_change_once_tensorflow_is_there(small_config: RunConfig) -> None:
+    training.import_keras(1)
+    with pytest.raises(ConfigError, match="training.threads=2: this process has begun with 1 threads"):
+        training.import_keras(2)
+
+
+def test_the_digest_tells_any_change_of_a_weight(small_config: RunConfig) -> None:
+    training.import_keras(1)
+    model = build_model(small_config.model, 28, 28, 10, 0)
+    before = weights_sha256(model)
+    weights = model.get_weights()
+    weights[0].flat[0] = np.nextafter(weights[0].flat[0], 1)
+    model.set_weights(weights)
+    assert weights_sha256(model) != before
+
+
+def test_judged_once_reads_the_test_set_after_the_last_epoch_alone(small_config: RunConfig) -> None:
+    once = _train(small_config.replace({"data.validation": "test_once"}))
+    assert [epoch.validation_accuracy for epoch in once.epochs] == [None, None]
+    assert not set(once.summary()) & {"validation_accuracy", "best_epoch"}
+    # The same training as when the test set judges every epoch: judging changes nothing.
+    each = _train(small_config.replace({"data.validation": "test"}))
+    assert once.weights_sha256 == each.weights_sha256
+    assert once.summary()["test_accuracy"] == each.epochs[-1].validation_accuracy
+    assert once.samples_seen == 2 * 600
+    assert (once.final.predictions == once.labels).mean() == once.summary()["test_accuracy"]
