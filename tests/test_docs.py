@@ -9,10 +9,16 @@ import subprocess
 import pytest
 from omegaconf import OmegaConf
 
-from digitcnn.config import RunConfig, SweepConfig, known_keys, load_config
-from digitcnn.evaluation import ConfirmConfig, ReproduceConfig
-from digitcnn.predict import PredictConfig
-from digitcnn.report import ReportConfig
+from digitcnn.config import (
+    ConfirmConfig,
+    PredictConfig,
+    ReportConfig,
+    ReproduceConfig,
+    RunConfig,
+    SweepConfig,
+    known_keys,
+    load_config,
+)
 from digitcnn.study import parse_space
 from experiments.article.publication import PublishConfig
 from experiments.benchmarks.measurement import BenchmarkConfig

@@ -1,26 +1,28 @@
 """Configuration: every command's schema, its validation, one-line messages and addresses."""
 
+from digitcnn.config.commands import (
+    ConfirmConfig,
+    PredictConfig,
+    ReportConfig,
+    ReproduceConfig,
+    StudyReference,
+    SweepConfig,
+)
+from digitcnn.config.loading import Config, flatten, known_keys, load_config, nearest_key, nested
 from digitcnn.config.schema import (
     LATER_KEYS,
     Backend,
     CnnConfig,
-    Config,
     Count,
     DataConfig,
     FilePath,
     MlpConfig,
+    ModelConfig,
     RunConfig,
     StudyConfig,
-    StudyReference,
-    SweepConfig,
     TrackingConfig,
     TrainingConfig,
     expand_user,
-    flatten,
-    known_keys,
-    load_config,
-    nearest_key,
-    nested,
     parse_duration,
 )
 from digitcnn.config.urls import without_credentials
@@ -30,10 +32,15 @@ __all__ = [
     "Backend",
     "CnnConfig",
     "Config",
+    "ConfirmConfig",
     "Count",
     "DataConfig",
     "FilePath",
     "MlpConfig",
+    "ModelConfig",
+    "PredictConfig",
+    "ReportConfig",
+    "ReproduceConfig",
     "RunConfig",
     "StudyConfig",
     "StudyReference",

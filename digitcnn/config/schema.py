@@ -1,30 +1,106 @@
-"""Typed, validated configuration: every key a command accepts, its type, its range and its default.
+"""Schema of a run and of a study: every key, its type, its range and its default.
 
-The names here are the names everywhere: YAML, command line, Optuna parameter, MLflow parameter.
+The names here are the names everywhere: YAML, command line, Optuna parameter, MLflow parameter. conf/*.yaml states the
+same defaults with their reasons, for people to read; tests/config compares both.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
-from digitcnn.config import urls
-from digitcnn.errors import ConfigError
+from digitcnn.config.loading import Config, flatten, load_config
+from digitcnn.config.urls import check_server
 from digitcnn.files import sqlite_url
 
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# What file systems allow, in bytes.
+_LONGEST_PATH, _LONGEST_NAME = 4000, 255
+_MOST_COUNTED = 10_000_000
+# Keys that runs and studies recorded before them do not name, and what those had.
+LATER_KEYS = {"backend": "tensorflow"}
+
+
+def parse_duration(duration: str) -> float:
+    """Return the seconds of a duration such as `90s`, `15m` or `2h`. Raises ValueError for anything else."""
+    match = _DURATION.fullmatch(duration)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError("must be a duration such as 90s, 15m or 2h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def expand_user(path: str) -> Path:
+    """Return the path with ~ and ~USER replaced where there is such a user: Path.expanduser raises for any other."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def _check_duration(value: str) -> str:
+    parse_duration(value)
+    return value
+
+
+def _check_name(value: str) -> str:
+    if _NAME.fullmatch(value) is None:
+        raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    return value
+
+
+def _check_path(value: str) -> str:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValueError("must hold no control characters and be UTF-8")
+    encoded = os.fsencode(value)
+    if len(encoded) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in encoded.split(b"/")):
+        raise ValueError(f"must be at most {_LONGEST_PATH} bytes long, and each name in it {_LONGEST_NAME}")
+    return value
+
+
+def _check_root(value: str) -> str:
+    if re.search("%[0-9A-Fa-f]{2}", str(Path(_check_path(value)).absolute())):
+        raise ValueError("must have no % with two hexadecimal digits in its path: MLflow takes that for a character")
+    return value
+
+
+def _check_steps(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(f"must be null, a whole number from 1 to {_MOST_COUNTED}, or batch_size") from None
+
+
+def _check_objective(value: list[str]) -> list[str]:
+    if len(set(value)) != len(value):
+        raise ValueError("must name each objective once")
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=_MOST_COUNTED)]
 Filters = Annotated[int, Field(ge=1, le=4096)]
 Kernel = Annotated[int, Field(ge=1, le=99)]
 Units = Annotated[int, Field(ge=1, le=65_536)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
-
+Processes = Annotated[int, Field(ge=1, le=1024)]
+Name = Annotated[str, AfterValidator(_check_name)]
+FilePath = Annotated[str, AfterValidator(_check_path)]
+Root = Annotated[str, AfterValidator(_check_root)]
+Server = Annotated[str, AfterValidator(check_server)]
+Duration = Annotated[str, AfterValidator(_check_duration)]
+Steps = Annotated[Count | Literal["batch_size"] | None, WrapValidator(_check_steps)]
 Backend = Literal["tensorflow", "jax", "torch"]
 Objective = Literal[
     "validation_accuracy",
@@ -34,73 +110,17 @@ Objective = Literal[
     "training_seconds",
     "parameters",
 ]
-
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-# Keys that runs and studies recorded before them do not name, and what those had.
-LATER_KEYS = {"backend": "tensorflow"}
-# What file systems allow, in bytes.
-_LONGEST_PATH, _LONGEST_NAME = 4000, 255
-# An error names the value, but not all of a long one.
-_MOST_SHOWN = 200
-
-
-def parse_duration(duration: str) -> float:
-    """Seconds of a duration such as `90s`, `15m` or `2h`. Raises ValueError for anything else."""
-    match = _DURATION.fullmatch(duration)
-    if match is None or float(match[1]) <= 0:
-        raise ValueError("must be a duration such as 90s, 15m or 2h")
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def _duration(value: str) -> str:
-    parse_duration(value)
-    return value
-
-
-def _name(value: str) -> str:
-    if _NAME.fullmatch(value) is None:
-        raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
-    return value
-
-
-def _path(value: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
-        raise ValueError("must hold no control characters and be UTF-8")
-    encoded = os.fsencode(value)
-    if len(encoded) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in encoded.split(b"/")):
-        raise ValueError(f"must be at most {_LONGEST_PATH} bytes long, and each name in it {_LONGEST_NAME}")
-    return value
-
-
-def _root(value: str) -> str:
-    if re.search("%[0-9A-Fa-f]{2}", str(Path(_path(value)).absolute())):
-        raise ValueError("must have no % with two hexadecimal digits in its path: MLflow takes that for a character")
-    return value
-
-
-def _objective(value: list[Objective]) -> list[Objective]:
-    if len(set(value)) != len(value):
-        raise ValueError("must name each objective once")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
-Root = Annotated[str, AfterValidator(_root)]
-Duration = Annotated[str, AfterValidator(_duration)]
-FilePath = Annotated[str, AfterValidator(_path)]
-Server = Annotated[str, AfterValidator(urls.server)]
-
-
-class Config(BaseModel):
-    """A frozen, strict value: an unknown key or a wrong type is an error, nothing is converted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+# One objective may be written without the list's brackets.
+Objectives = Annotated[
+    list[Objective],
+    Field(min_length=1, max_length=3),
+    AfterValidator(_check_objective),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
 
 
 class DataConfig(Config):
-    """Which images, and how they are split.
+    """The images, and how they are split.
 
     `validation`: holdout judges every epoch by training images that were held out; test by the test set, as the
     article did; test_once trains on all training images and reads the test set after the last epoch only.
@@ -125,25 +145,18 @@ class CnnConfig(Config):
 
 
 class MlpConfig(Config):
-    """The fully connected network that the article improves on."""
+    """The article's fully connected network, its predecessor."""
 
     name: Literal["mlp"] = "mlp"
     dense1_units: Units = 128
     dense2_units: Units = 32
 
 
-_NETWORKS: dict[str, type[Config]] = {"cnn": CnnConfig, "mlp": MlpConfig}
-
-
-def _model_name(value: Any) -> str | None:
-    return value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-
-
-ModelConfig = Annotated[Annotated[CnnConfig, Tag("cnn")] | Annotated[MlpConfig, Tag("mlp")], Discriminator(_model_name)]
+ModelConfig = CnnConfig | MlpConfig
 
 
 class TrainingConfig(Config):
-    """How a network is trained.
+    """The training of a network.
 
     `steps_per_epoch`: null is one full pass over the training images, last partial batch included; a number or
     `batch_size` (the article's choice) takes that many batches from a repeating shuffled stream.
@@ -155,13 +168,13 @@ class TrainingConfig(Config):
     batch_size: Count = 250
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     learning_rate: Annotated[float, Field(gt=0, le=1_000_000)] = 0.001
-    steps_per_epoch: Count | Literal["batch_size"] | None = None
+    steps_per_epoch: Steps = None
     seed: Seed = 0
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    threads: Processes | None = None
 
 
 class TrackingConfig(Config):
-    """Where records are kept: `root` holds the embedded stores, `uri` names an MLflow server instead."""
+    """The place of the records: `root` holds the embedded stores, `uri` names an MLflow server instead."""
 
     root: Root = "mlruns"
     uri: Server | None = None
@@ -179,10 +192,10 @@ class TrackingConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything that one training run depends on, and where it is recorded. `backend` is what Keras computes with."""
+    """Everything that one training run depends on, and the place of its record. `backend` is Keras's."""
 
     data: DataConfig = DataConfig()
-    model: ModelConfig = CnnConfig()
+    model: Annotated[ModelConfig, Field(discriminator="name")] = CnnConfig()
     training: TrainingConfig = TrainingConfig()
     backend: Backend = "tensorflow"
     tracking: TrackingConfig = TrackingConfig()
@@ -196,11 +209,11 @@ class RunConfig(Config):
         return self
 
     def parameters(self) -> dict[str, Any]:
-        """Every value that defines the run, by its dotted name; not where the run is recorded."""
+        """Return every value that defines the run, by its dotted name; not where the run is recorded."""
         return flatten(self.model_dump(exclude={"tracking"}))
 
     def replace(self, values: Mapping[str, Any]) -> RunConfig:
-        """This config with other values under the given dotted names. Raises ConfigError as `load` does."""
+        """Return this config with other values under the given dotted names. Raises ConfigError as load_config does."""
         tree = self.model_dump()
         for name, value in values.items():
             group, _, key = name.rpartition(".")
@@ -209,122 +222,15 @@ class RunConfig(Config):
 
 
 class StudyConfig(Config):
-    """What is searched, how, and for how long. `space` mirrors the config tree: see space.py."""
+    """The search: its space, its method and its limits. `space` mirrors the config tree: see study/space.py."""
 
     name: Name
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20
-    objective: Annotated[list[Objective], Field(min_length=1, max_length=3), AfterValidator(_objective)]
+    objective: Objectives
     sampler: Literal["tpe", "random", "grid", "qmc", "gp", "cmaes", "nsgaii"] = "tpe"
     pruner: Literal["median", "successive_halving", "hyperband", "none"] = "median"
     timeout: Duration | None = None
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    workers: Processes | None = None
     seed: Seed = 0
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     space: dict[str, Any]
-
-
-class StudyReference(Config):
-    """A study that was recorded, by its name."""
-
-    name: Name
-
-
-class SweepConfig(RunConfig):
-    """One sweep: the baseline run and the study around it."""
-
-    study: StudyConfig
-    preview: bool = False
-
-    @property
-    def baseline(self) -> RunConfig:
-        """The run that every trial is a variation of."""
-        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
-
-
-def expand_user(path: str) -> Path:
-    """The path with ~ and ~USER replaced, of a user that there is: Path.expanduser raises for any other."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111
-
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
-
-
-def load_config(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
-    """The typed config of plain nested values, such as a composed YAML tree.
-
-    Raises ConfigError with one line that names the first wrong key, its value and what is allowed.
-    """
-    study = values.get("study")
-    if isinstance(study, Mapping) and isinstance(study.get("objective"), str):
-        values = {**values, "study": {**study, "objective": [study["objective"]]}}
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError(_one_line(kind, error)) from None
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of flatten, for names of at most one dot."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        group, _, key = name.rpartition(".")
-        (tree.setdefault(group, {}) if group else tree)[key] = value
-    return tree
-
-
-def nearest_key(name: str, names: list[str]) -> str:
-    """A hint that names the nearest of some keys, or those of its group, or the groups."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-    if close:
-        return f"did you mean {close[0]}?"
-    groups = list(dict.fromkeys(known.partition(".")[0] for known in names))
-    group = [known for known in names if known.startswith(name.partition(".")[0] + ".")]
-    return f"known keys: {', '.join(group or groups)}"
-
-
-def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a config by its dotted name, those of each network included."""
-    keys: list[str] = []
-    for name, field in kind.model_fields.items():
-        groups = [part for part in _members(field.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
-        keys += [key for group in groups for key in known_keys(group, f"{prefix}{name}.")] or [f"{prefix}{name}"]
-    return list(dict.fromkeys(keys))
-
-
-def _members(annotation: Any) -> list[Any]:
-    return [annotation, *(member for part in getattr(annotation, "__args__", ()) for member in _members(part))]
-
-
-def _one_line(kind: type[Config], error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    value = urls.without_credentials(str(problem.get("input")))
-    value = value if len(value) <= _MOST_SHOWN else f"{value[:_MOST_SHOWN]}..."
-    location = [str(part) for part in problem["loc"]]
-    network = next((part for part in location[1:2] if part in _NETWORKS), None)
-    # A location walks through the members of unions, which have no name in the config: keep what a person typed.
-    typed = [part for part in location if re.fullmatch(r"\w+", part) and part not in (*_NETWORKS, "int")]
-    if typed[:2] == ["training", "steps_per_epoch"]:
-        return f"training.steps_per_epoch={value}: must be null, a whole number from 1 to 10000000, or batch_size"
-    key = ".".join(typed)
-    if key == "tracking.uri" and "://" not in value:
-        value = "***"
-    if problem["type"] == "extra_forbidden":
-        keys = known_keys(_NETWORKS[network], "model.") if network else known_keys(kind)
-        return f"{key}: unknown key; {nearest_key(key, keys)}"
-    if problem["type"] == "missing":
-        return f"{key}: missing"
-    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{key}.name={_model_name(problem['input'])}: must be one of {', '.join(_NETWORKS)}"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must", 1)
-    return f"{key}={value}: {message}" if key else message

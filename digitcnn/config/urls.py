@@ -1,4 +1,4 @@
-"""The addresses of stores and servers: which are taken, and how they are shown without the credentials in them."""
+"""Addresses of stores and servers: validation, and text without the credentials in them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SERVER = re.compile(rf"https?://{_PLAIN}+(/({_PLAIN}|/)*)?")
 
 
 def without_credentials(text: str) -> str:
-    """The text with user, password and parameters of every address in it replaced by asterisks.
+    """Return the text with user, password and parameters of every address in it replaced by asterisks.
 
     Of an address whose parts cannot be told apart, such as one with an @ in its password, only the scheme is left.
     """
-    return _ADDRESS.sub(_hidden, text)
+    return _ADDRESS.sub(_masked, text)
 
 
-def _hidden(address: re.Match[str]) -> str:
+def _masked(address: re.Match[str]) -> str:
     if address[1] in _NO_CREDENTIALS:
         return address[0]
     parts = _PARTS.fullmatch(address[0])
@@ -32,8 +32,8 @@ def _hidden(address: re.Match[str]) -> str:
     return f"{scheme}{'***@' if user else ''}{host}{path}{'?***' if query else ''}"
 
 
-def server(value: str) -> str:
-    """The address of an MLflow server, which MLflow itself prints and records. Raises ValueError for what is none."""
+def check_server(value: str) -> str:
+    """Return the address of an MLflow server, which MLflow itself prints and records. Raises ValueError otherwise."""
     if _SERVER.fullmatch(value) is None:
         raise ValueError(
             "must be http://HOST:PORT or https://HOST, without user, password or parameters: "

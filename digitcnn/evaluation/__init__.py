@@ -1,11 +1,11 @@
 """Confirmation with several seeds, statistics, the champion, a run's manifest and its reproduction."""
 
 from digitcnn.evaluation.champion import leading_row, read_confirmation, verdict_sentences
-from digitcnn.evaluation.confirmation import ConfirmConfig, plan_confirmation, run_confirmation
+from digitcnn.evaluation.confirmation import plan_confirmation, run_confirmation
 from digitcnn.evaluation.manifest import RunManifest, manifest_of, write_manifest
 from digitcnn.evaluation.preview import describe_confirmation
 from digitcnn.evaluation.references import find_run, is_manifest_file
-from digitcnn.evaluation.reproduction import ComparedMetric, ReproduceConfig, find_manifest, reproduce
+from digitcnn.evaluation.reproduction import ComparedMetric, find_manifest, reproduce
 from digitcnn.evaluation.statistics import (
     PairedComparison,
     Summary,
@@ -17,9 +17,7 @@ from digitcnn.evaluation.statistics import (
 
 __all__ = [
     "ComparedMetric",
-    "ConfirmConfig",
     "PairedComparison",
-    "ReproduceConfig",
     "RunManifest",
     "Summary",
     "compare_pairs",

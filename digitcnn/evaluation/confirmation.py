@@ -6,13 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-from pydantic import Field
 
 from digitcnn import runner, study, tracking
-from digitcnn.config import Config, RunConfig, StudyReference, TrackingConfig, load_config, nested
+from digitcnn.config import ConfirmConfig, RunConfig, load_config, nested
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import manifest
 from digitcnn.evaluation.champion import Candidate, confirmation_tables, model_card
@@ -33,23 +31,6 @@ from digitcnn.tracking import close_abandoned_runs
 from digitcnn.values import Decision, EpochMetrics
 
 _MOST_DEATHS = 3
-
-
-class ConfirmSettings(Config):
-    """How many of the best trials are confirmed, with how many seeds, by how many workers (null: one per core)."""
-
-    top: Annotated[int, Field(ge=1, le=50)] = 3
-    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
-
-
-class ConfirmConfig(Config):
-    """One confirmation."""
-
-    study: StudyReference
-    confirm: ConfirmSettings = ConfirmSettings()
-    tracking: TrackingConfig = TrackingConfig()
-    preview: bool = False
 
 
 @dataclass(frozen=True)

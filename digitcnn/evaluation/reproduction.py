@@ -6,12 +6,10 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from digitcnn import runner, tracking, training
-from digitcnn.config import Config, StudyReference, TrackingConfig, expand_user
+from digitcnn.config import ReproduceConfig, TrackingConfig, expand_user
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation import references
 from digitcnn.evaluation.manifest import RunManifest, manifest_of, read_manifest
@@ -21,15 +19,6 @@ from digitcnn.values import EpochMetrics, Splits
 Verdict = Literal["IDENTICAL", "EQUIVALENT", "DIFFERENT"]
 # Of the difference of two counts: about one comparison in 370 exceeds it by chance.
 _STANDARD_ERRORS = 3.0
-
-
-class ReproduceConfig(Config):
-    """Which run is trained again, as `references` knows it or by a frozen run's file; `study` is that of run=best."""
-
-    run: str
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    study: StudyReference
-    tracking: TrackingConfig = TrackingConfig()
 
 
 @dataclass(frozen=True)

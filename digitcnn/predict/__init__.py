@@ -1,11 +1,10 @@
 """Classify pictures of digits with a recorded model that is loaded safely."""
 
 from digitcnn.predict.prediction import (
-    PredictConfig,
     predict,
     prediction_in_words,
     predictions_as_csv,
     predictions_as_json,
 )
 
-__all__ = ["PredictConfig", "predict", "prediction_in_words", "predictions_as_csv", "predictions_as_json"]
+__all__ = ["predict", "prediction_in_words", "predictions_as_csv", "predictions_as_json"]

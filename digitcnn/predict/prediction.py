@@ -11,15 +11,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
 
 from digitcnn import evaluation, tracking
-from digitcnn.config import Config, StudyReference, TrackingConfig
+from digitcnn.config import PredictConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
 from digitcnn.predict import loading
@@ -27,17 +25,6 @@ from digitcnn.predict.preprocess import prepare_picture, read_picture
 
 # Of a picture's name in the name of what the model saw of it: a file's name has at most 255 bytes.
 _LONGEST_NAME = 200
-
-
-class PredictConfig(Config):
-    """Which pictures are classified, with which run's model, and how that is printed; `study` is that of run=best."""
-
-    image: list[str] = Field(default_factory=list)
-    run: str = "champion"
-    format: Literal["text", "json", "csv"] = "text"
-    show: bool = False
-    study: StudyReference
-    tracking: TrackingConfig = TrackingConfig()
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from digitcnn.report.comparison import RunComparison, compare_runs
 from digitcnn.report.markdown import markdown_table
-from digitcnn.report.page import ReportConfig, write_report
+from digitcnn.report.page import write_report
 from digitcnn.report.record import StudyRecord, read_study
 from digitcnn.report.text import confirmed_text
 
 __all__ = [
-    "ReportConfig",
     "RunComparison",
     "StudyRecord",
     "compare_runs",

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from digitcnn import study, tracking
-from digitcnn.config import Config, StudyReference, TrackingConfig
+from digitcnn.config import ReportConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
 from digitcnn.report import charts, record
@@ -26,14 +26,6 @@ from digitcnn.report.text import of_champion, summary
 
 _TEMPLATES = files("digitcnn") / "templates"
 _MOST_MISTAKES = 24
-
-
-class ReportConfig(Config):
-    """Which study is reported; or, with `compare`, which runs are put side by side."""
-
-    study: StudyReference
-    compare: str | None = None
-    tracking: TrackingConfig = TrackingConfig()
 
 
 def write_report(config: ReportConfig, say: Callable[[str], None] = lambda _: None) -> Path:

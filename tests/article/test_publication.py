@@ -19,9 +19,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from digitcnn import evaluation, tracking
-from digitcnn.config import RunConfig, StudyReference, SweepConfig, TrackingConfig, load_config
+from digitcnn.config import ConfirmConfig, RunConfig, StudyReference, SweepConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
-from digitcnn.evaluation import ConfirmConfig
 from digitcnn.report import StudyRecord
 from digitcnn.runner import Job
 from digitcnn.tracking import Store, open_store, operations, put, recorder

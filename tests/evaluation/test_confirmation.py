@@ -18,11 +18,10 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service import utils as mlflow_places
 
 from digitcnn import evaluation, report
-from digitcnn.config import DataConfig, SweepConfig, load_config
+from digitcnn.config import ConfirmConfig, DataConfig, ReportConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.evaluation import ComparedMetric, ConfirmConfig, confirmation
+from digitcnn.evaluation import ComparedMetric, confirmation
 from digitcnn.evaluation.reproduction import judge, tolerance
-from digitcnn.report import ReportConfig
 from digitcnn.tracking import confirmation_runs, open_store
 from digitcnn.training import load_splits
 from tests.conftest import command_line

@@ -9,9 +9,8 @@ import optuna
 import pytest
 
 from digitcnn import evaluation, study, tracking
-from digitcnn.config import StudyReference, SweepConfig
+from digitcnn.config import ReproduceConfig, StudyReference, SweepConfig
 from digitcnn.errors import ConfigError
-from digitcnn.evaluation import ReproduceConfig
 from digitcnn.files import sqlite_url
 from tests.conftest import with_study
 from tests.runner.test_sweep import work

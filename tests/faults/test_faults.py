@@ -27,9 +27,8 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from digitcnn import evaluation, runner, study, tracking, training
-from digitcnn.config import SweepConfig, load_config
+from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.evaluation import ConfirmConfig
 from digitcnn.files import sqlite_url
 from digitcnn.runner import Job, recovery
 from digitcnn.study import locks

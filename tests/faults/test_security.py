@@ -30,9 +30,18 @@ from hypothesis import strategies as st
 
 from digitcnn import evaluation, runner, training
 from digitcnn.cli import arguments, command
-from digitcnn.config import Config, SweepConfig, TrackingConfig, known_keys, load_config, without_credentials
+from digitcnn.config import (
+    Config,
+    ConfirmConfig,
+    ReproduceConfig,
+    SweepConfig,
+    TrackingConfig,
+    known_keys,
+    load_config,
+    without_credentials,
+)
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.evaluation import ConfirmConfig, ReproduceConfig, RunManifest, write_manifest
+from digitcnn.evaluation import RunManifest, write_manifest
 from digitcnn.evaluation.manifest import read_manifest
 from digitcnn.runner import signals
 from digitcnn.study.locks import only_one

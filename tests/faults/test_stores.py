@@ -23,11 +23,17 @@ from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 
 from digitcnn import report, study, tracking, training
-from digitcnn.config import RunConfig, StudyReference, SweepConfig, TrackingConfig, load_config
+from digitcnn.config import (
+    ConfirmConfig,
+    ReportConfig,
+    RunConfig,
+    StudyReference,
+    SweepConfig,
+    TrackingConfig,
+    load_config,
+)
 from digitcnn.errors import MachineError
-from digitcnn.evaluation import ConfirmConfig
 from digitcnn.files import sqlite_url
-from digitcnn.report import ReportConfig
 from digitcnn.runner import sweep
 from digitcnn.tracking import client as client_module
 from digitcnn.tracking import operations

@@ -23,9 +23,9 @@ from PIL import Image
 
 from digitcnn import predict, runner, tracking
 from digitcnn.cli import arguments
-from digitcnn.config import RunConfig, StudyReference, TrackingConfig, load_config
+from digitcnn.config import PredictConfig, RunConfig, StudyReference, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
-from digitcnn.predict import PredictConfig, loading
+from digitcnn.predict import loading
 from digitcnn.predict.prediction import Prediction
 from tests.conftest import REPOSITORY, Command
 from tests.support.servers import free_port

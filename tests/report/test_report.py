@@ -21,11 +21,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from digitcnn import evaluation, report, study, tracking
-from digitcnn.config import StudyReference, SweepConfig, TrackingConfig, load_config
+from digitcnn.config import ConfirmConfig, ReportConfig, StudyReference, SweepConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
-from digitcnn.evaluation import ConfirmConfig
 from digitcnn.files import sqlite_url
-from digitcnn.report import ReportConfig, charts
+from digitcnn.report import charts
 from digitcnn.study import parse_space
 from digitcnn.tracking import recorder
 from tests.conftest import Command

@@ -22,9 +22,8 @@ import optuna
 import psutil
 
 from digitcnn import evaluation, runner, tracking
-from digitcnn.config import SweepConfig, load_config
+from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.evaluation import ConfirmConfig
 from digitcnn.runner import Job, Outcome, RecordedTraining, Trainer, end_in_order, parent_run, sweep
 from digitcnn.runner.signals import ENDING
 from digitcnn.tracking import recorder

@@ -3,7 +3,7 @@
 from digitcnn import evaluation
 from digitcnn.cli import display, tables
 from digitcnn.cli.command import main, settled
-from digitcnn.evaluation import ConfirmConfig
+from digitcnn.config import ConfirmConfig
 
 
 def confirm(config: ConfirmConfig) -> int:

@@ -3,7 +3,8 @@
 import sys
 
 from digitcnn.cli.command import main, printable
-from digitcnn.predict import PredictConfig, predict, prediction_in_words, predictions_as_csv, predictions_as_json
+from digitcnn.config import PredictConfig
+from digitcnn.predict import predict, prediction_in_words, predictions_as_csv, predictions_as_json
 
 
 def classify(config: PredictConfig) -> int:

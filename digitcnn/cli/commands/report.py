@@ -3,7 +3,7 @@
 from digitcnn import report
 from digitcnn.cli import tables
 from digitcnn.cli.command import main, settled
-from digitcnn.report import ReportConfig
+from digitcnn.config import ReportConfig
 
 
 def tell(config: ReportConfig) -> int:

@@ -3,7 +3,7 @@
 from digitcnn import evaluation
 from digitcnn.cli import display, tables
 from digitcnn.cli.command import deferred_signals, main, settled
-from digitcnn.evaluation import ReproduceConfig
+from digitcnn.config import ReproduceConfig
 from digitcnn.values import Decision, EpochMetrics
 
 

@@ -1,0 +1,73 @@
+"""Schema of every command; of `train` it is RunConfig."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from digitcnn.config.loading import Config
+from digitcnn.config.schema import Name, Processes, RunConfig, StudyConfig, TrackingConfig
+
+
+class SweepConfig(RunConfig):
+    """One sweep: the baseline run and the study around it."""
+
+    study: StudyConfig
+    preview: bool = False
+
+    @property
+    def baseline(self) -> RunConfig:
+        """The run that every trial is a variation of."""
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
+
+class StudyReference(Config):
+    """A recorded study, by its name."""
+
+    name: Name
+
+
+class ConfirmSettings(Config):
+    """The number of best trials that are confirmed, of seeds for each, and of workers (null: one per core)."""
+
+    top: Annotated[int, Field(ge=1, le=50)] = 3
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+    workers: Processes | None = None
+
+
+class ConfirmConfig(Config):
+    """One confirmation of a study."""
+
+    study: StudyReference
+    confirm: ConfirmSettings = ConfirmSettings()
+    tracking: TrackingConfig = TrackingConfig()
+    preview: bool = False
+
+
+class ReproduceConfig(Config):
+    """The run that is trained again: champion, best (of `study`), an id's first characters, or a manifest's file."""
+
+    run: str = "champion"
+    threads: Processes | None = None
+    study: StudyReference
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class ReportConfig(Config):
+    """The study that is reported; or, with `compare`, the runs that are put side by side."""
+
+    study: StudyReference
+    compare: str | None = None
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class PredictConfig(Config):
+    """The pictures, the run whose model classifies them (`study` is that of run=best), and the form of the answer."""
+
+    image: list[str] = Field(default_factory=list)
+    run: str = "champion"
+    format: Literal["text", "json", "csv"] = "text"
+    show: bool = False
+    study: StudyReference
+    tracking: TrackingConfig = TrackingConfig()

@@ -1,0 +1,123 @@
+"""Loading: plain nested values become a typed config, or one line that names the wrong key and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from digitcnn.config.urls import without_credentials
+from digitcnn.errors import ConfigError
+
+# An error names the value, but not all of a long one.
+_MOST_SHOWN = 200
+
+
+class Config(BaseModel):
+    """A frozen, strict value: an unknown key or a wrong type is an error, nothing is converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def load_config(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
+    """Return the typed config of plain nested values, such as a composed YAML tree.
+
+    Raises ConfigError with one line that names the first wrong key, its value and what is allowed.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_one_line(kind, error)) from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inverse of `flatten`, for names of at most one dot."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        group, _, key = name.rpartition(".")
+        (tree.setdefault(group, {}) if group else tree)[key] = value
+    return tree
+
+
+def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return every key of a config by its dotted name, those of each network included."""
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        groups = _configs(field.annotation)
+        keys += [key for group in groups for key in known_keys(group, f"{prefix}{name}.")] or [f"{prefix}{name}"]
+    return list(dict.fromkeys(keys))
+
+
+def nearest_key(name: str, names: list[str]) -> str:
+    """Return a hint that names the nearest of some keys, or those of its group, or the groups."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+    if close:
+        return f"did you mean {close[0]}?"
+    groups = list(dict.fromkeys(known.partition(".")[0] for known in names))
+    group = [known for known in names if known.startswith(name.partition(".")[0] + ".")]
+    return f"known keys: {', '.join(group or groups)}"
+
+
+def _configs(annotation: Any) -> list[type[BaseModel]]:
+    """Return the configs that a field's annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [config for part in getattr(annotation, "__args__", ()) for config in _configs(part)]
+
+
+def _choices(kind: type[BaseModel], name: str) -> dict[str, type[BaseModel]]:
+    """Return the configs that a field chooses from, such as the networks, by the `name` that chooses them."""
+    field = kind.model_fields.get(name)
+    configs = _configs(field.annotation) if field else []
+    return {config.model_fields["name"].default: config for config in configs} if len(configs) > 1 else {}
+
+
+def _typed_key(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[str, list[str]]:
+    """Return the key of an error's location, as a person types it, and the keys that are known in its place."""
+    parts: list[str] = []
+    choices: dict[str, type[BaseModel]] = {}
+    keys = known_keys(kind)
+    for part in map(str, location):
+        if part in choices:
+            # Pydantic names the chosen network, of which a person typed only the key.
+            keys = known_keys(choices[part], f"{parts[0]}.")
+        else:
+            parts.append(part)
+        choices = _choices(kind, part) if len(parts) == 1 else {}
+    return ".".join(parts), keys
+
+
+def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    key, keys = _typed_key(kind, problem["loc"])
+    value = problem["input"]
+    choices = _choices(kind, key)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {nearest_key(key, keys)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    if choices:
+        chosen = value.get("name") if isinstance(value, Mapping) else None
+        return f"{key}.name={chosen}: must be one of {', '.join(choices)}"
+    shown = without_credentials(str(value))
+    shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
+    if key == "tracking.uri" and "://" not in shown:
+        shown = "***"
+    allowed = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must", 1)
+    return f"{key}={shown}: {allowed}" if key else allowed
