@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from digitcnn.records import Metric
+
 Decision = Literal["continue", "prune", "stop"]
 
 
@@ -114,20 +116,20 @@ class TrainingResult:
     def summary(self) -> dict[str, float]:
         """The final metrics by name: the last and the best validation, or the test; and the cost."""
         if self.judged_once:
-            judged = {"test_loss": self.final.loss, "test_accuracy": self.final.accuracy}
+            judged = {Metric.TEST_LOSS: self.final.loss, Metric.TEST_ACCURACY: self.final.accuracy}
         else:
             best = max(self.epochs, key=lambda epoch: epoch.validation_accuracy or 0.0)
             judged = {
-                "validation_loss": self.final.loss,
-                "validation_accuracy": self.final.accuracy,
-                "best_validation_accuracy": best.validation_accuracy or 0.0,
+                Metric.VALIDATION_LOSS: self.final.loss,
+                Metric.VALIDATION_ACCURACY: self.final.accuracy,
+                Metric.BEST_VALIDATION_ACCURACY: best.validation_accuracy or 0.0,
                 "best_epoch": best.epoch,
             }
         return judged | {
-            "training_seconds": self.training_seconds,
-            "cpu_seconds": self.cpu_seconds,
+            Metric.TRAINING_SECONDS: self.training_seconds,
+            Metric.CPU_SECONDS: self.cpu_seconds,
             "peak_memory_mb": self.peak_memory_mb,
             "samples_seen": self.samples_seen,
             "updates": self.updates,
-            "parameters": self.parameters,
+            Metric.PARAMETERS: self.parameters,
         }

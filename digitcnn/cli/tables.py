@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from digitcnn.records import Metric
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -71,7 +73,7 @@ def print_leaderboard(
     """
     console = _console()
     columns = [str(column) for column in table.columns]
-    for dispensable in ("epochs_run", "cpu_seconds", "run_id"):
+    for dispensable in ("epochs_run", Metric.CPU_SECONDS, "run_id"):
         if _least_width(table[columns].head(rows), parameters, console) <= console.width:
             break
         columns = [column for column in columns if column != dispensable or column in objectives]

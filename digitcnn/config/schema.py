@@ -26,6 +26,7 @@ from pydantic import (
 from digitcnn.config.loading import Config, flatten, load_config
 from digitcnn.config.urls import check_server
 from digitcnn.files import sqlite_url
+from digitcnn.records import Objective
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
@@ -102,14 +103,6 @@ Server = Annotated[str, AfterValidator(check_server)]
 Duration = Annotated[str, AfterValidator(_check_duration)]
 Steps = Annotated[Count | Literal["batch_size"] | None, WrapValidator(_check_steps)]
 Backend = Literal["tensorflow", "jax", "torch"]
-Objective = Literal[
-    "validation_accuracy",
-    "best_validation_accuracy",
-    "validation_loss",
-    "cpu_seconds",
-    "training_seconds",
-    "parameters",
-]
 # One objective may be written without the list's brackets.
 Objectives = Annotated[
     list[Objective],

@@ -15,9 +15,10 @@ import pandas as pd
 from digitcnn import tracking
 from digitcnn.config import RunConfig
 from digitcnn.evaluation import statistics
+from digitcnn.records import Metric
 
 # The columns of a confirmation's table that are counts, and may be empty.
-COUNTS = ("only_candidate_right", "only_baseline_right", "parameters")
+COUNTS = ("only_candidate_right", "only_baseline_right", Metric.PARAMETERS)
 # Those that compare a candidate with the baseline: empty for the baseline itself.
 _COMPARED = ("difference", "difference_low", "difference_high", "p", "p_holm", *COUNTS[:2], "mcnemar_p")
 
@@ -51,9 +52,9 @@ def confirmation_tables(
         metrics = store.client.get_run(run_id).data.metrics
         rows.append(
             {"config": name, "seed": seed, "run_id": run_id}
-            | {key: metrics[key] for key in ("test_accuracy", "test_loss", "cpu_seconds")}
+            | {key: metrics[key] for key in (Metric.TEST_ACCURACY, Metric.TEST_LOSS, Metric.CPU_SECONDS)}
         )
-        sizes[name] = int(metrics["parameters"])
+        sizes[name] = int(metrics[Metric.PARAMETERS])
         table = pd.read_csv(io.StringIO(tracking.read_predictions(store, run_id)))
         right.setdefault(name, []).append((table["predicted"] == table["label"]).to_numpy())
     runs_table = pd.DataFrame(rows)
@@ -63,12 +64,12 @@ def confirmation_tables(
     runs_table = runs_table.sort_values(
         ["config", "seed"], key=lambda column: column.map(order) if column.name == "config" else column
     ).reset_index(drop=True)
-    values = {name: group["test_accuracy"].tolist() for name, group in runs_table.groupby("config", sort=False)}
+    values = {name: group[Metric.TEST_ACCURACY].tolist() for name, group in runs_table.groupby("config", sort=False)}
     names = [contender.name for contender in contenders[1:] if contender.name not in diverged]
     resolution = 1 / len(right["baseline"][0])
     compared = statistics.compare_to_baseline(values["baseline"], [values[name] for name in names], resolution)
     comparisons = dict(zip(names, compared, strict=True))
-    costs = runs_table.groupby("config")["cpu_seconds"].mean()
+    costs = runs_table.groupby("config")[Metric.CPU_SECONDS].mean()
     table_rows = []
     for contender in contenders:
         row = {"config": contender.name, "trial": contender.trial, **contender.parameters}
@@ -90,8 +91,8 @@ def confirmation_tables(
                 "mcnemar_p": images.p,
             }
         row |= {
-            "cpu_seconds": float(costs[contender.name]),
-            "parameters": sizes[contender.name],
+            Metric.CPU_SECONDS: float(costs[contender.name]),
+            Metric.PARAMETERS: sizes[contender.name],
             "verdict": "" if comparison is None else statistics.verdict_in_words(comparison),
         }
         table_rows.append(row)
@@ -111,7 +112,7 @@ def _champion(table: pd.DataFrame, values: dict[Any, list[float]], resolution: f
     compared = statistics.compare_to_baseline(values[best], [values[name] for name in names], resolution)
     alike = [name for name, each in zip(names, compared, strict=True) if each.verdict == "not distinguishable"]
     level = better[better["config"].isin([best, *alike])]
-    return str(level.sort_values("cpu_seconds").iloc[0]["config"])
+    return str(level.sort_values(Metric.CPU_SECONDS).iloc[0]["config"])
 
 
 def read_confirmation(file: Path | TextIO) -> pd.DataFrame:

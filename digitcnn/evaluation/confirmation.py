@@ -16,6 +16,7 @@ from digitcnn.evaluation import manifest
 from digitcnn.evaluation.champion import Candidate, confirmation_tables, model_card
 from digitcnn.evaluation.manifest import write_manifest
 from digitcnn.files import write_atomically
+from digitcnn.records import Artifact, Metric, StudyAttribute, Tag, is_maximized
 from digitcnn.runner import (
     Job,
     Pool,
@@ -91,20 +92,20 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     seeds = tuple(range(first, first + config.confirm.seeds))
     jobs = len(contenders) * len(seeds)
     workers = min(config.confirm.workers or len(core_shares(1)[0]), jobs)
-    return ConfirmationPlan(config, contenders, seeds, workers, str(existing.user_attrs["parent_run_id"]))
+    return ConfirmationPlan(config, contenders, seeds, workers, str(existing.user_attrs[StudyAttribute.PARENT_RUN_ID]))
 
 
 def _contenders(existing: study.Study, config: ConfirmConfig) -> tuple[Candidate, ...]:
     """The baseline and the trials with the best first objective, each config once."""
-    flat = {**existing.user_attrs["identity"]["baseline"], "data.validation": "test_once"}
+    flat = {**existing.user_attrs[StudyAttribute.IDENTITY]["baseline"], "data.validation": "test_once"}
     base = load_config(RunConfig, {**nested(flat), "tracking": config.tracking.model_dump()})
-    searched = [name for name in existing.user_attrs["identity"]["space"] if name != "training.seed"]
+    searched = [name for name in existing.user_attrs[StudyAttribute.IDENTITY]["space"] if name != "training.seed"]
     start = {name: base.parameters()[name] for name in searched}
     table = study.rank_trials(existing)
     found = [Candidate("baseline", study.baseline_trial_number(table) or 0, start, base)]
     completed = table[table["state"] == "complete"] if len(table) else table
     if len(completed):
-        maximize = study.DIRECTIONS[existing.metric_names[0]] == "maximize" if existing.metric_names else True
+        maximize = is_maximized(existing.metric_names[0]) if existing.metric_names else True
         objective = (existing.metric_names or ["value"])[0]
         completed = completed.sort_values([objective, "trial"], ascending=[not maximize, True], kind="stable")
     trials = existing.get_trials(deepcopy=False)
@@ -131,7 +132,7 @@ def run_confirmation(plan: ConfirmationPlan, shown: SweepDisplay, trainer: Train
         plan = _reconciled(plan, shown, store, opened)
         for each in tracking.confirmation_runs(store, name):
             # Another study in this store may have the name too.
-            if each.info.status == "RUNNING" and each.data.tags.get("mlflow.parentRunId") == plan.parent_run_id:
+            if each.info.status == "RUNNING" and each.data.tags.get(Tag.PARENT) == plan.parent_run_id:
                 tracking.close_run(store, each.info.run_id, "KILLED", "its process ended")
         known = _known(plan, store)
         training = trainer or RecordedTraining(plan.contenders[0].config.backend)
@@ -168,14 +169,14 @@ def _known(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns:
     found = tracking.confirmation_runs(store, plan.config.study.name)
     # A file of the same name may hold other images by now.
     data = runner.check_run(plan.contenders[0].config).sha256
-    of_data = [each for each in found if each.data.tags.get("data_sha256", data) == data]
+    of_data = [each for each in found if each.data.tags.get(Tag.DATA_SHA256, data) == data]
     known = RecordedRuns({}, {})
     for contender in plan.contenders:
         for each in reversed(of_data):
             seed = int(each.data.params["training.seed"])
             if not tracking.was_trained_with(each, contender.config.replace({"training.seed": seed})):
                 continue
-            if tracking.DIVERGED in each.data.tags:
+            if Tag.DIVERGED in each.data.tags:
                 # Whatever seeds are asked for now: the others alone would flatter it.
                 known.diverged.setdefault(contender.name, seed)
             elif each.info.status == "FINISHED" and seed in plan.seeds:
@@ -208,7 +209,7 @@ class _Confirmation:
         total = sum(contender.name not in self.known.diverged for contender, _ in self.plan.jobs)
         workers = min(self.plan.workers, max(len(missing), 1))
         study_name = self.plan.config.study.name
-        self.shown.began(study_name, total, total - len(missing), workers, "test_accuracy")
+        self.shown.began(study_name, total, total - len(missing), workers, Metric.TEST_ACCURACY)
         if missing:
             threads = len(core_shares(workers)[-1])
             pool = Pool(trainer, workers, threads)
@@ -244,7 +245,7 @@ class _Confirmation:
             return
         config = contender.config.replace({"training.seed": seed, "training.threads": threads})
         study_name = self.plan.config.study.name
-        tags = {"study": study_name, "confirms": contender.name}
+        tags = {Tag.STUDY: study_name, Tag.CONFIRMS: contender.name}
         label = f"{contender.name}, seed {seed}"
         for attempt in range(1, _MOST_DEATHS + 1):
             with pool.worker() as (index, worker):
@@ -278,7 +279,7 @@ class _Confirmation:
                     continue
                 if outcome.ending == "completed":
                     self.known.runs[contender.name, seed] = run_id
-                    self.shown.trial_ended(index, label, "complete", outcome.summary["test_accuracy"], "")
+                    self.shown.trial_ended(index, label, "complete", outcome.summary[Metric.TEST_ACCURACY], "")
                 return
 
 
@@ -292,17 +293,17 @@ def _conclude(
     run_id = str(rows[rows["config"] == name].iloc[0]["run_id"])
     frozen = manifest.manifest_of(store, run_id)
     card = model_card(plan.config.study.name, plan.contenders, plan.seeds, table, name, run_id)
-    path = plan.folder / "champion.yaml"
-    for file, content in (("confirmation.csv", table), ("confirmation_runs.csv", rows)):
+    path = plan.folder / Artifact.CHAMPION
+    for file, content in ((Artifact.CONFIRMATION, table), (Artifact.CONFIRMATION_RUNS, rows)):
         write_atomically(plan.folder / file, content.to_csv(index=False), "the runs are recorded")
     write_manifest(frozen, path, card)
-    for file in ("confirmation.csv", "confirmation_runs.csv", "champion.yaml"):
+    for file in (Artifact.CONFIRMATION, Artifact.CONFIRMATION_RUNS, Artifact.CHAMPION):
         store.client.log_artifact(plan.parent_run_id, str(plan.folder / file))
     tags = {
-        "study": plan.config.study.name,
+        Tag.STUDY: plan.config.study.name,
         "config": name,
-        "test_accuracy.mean": f"{champion['mean']:.6f}",
-        "weights_sha256": frozen.weights_sha256,
+        f"{Metric.TEST_ACCURACY}.mean": f"{champion['mean']:.6f}",
+        Tag.WEIGHTS_SHA256: frozen.weights_sha256,
     }
     tracking.register_champion(store, run_id, tags, card)
     return ConfirmationResult(table, rows, name, path)

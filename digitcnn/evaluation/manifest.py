@@ -14,9 +14,10 @@ from digitcnn import tracking
 from digitcnn.config import Config, RunConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
+from digitcnn.records import EPOCH_METRICS, TEST_METRICS, TRAIN_METRICS, Artifact, Metric, Tag
 
 # What a run's config and seed decide. Seconds and memory are the machine's.
-METRICS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+METRICS = (*EPOCH_METRICS, *TEST_METRICS)
 _FORMAT = 1
 # 25,000 epochs. A file of aliases could say more in little, and one that is nested deeply exhaust the stack.
 _MOST_BYTES = 4 * 2**20
@@ -65,10 +66,10 @@ class RunManifest(Config):
     @model_validator(mode="after")
     def _fits_its_config(self) -> RunManifest:
         once = self.config.data.validation == "test_once"
-        wanted = set(METRICS[:2] if once else METRICS[:4])
+        wanted = set(TRAIN_METRICS if once else EPOCH_METRICS)
         if len(self.epochs) != self.config.training.epochs or any(set(epoch) != wanted for epoch in self.epochs):
             raise ValueError(f"must hold {', '.join(sorted(wanted))} of each of the config's epochs")
-        if set(self.final) != (set(METRICS[4:]) if once else set()):
+        if set(self.final) != (set(TEST_METRICS) if once else set()):
             raise ValueError("must hold test_loss and test_accuracy at the end if data.validation is test_once")
         return self
 
@@ -121,27 +122,27 @@ def plain_yaml(text: bytes | str) -> dict[str, Any]:
 def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
     """The frozen form of a recorded run that got to its end. Raises ConfigError for any other."""
     found = store.client.get_run(run_id)
-    if found.info.status != "FINISHED" or "weights_sha256" not in found.data.tags:
+    if found.info.status != "FINISHED" or Tag.WEIGHTS_SHA256 not in found.data.tags:
         raise ConfigError(f"run={run_id}: is {found.info.status}; only a run that got to its end can be reproduced")
-    run_id = found.data.tags.get("same_as_run", run_id)
-    config_text = tracking.read_text(store, run_id, "config.yaml")
-    environment_text = tracking.read_text(store, run_id, "environment.json")
+    run_id = found.data.tags.get(Tag.SAME_AS_RUN, run_id)
+    config_text = tracking.read_text(store, run_id, Artifact.CONFIG)
+    environment_text = tracking.read_text(store, run_id, Artifact.ENVIRONMENT)
     histories = {
         name: {point.step: point.value for point in store.client.get_metric_history(run_id, name)}
         for name in METRICS
         if name in found.data.metrics
     }
     try:
-        last = max(histories["train_loss"])
+        last = max(histories[Metric.TRAIN_LOSS])
         content = {
             "run_id": run_id,
             "config": plain_yaml(config_text),
             "epochs": [
-                {name: history[epoch] for name, history in histories.items() if not name.startswith("test")}
+                {name: history[epoch] for name, history in histories.items() if name in EPOCH_METRICS}
                 for epoch in range(1, last + 1)
             ],
-            "final": {name: history[last] for name, history in histories.items() if name.startswith("test")},
-            **{name: found.data.tags[name] for name in ("weights_sha256", "data_sha256", "engine")},
+            "final": {name: history[last] for name, history in histories.items() if name in TEST_METRICS},
+            **{name: found.data.tags[name] for name in (Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.ENGINE)},
             "environment": json.loads(environment_text),
         }
     except (ValueError, KeyError, RecursionError) as error:

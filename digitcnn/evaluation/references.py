@@ -47,4 +47,4 @@ def _best(of: StudyReference, config: TrackingConfig) -> str:
         best = study.best_trial(opened)
     if best is None:
         raise ConfigError(f"study.name={of.name}: no trial of it has completed yet")
-    return str(best.user_attrs["run_id"])
+    return str(study.read_trial(best).run_id)

@@ -13,6 +13,7 @@ from digitcnn.config import ReproduceConfig, TrackingConfig, expand_user
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation import references
 from digitcnn.evaluation.manifest import RunManifest, manifest_of, read_manifest
+from digitcnn.records import Tag
 from digitcnn.training import samples_per_epoch
 from digitcnn.values import EpochMetrics, Splits
 
@@ -65,12 +66,12 @@ def reproduce(frozen: RunManifest, store: TrackingConfig, threads: int | None, o
     splits = runner.check_run(config)
     if splits.sha256 != frozen.data_sha256:
         raise ConfigError(f"data.path={config.data.path}: holds other data than the run was trained on (SHA-256)")
-    finished = runner.record_run(config, tags={"reproduces": frozen.run_id}, on_epoch=on_epoch)
+    finished = runner.record_run(config, tags={Tag.REPRODUCES: frozen.run_id}, on_epoch=on_epoch)
     result = finished.result
     final = result.summary() if result.judged_once else {}
     metrics = _side_by_side(frozen, result.epochs, final, splits)
-    now = training.describe_environment(config.training.threads or 1, config.backend) | {"engine": result.engine}
-    differences = _differences({**frozen.environment, "engine": frozen.engine}, now)
+    now = training.describe_environment(config.training.threads or 1, config.backend) | {Tag.ENGINE: result.engine}
+    differences = _differences({**frozen.environment, Tag.ENGINE: frozen.engine}, now)
     verdict, reasons = judge(frozen.weights_sha256, result.weights_sha256, differences, metrics)
     code = _code(frozen.environment.get("git", {}), training.git_state())
     return Reproduction(verdict, reasons, code, metrics, finished.run_id, result.weights_sha256)
@@ -141,10 +142,10 @@ def tolerance(name: str, value: float, accuracy: float, images: int) -> float:
 
 def _differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """What differs of two environments, by name; not the code, the command line, or what cannot change a number."""
-    names = ("python", "packages", "platform", "cpu", "threads", "backend", "flags", "engine")
+    names = (Tag.PYTHON, "packages", Tag.PLATFORM, Tag.CPU, Tag.THREADS, Tag.BACKEND, Tag.FLAGS, Tag.ENGINE)
     before = tracking.environment_tags({name: recorded.get(name, {}) for name in names})
     after = tracking.environment_tags({name: now[name] for name in names})
-    ours = "version.digitcnn"
+    ours = f"{Tag.VERSION_PREFIX}digitcnn"
     return {
         name: f"{before.get(name, 'none')} recorded, {after.get(name, 'none')} now"
         for name in dict.fromkeys([*before, *after])

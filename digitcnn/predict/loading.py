@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from digitcnn import tracking, training
 from digitcnn.config import CnnConfig, MlpConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.records import Metric, Tag
 from digitcnn.training import MOST_PARAMETERS, build_model, check_fits, count_parameters, weights_sha256
 
 if TYPE_CHECKING:
@@ -48,21 +49,21 @@ def load_recorded_model(store: tracking.Store, config: TrackingConfig, run_id: s
     """
     run = store.client.get_run(run_id)
     # A trial with the parameters of an earlier one was not trained again.
-    run_id = run.data.tags.get("same_as_run", run_id)
+    run_id = run.data.tags.get(Tag.SAME_AS_RUN, run_id)
     run = store.client.get_run(run_id)
     model_id = tracking.logged_model(store, run_id).model_id
-    if "model_sha256" not in run.data.tags:
+    if Tag.MODEL_SHA256 not in run.data.tags:
         again = f"digitcnn reproduce run={run_id}"
         raise ConfigError(f"run={run_id}: recorded no SHA-256 of its model, as runs do now; repeat it: {again}")
     folder = config.folder if config.uri is None else None
-    parameters = min(int(run.data.metrics.get("parameters", MOST_PARAMETERS)), MOST_PARAMETERS)
+    parameters = min(int(run.data.metrics.get(Metric.PARAMETERS, MOST_PARAMETERS)), MOST_PARAMETERS)
     try:
         content = _read(store, model_id, tracking.MODEL_FILE, folder, 4 * parameters + _MOST_BYTES_BESIDE)
-        if hashlib.sha256(content).hexdigest() != run.data.tags["model_sha256"]:
+        if hashlib.sha256(content).hexdigest() != run.data.tags[Tag.MODEL_SHA256]:
             raise ValueError(f"{tracking.MODEL_FILE} has another SHA-256 than the run recorded")
         _check_description(_read(store, model_id, "MLmodel", folder, _MOST_TEXT))
         network = rebuild(content)
-        if weights_sha256(network) != run.data.tags.get("weights_sha256"):
+        if weights_sha256(network) != run.data.tags.get(Tag.WEIGHTS_SHA256):
             raise ValueError("its weights have another SHA-256 than the run recorded")
     except (ValueError, RecursionError) as error:
         raise MachineError(f"the model of run {run_id} is refused: {error}") from None

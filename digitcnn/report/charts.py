@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from digitcnn.records import TITLES
 from digitcnn.study import dominates
 
 if TYPE_CHECKING:
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
 
 # Colours that stay apart in print and for colour-blind readers (Okabe and Ito, 2008).
 _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#9a9a9a", "#222222"
-_TITLES = {
-    "validation_accuracy": "validation accuracy (%)",
-    "best_validation_accuracy": "best validation accuracy (%)",
-    "test_accuracy": "test accuracy (%)",
-    "validation_loss": "validation loss (nats)",
-    "cpu_seconds": "CPU time (s)",
-    "training_seconds": "training time (s)",
-    "parameters": "weights (number)",
-}
 # A chart of lines is drawn by the browser a line at a time.
 MOST_LINES = 300
 _MOST_PATHS = 40
@@ -42,7 +34,7 @@ _BEST_TRIALS = 5
 
 def title_of(metric: str) -> str:
     """A metric's name with its unit."""
-    return _TITLES.get(metric, metric.replace("_", " "))
+    return TITLES.get(metric, metric.replace("_", " "))
 
 
 def _shown(metric: str, values: Any) -> Any:

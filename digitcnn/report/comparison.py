@@ -10,8 +10,12 @@ import pandas as pd
 from digitcnn import evaluation, tracking
 from digitcnn.config import LATER_KEYS, StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError
+from digitcnn.records import Tag
 
-_TAGS = ("engine", "cpu", "flags", "git.commit", "git.dirty", "data_sha256", "weights_sha256")
+_TAGS = (
+    *(Tag.ENGINE, Tag.CPU, Tag.FLAGS, Tag.GIT_COMMIT, Tag.GIT_DIRTY),
+    *(Tag.DATA_SHA256, Tag.WEIGHTS_SHA256),
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def compare_runs(
         found = [store.client.get_run(run_id) for run_id in ids]
     columns = []
     for run in found:
-        tags = {k: v for k, v in run.data.tags.items() if k in _TAGS or k.startswith("version.")}
+        tags = {k: v for k, v in run.data.tags.items() if k in _TAGS or k.startswith(Tag.VERSION_PREFIX)}
         status = {"name": run.info.run_name, "status": run.info.status}
         parameters = dict(sorted((LATER_KEYS | run.data.params).items()))
         columns.append(status | parameters | dict(sorted(run.data.metrics.items())) | tags)

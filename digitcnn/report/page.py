@@ -19,6 +19,7 @@ from digitcnn import study, tracking
 from digitcnn.config import ReportConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
+from digitcnn.records import Artifact, Metric, is_maximized
 from digitcnn.report import charts, record
 from digitcnn.report import text as text_module
 from digitcnn.report.record import StudyRecord
@@ -39,16 +40,16 @@ def write_report(config: ReportConfig, say: Callable[[str], None] = lambda _: No
         store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}", say)
         found = record.read_study(store, config.study, config.tracking)
         texts = {
-            "report.html": page(found, store),
-            "report.md": summary(found),
-            "leaderboard.csv": found.table.to_csv(index=False),
-            "learning_curves.csv": found.curves.to_csv(index=False),
+            Artifact.REPORT_PAGE: page(found, store),
+            Artifact.REPORT_TEXT: summary(found),
+            Artifact.LEADERBOARD: found.table.to_csv(index=False),
+            Artifact.CURVES: found.curves.to_csv(index=False),
         }
         for name, text in texts.items():
             write_atomically(folder / name, text, "the study is recorded")
         for name in texts if found.parent_run_id is not None else ():
             store.client.log_artifact(found.parent_run_id, str(folder / name))
-    return folder / "report.html"
+    return folder / Artifact.REPORT_PAGE
 
 
 def page(found: StudyRecord, store: tracking.Store) -> str:
@@ -91,7 +92,7 @@ def _charts(found: StudyRecord) -> dict[str, Any]:
     """The charts of the study's trials by name."""
     drawn = {}
     best, baseline = study.best_trial_number(found.table), study.baseline_trial_number(found.table)
-    for name in ("validation_accuracy", "validation_loss"):
+    for name in (Metric.VALIDATION_ACCURACY, Metric.VALIDATION_LOSS):
         if found.curves[name].notna().any():
             drawn[f"curves_{name}"] = charts.learning_curves(found.curves, name, best, baseline)
     if found.confirmation is not None and found.confirmation.table["difference"].notna().any():
@@ -108,14 +109,14 @@ def _charts(found: StudyRecord) -> dict[str, Any]:
     if importances is not None:
         drawn["importances"] = importances
     for name, _, x, y in _pairs(found):
-        larger = (study.DIRECTIONS[x] == "maximize", study.DIRECTIONS[y] == "maximize")
+        larger = (is_maximized(x), is_maximized(y))
         drawn[name] = charts.tradeoff(found.table, x, y, larger, baseline)
     return drawn
 
 
 def _pairs(found: StudyRecord) -> list[tuple[str, str, str, str]]:
     """The measures that are drawn against each other: name and title of the chart, horizontal and vertical measure."""
-    pairs = [("validation_accuracy", "cpu_seconds")]
+    pairs = [(Metric.VALIDATION_ACCURACY, Metric.CPU_SECONDS)]
     for place, name in enumerate(found.objectives):
         pairs += [(name, other) for other in found.objectives[place + 1 :] if {name, other} != set(pairs[0])]
     titles = {name: charts.title_of(name).partition(" (")[0] for pair in pairs for name in pair}

@@ -16,13 +16,16 @@ from digitcnn import evaluation, study, tracking
 from digitcnn.config import LATER_KEYS, StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest
+from digitcnn.records import EPOCH_METRICS, Artifact, StudyAttribute, Tag
 from digitcnn.training import load_splits
 from digitcnn.values import Splits
 
-CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-_ENVIRONMENT = ("host", "cpu", "cores", "threads", "platform", "python", "backend", "engine", "flags")
+_ENVIRONMENT = (
+    *(Tag.HOST, Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM),
+    *(Tag.PYTHON, Tag.BACKEND, Tag.ENGINE, Tag.FLAGS),
+)
 _PREDICTION = ("image", "label", "predicted", "probability")
-_CODE_AND_DATA = ("git.commit", "git.dirty", "data_sha256")
+_CODE_AND_DATA = (Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Confirmation:
 class StudyRecord:
     """All that is recorded of a study at one moment.
 
-    `table` is the leaderboard, `curves` a row per trial and epoch with the metrics in CURVES. `total` is the number of
+    `table` is the leaderboard, `curves` a row per trial and epoch with EPOCH_METRICS. `total` is the number of
     trials at which the study is over, `finished` how many there are of them. `status` is that of the study's own run,
     `settings` its parameters. `environment` and `commands` hold every recorded value with its number of runs.
     """
@@ -87,15 +90,15 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     snapshot = study.snapshot_study(opened)
     table = study.rank_trials(snapshot)
     found = {run.info.run_id: run for run in tracking.study_runs(store, reference.name)}
-    parent_run_id = opened.user_attrs.get("parent_run_id")
+    parent_run_id = opened.user_attrs.get(StudyAttribute.PARENT_RUN_ID)
     parent = found.pop(parent_run_id, None)
     runs = sorted(found.values(), key=lambda run: run.info.start_time)
     settings = {} if parent is None else dict(parent.data.params)
-    total = settings.get("study.trials", "0") if parent is None else parent.data.tags["study.trials"]
+    total = settings.get("study.trials", "0") if parent is None else parent.data.tags[Tag.STUDY_TRIALS]
     every = [run.data.tags for run in ([] if parent is None else [parent]) + runs]
     return StudyRecord(
         study=snapshot,
-        identity=dict(opened.user_attrs["identity"]),
+        identity=dict(opened.user_attrs[StudyAttribute.IDENTITY]),
         objectives=tuple(snapshot.metric_names or ["value"]),
         table=table,
         curves=_curves(store, table),
@@ -105,34 +108,34 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
         status="RUNNING" if parent is None else str(parent.info.status),
         settings=settings,
         environment=_environment([run.data.tags for run in runs]),
-        commands=tuple(dict.fromkeys(tags["command"] for tags in every if "command" in tags)),
+        commands=tuple(dict.fromkeys(tags[Tag.COMMAND] for tags in every if Tag.COMMAND in tags)),
         confirmation=None if parent_run_id is None else _confirmation(store, parent_run_id),
     )
 
 
 def _curves(store: tracking.Store, table: pd.DataFrame) -> pd.DataFrame:
-    columns = ["trial", "run_id", "state", "epoch", *CURVES]
+    columns = ["trial", "run_id", "state", "epoch", *EPOCH_METRICS]
     begun = table[table["run_id"].notna()].sort_values("trial") if len(table) else table
     if begun.empty:
         return pd.DataFrame(columns=columns)
-    histories = {name: tracking.metric_histories(store, begun["run_id"].tolist(), name) for name in CURVES}
+    histories = {name: tracking.metric_histories(store, begun["run_id"].tolist(), name) for name in EPOCH_METRICS}
     rows = []
     for trial, run_id, state in zip(begun["trial"], begun["run_id"], begun["state"], strict=True):
-        curves = [histories[name][run_id] for name in CURVES]
+        curves = [histories[name][run_id] for name in EPOCH_METRICS]
         for epoch in sorted(set().union(*curves)):
             rows.append((trial, run_id, state, epoch, *(curve.get(epoch) for curve in curves)))
     return pd.DataFrame(rows, columns=columns)
 
 
 def _environment(tags: Sequence[dict[str, str]]) -> dict[str, Counter[str]]:
-    versions = sorted({name for each in tags for name in each if name.startswith("version.")})
+    versions = sorted({name for each in tags for name in each if name.startswith(Tag.VERSION_PREFIX)})
     names = (*_ENVIRONMENT, *versions, *_CODE_AND_DATA)
     counted = {name: Counter(each[name] for each in tags if name in each) for name in names}
     return {name: values for name, values in counted.items() if values}
 
 
 def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | None:
-    names = ("confirmation.csv", "confirmation_runs.csv")
+    names = (Artifact.CONFIRMATION, Artifact.CONFIRMATION_RUNS)
     if not set(names) <= {file.path for file in store.client.list_artifacts(parent_run_id)}:
         return None
     files = [io.StringIO(tracking.read_text(store, parent_run_id, name)) for name in names]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from digitcnn import evaluation, study
+from digitcnn.records import Metric, is_maximized
 from digitcnn.report import charts, markdown
 from digitcnn.report.record import StudyRecord
 from digitcnn.study import Choices, Range
@@ -44,7 +45,7 @@ def state(found: StudyRecord) -> str:
 def question(found: StudyRecord) -> str:
     """What the study asks."""
     wanted = [
-        f"{'higher' if study.DIRECTIONS[name] == 'maximize' else 'lower'} {charts.title_of(name).partition(' (')[0]}"
+        f"{'higher' if is_maximized(name) else 'lower'} {charts.title_of(name).partition(' (')[0]}"
         for name in found.objectives
     ]
     parameters = _listed(found.identity["space"])
@@ -139,7 +140,7 @@ def of_search(found: StudyRecord) -> list[str]:
 
 def _chance(found: StudyRecord) -> str:
     images = int(found.baseline["data.validation_size"])
-    accuracy = float(found.completed["validation_accuracy"].iloc[0])
+    accuracy = float(found.completed[Metric.VALIDATION_ACCURACY].iloc[0])
     error = 100 * evaluation.standard_error(accuracy, images)
     return (
         f"One run each decides nothing: the standard error of an accuracy of {100 * accuracy:.2f} % is {error:.2f} "

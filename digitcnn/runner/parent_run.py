@@ -8,15 +8,16 @@ from typing import Any
 
 from digitcnn import study, tracking, training
 from digitcnn.config import SweepConfig, flatten
+from digitcnn.records import Artifact, StudyAttribute, Tag
 from digitcnn.runner import recovery
 from digitcnn.study import OpenStudy, parse_space
 
 
 def begin_study_run(opened: OpenStudy, store: tracking.Store, config: SweepConfig) -> str:
     """The id of the study's run: a new one, or the one that there is, RUNNING again."""
-    noted = opened.user_attrs.get("parent_run_id")
+    noted = opened.user_attrs.get(StudyAttribute.PARENT_RUN_ID)
     run_id = str(noted) if noted and recovery.has_run(store, noted) else _found_or_new(opened, store, config)
-    opened.set_user_attr("parent_run_id", run_id)
+    opened.set_user_attr(StudyAttribute.PARENT_RUN_ID, run_id)
     for other in _runs(opened, store):
         if other != run_id:
             # Its process was killed before it could note it.
@@ -35,7 +36,7 @@ def _found_or_new(opened: OpenStudy, store: tracking.Store, config: SweepConfig)
 
 def _runs(opened: OpenStudy, store: tracking.Store) -> list[str]:
     """The runs that were created for a study, the first first: one, unless a process died."""
-    found = recovery.find_runs(store, f"tags.`study.key` = '{opened.key}'")
+    found = recovery.find_runs(store, f"tags.`{Tag.STUDY_KEY}` = '{opened.key}'")
     return [run.info.run_id for run in sorted(found, key=lambda run: run.info.start_time)]
 
 
@@ -44,7 +45,7 @@ def create_study_run(opened: OpenStudy, store: tracking.Store, config: SweepConf
     values = flatten({"study": config.study.model_dump()})
     run_id = tracking.create_run(store, config.study.name, _tags(opened, config), values)
     baseline = config.model_dump(exclude={"tracking", "preview"})
-    tracking.put_yaml(store, run_id, "config.yaml", baseline)
+    tracking.put_yaml(store, run_id, Artifact.CONFIG, baseline)
     return run_id
 
 
@@ -52,14 +53,14 @@ def _tags(opened: OpenStudy, config: SweepConfig) -> dict[str, str]:
     description = training.describe_environment(config.training.threads or training.available_cores(), config.backend)
     # A grid may have fewer points than the trials that were asked for.
     total = study.total_trials(config.study, parse_space(config.study.space, config.baseline), config.baseline)
-    tags = {"study": config.study.name, "study.key": opened.key, "study.trials": str(total)}
+    tags = {Tag.STUDY: config.study.name, Tag.STUDY_KEY: opened.key, Tag.STUDY_TRIALS: str(total)}
     return tags | tracking.environment_tags(description)
 
 
 def log_study_run(store: tracking.Store, run_id: str, leaderboard: str, metrics: Mapping[str, float]) -> None:
     """Records a study's leaderboard (CSV) and the values of its best trial."""
     tracking.put(store, run_id, tracking.metrics(metrics, step=0))
-    tracking.put_text(store, run_id, "leaderboard.csv", leaderboard)
+    tracking.put_text(store, run_id, Artifact.LEADERBOARD, leaderboard)
 
 
 def end_study_run(store: tracking.Store, run_id: str, status: tracking.Status) -> None:
@@ -72,8 +73,8 @@ def end_study_run(store: tracking.Store, run_id: str, status: tracking.Status) -
 def _forget_failure(store: tracking.Store, run_id: str) -> None:
     """What an earlier end said no longer holds: the study goes on. Nothing, of a store away."""
     try:
-        if "failure" in store.client.get_run(run_id).data.tags:
-            store.client.delete_tag(run_id, "failure")
+        if Tag.FAILURE in store.client.get_run(run_id).data.tags:
+            store.client.delete_tag(run_id, Tag.FAILURE)
     except Exception as error:
         if not tracking.is_away(error):
             raise
@@ -86,10 +87,10 @@ def _open_trials(store: tracking.Store, run_id: str) -> list[Any]:
     """
     try:
         tracking.deliver(store)
-        filters = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run_id}'"
+        filters = f"attributes.status = 'RUNNING' and tags.`{Tag.PARENT}` = '{run_id}'"
         found = store.client.search_runs([store.experiment_id], filters, max_results=1000)
     except Exception as error:
         if not tracking.is_away(error):
             raise
         return []
-    return [run for run in found if "trial" in run.data.tags]
+    return [run for run in found if Tag.TRIAL in run.data.tags]

@@ -8,6 +8,7 @@ from typing import Any
 
 from digitcnn import study, tracking
 from digitcnn.errors import MachineError
+from digitcnn.records import StudyAttribute, Tag, TrialRecord
 from digitcnn.runner.workers import Job, Outcome, RunFailed, Worker, WorkerDied
 from digitcnn.values import Decision, EpochMetrics
 
@@ -21,11 +22,11 @@ def repair_records(opened: study.OpenStudy, store: tracking.Store) -> str:
     that were running are lost, and will be repeated. A run that is open is ended as its trial was. Three queries and
     some for each trial that was cut off, however many are recorded.
     """
-    parent = str(opened.user_attrs.get("parent_run_id"))
+    parent = str(opened.user_attrs.get(StudyAttribute.PARENT_RUN_ID))
     # By its run: another study in this MLflow store may have the same name.
     own = find_runs(store, f"attributes.run_id = '{parent}'")
     open_runs = [run for run in own if run.info.status == "RUNNING"]
-    open_runs += find_runs(store, f"tags.`mlflow.parentRunId` = '{parent}' and {_NOT_ENDED}")
+    open_runs += find_runs(store, f"tags.`{Tag.PARENT}` = '{parent}' and {_NOT_ENDED}")
     _note_runs(opened, open_runs, parent)
     finished = [trial.number for trial in _running(opened) if _finish(opened, store, trial)]
     lost = [trial.number for trial in study.end_running_trials(opened)]
@@ -61,8 +62,8 @@ def recorded_outcome(store: tracking.Store, run_id: str) -> Outcome | None:
     data, status = found[0].data, found[0].info.status
     if status == "FINISHED":
         return Outcome("completed", int(data.params["training.epochs"]), dict(data.metrics))
-    if status == "KILLED" and tracking.PRUNED_AFTER in data.tags:
-        return Outcome("pruned", int(data.tags[tracking.PRUNED_AFTER]), dict(data.metrics))
+    if status == "KILLED" and Tag.PRUNED_AFTER in data.tags:
+        return Outcome("pruned", int(data.tags[Tag.PRUNED_AFTER]), dict(data.metrics))
     return None
 
 
@@ -99,34 +100,34 @@ def run_job(
 
 def _note_runs(opened: study.Study, open_runs: Sequence[Any], parent: str) -> None:
     """Tells trials of their runs, where the process was killed between creating a run and doing that."""
-    created = {run.data.tags["trial"]: run.info.run_id for run in open_runs if _is_trial_of(run, parent)}
+    created = {run.data.tags[Tag.TRIAL]: run.info.run_id for run in open_runs if _is_trial_of(run, parent)}
     for trial in _running(opened):
-        if "run_id" not in trial.user_attrs and str(trial.number) in created:
-            study.set_trial_attributes(opened, trial, {"run_id": created[str(trial.number)]})
+        if study.read_trial(trial).run_id is None and str(trial.number) in created:
+            study.record_trial(opened, trial, TrialRecord(run_id=created[str(trial.number)]))
 
 
 def _finish(opened: study.OpenStudy, store: tracking.Store, trial: study.FrozenTrial) -> bool:
     """Gives a trial the result that its run recorded; False if it recorded none."""
-    run_id = trial.user_attrs.get("run_id")
-    outcome = None if run_id is None else recorded_outcome(store, str(run_id))
+    run_id = study.read_trial(trial).run_id
+    outcome = None if run_id is None else recorded_outcome(store, run_id)
     names = opened.metric_names or []
     if outcome is None or not all(name in outcome.summary for name in names):
         return False
-    study.set_trial_attributes(opened, trial, study.outcome_attributes(outcome.epochs, outcome.summary))
+    study.record_trial(opened, trial, study.outcome_record(outcome.epochs, outcome.summary))
     study.tell_recorded(opened, trial, {name: outcome.summary[name] for name in names}, outcome.ending == "pruned")
     return True
 
 
 def _end_runs(opened: study.Study, store: tracking.Store, open_runs: Sequence[Any]) -> tuple[int, int]:
     """Ends runs as their trials ended; returns how many were open, and how many said FAILED of a completed trial."""
-    parent = opened.user_attrs.get("parent_run_id")
-    by_run = {trial.user_attrs.get("run_id"): trial for trial in opened.get_trials(deepcopy=False)}
+    parent = opened.user_attrs.get(StudyAttribute.PARENT_RUN_ID)
+    by_run = {study.read_trial(trial).run_id: trial for trial in opened.get_trials(deepcopy=False)}
     closed = corrected = 0
     for run in open_runs:
         trial = by_run.get(run.info.run_id)
         if trial is not None and trial.state.name == "COMPLETE":
-            if "failure" in run.data.tags:
-                store.client.delete_tag(run.info.run_id, "failure")
+            if Tag.FAILURE in run.data.tags:
+                store.client.delete_tag(run.info.run_id, Tag.FAILURE)
             tracking.close_run(store, run.info.run_id, "FINISHED")
             corrected += 1
         elif run.info.status == "RUNNING":
@@ -139,10 +140,10 @@ def _end_runs(opened: study.Study, store: tracking.Store, open_runs: Sequence[An
 def _missing(opened: study.OpenStudy, store: tracking.Store, own: Sequence[Any]) -> str:
     """Says it if one of the two stores was deleted while the other was kept, as far as that can be told."""
     name = opened.study_name
-    if "parent_run_id" in opened.user_attrs:
+    if StudyAttribute.PARENT_RUN_ID in opened.user_attrs:
         return "" if own else "MLflow's records of it are gone; its trials count without them"
-    others = find_runs(store, f"attributes.run_name = '{name}' and tags.study = '{name}'")
-    if any(run.data.tags.get("study.key") != opened.key for run in others):
+    others = find_runs(store, f"attributes.run_name = '{name}' and tags.{Tag.STUDY} = '{name}'")
+    if any(run.data.tags.get(Tag.STUDY_KEY) != opened.key for run in others):
         return "MLflow also has the runs of another study of this name"
     return ""
 
@@ -154,7 +155,7 @@ def has_run(store: tracking.Store, run_id: str) -> bool:
 
 def _is_trial_of(run: Any, parent: str) -> bool:
     tags = run.data.tags
-    return "trial" in tags and tags.get("mlflow.parentRunId") == parent
+    return Tag.TRIAL in tags and tags.get(Tag.PARENT) == parent
 
 
 def _running(opened: study.Study) -> list[study.FrozenTrial]:

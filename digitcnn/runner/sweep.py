@@ -16,6 +16,7 @@ from digitcnn import study, tracking, training
 from digitcnn.config import RunConfig, SweepConfig, parse_duration
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
+from digitcnn.records import Artifact, Tag, TrialRecord, is_maximized
 from digitcnn.runner import parent_run, recovery
 from digitcnn.runner.run import check_run
 from digitcnn.runner.workers import (
@@ -198,20 +199,20 @@ class _Sweep:
                 raise self._interrupted(trial)
             config = self.plan.baseline.replace(parameters)
             name = f"{self.plan.config.study.name}-{trial.number}"
-            tags = {"study": self.plan.config.study.name, "trial": str(trial.number)}
+            tags = {Tag.STUDY: self.plan.config.study.name, Tag.TRIAL: str(trial.number)}
             run_id = tracking.create_training_run(self.store, config, name, tags, self.parent)
-            trial.set_user_attr("run_id", run_id)
+            study.record_trial(self.opened, trial, TrialRecord(run_id=run_id))
             twin = self.ended.get(key)
             # A result whose run was deleted cannot be copied.
-            if twin is not None and recovery.has_run(self.store, twin.run_id):
-                return self._reuse(trial, twin)
+            if twin is not None and recovery.has_run(self.store, str(twin.record.run_id)):
+                return self._reuse(trial, run_id, twin)
             with self.pool.worker() as (index, worker):
                 self.shown.trial_began(index, trial.number, parameters, config.training.epochs)
                 objective = self.plan.config.study.objective[0]
 
                 def on_epoch(metrics: EpochMetrics) -> Decision:
                     self.shown.epoch(index, trial.number, metrics)
-                    trial.set_user_attr("epochs_run", metrics.epoch)
+                    study.record_trial(self.opened, trial, TrialRecord(epochs_run=metrics.epoch))
                     return (
                         "prune"
                         if study.report_epoch(trial, objective, metrics.metrics(), metrics.epoch)
@@ -227,13 +228,14 @@ class _Sweep:
 
     def _ended(self, trial: study.Trial, index: int, outcome: Outcome, key: str) -> list[float]:
         values = study.objective_values(self.plan.config.study, outcome.summary)
-        study.set_trial_attributes(self.opened, trial, study.outcome_attributes(outcome.epochs, outcome.summary))
+        study.record_trial(self.opened, trial, study.outcome_record(outcome.epochs, outcome.summary))
         self.failures.clear()
         if outcome.ending == "completed":
             self.ended[key] = study.ended_trial(trial, values)
             self._show_end(trial, index, "complete", values[0])
             return values
-        trial.set_user_attr("reached", dict(zip(self.plan.config.study.objective, values, strict=True)))
+        reached: dict[str, float] = dict(zip(self.plan.config.study.objective, values, strict=True))
+        study.record_trial(self.opened, trial, TrialRecord(reached=reached))
         if outcome.ending == "pruned":
             self.ended[key] = study.ended_trial(trial, None)
             self._show_end(trial, index, "pruned", values[0])
@@ -242,7 +244,7 @@ class _Sweep:
         raise self._interrupted(trial)
 
     def _interrupted(self, trial: study.Trial) -> study.Lost:
-        trial.set_user_attr("lost", "interrupted")
+        study.record_trial(self.opened, trial, TrialRecord(lost="interrupted"))
         return study.Lost("interrupted")
 
     def _failed(self, trial: study.Trial, index: int, run_id: str, error: Exception) -> Exception:
@@ -259,11 +261,10 @@ class _Sweep:
         elif not isinstance(error, RunDiverged) and not (isinstance(error, WorkerDied) and error.killed):
             self._count_failure(study.parameters_key(trial.params), cause)
         if isinstance(error, RunFailed):
-            trial.set_user_attr("failure", cause)
+            study.record_trial(self.opened, trial, TrialRecord(failure=cause))
             return study.Failed(cause)
-        if isinstance(error, WorkerDied):
-            trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) + 1)
-        trial.set_user_attr("lost", cause)
+        deaths = study.read_trial(trial).deaths + isinstance(error, WorkerDied)
+        study.record_trial(self.opened, trial, TrialRecord(lost=cause, deaths=deaths))
         return study.Lost(cause)
 
     def _count_failure(self, parameters: str, cause: str) -> None:
@@ -278,14 +279,18 @@ class _Sweep:
         self.abort = error
         self.pool.stop.set()
 
-    def _reuse(self, trial: study.Trial, twin: study.EndedTrial) -> list[float]:
+    def _reuse(self, trial: study.Trial, run_id: str, twin: study.EndedTrial) -> list[float]:
         """Gives a trial the recorded result of an earlier one with the same parameters."""
-        trial.set_user_attr("same_as", twin.number)
-        for key in ("epochs_run", "validation_accuracy", "cpu_seconds", "reached"):
-            if key in twin.attributes:
-                trial.set_user_attr(key, twin.attributes[key])
+        record = TrialRecord(
+            same_as=twin.number,
+            reached=twin.record.reached,
+            epochs_run=twin.record.epochs_run,
+            validation_accuracy=twin.record.validation_accuracy,
+            cpu_seconds=twin.record.cpu_seconds,
+        )
+        study.record_trial(self.opened, trial, record)
         status: tracking.Status = "KILLED" if twin.values is None else "FINISHED"
-        tracking.copy_run(self.store, twin.run_id, trial.user_attrs["run_id"], status)
+        tracking.copy_run(self.store, str(twin.record.run_id), run_id, status)
         for epoch, value in twin.reports.items():
             trial.report(value, epoch)
         self._show_end(trial, None, f"same as trial {twin.number}", None if twin.values is None else twin.values[0])
@@ -294,7 +299,7 @@ class _Sweep:
         return twin.values
 
     def _show_end(self, trial: study.Trial, index: int | None, ending: str, value: float | None) -> None:
-        maximize = study.DIRECTIONS[self.plan.config.study.objective[0]] == "maximize"
+        maximize = is_maximized(self.plan.config.study.objective[0])
         with self.leading:
             # A pruned trial's value is what it had reached: it leads nothing.
             if value is not None and ending != "pruned":
@@ -306,7 +311,7 @@ class _Sweep:
     def _write_leaderboard(self) -> tuple[Path, pd.DataFrame]:
         config = self.plan.config
         table = study.rank_trials(self.opened)
-        path = config.tracking.folder / "reports" / config.study.name / "leaderboard.csv"
+        path = config.tracking.folder / "reports" / config.study.name / Artifact.LEADERBOARD
         write_atomically(path, table.to_csv(index=False), "the trials are recorded")
         parent_run.log_study_run(self.store, self.parent, table.to_csv(index=False), _best_metrics(self.opened))
         return path, table

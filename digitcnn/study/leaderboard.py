@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from digitcnn.study.study import parameters_of
+from digitcnn.records import Metric, TrialRecord
+from digitcnn.study.trials import parameters_of, read_trial
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -43,29 +44,31 @@ def rank_trials(study: optuna.Study) -> pd.DataFrame:
 
 
 def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str, Any]:
-    attributes = trial.user_attrs
-    values = trial.values or [attributes.get("reached", {}).get(name) for name in names]
+    record = read_trial(trial)
+    values = trial.values or [record.reached.get(name) for name in names]
     return {
         "rank": rank,
         "trial": trial.number,
         **parameters_of(trial),
-        **{name: attributes.get(name) for name in ("validation_accuracy", "cpu_seconds")},
+        Metric.VALIDATION_ACCURACY: record.validation_accuracy,
+        Metric.CPU_SECONDS: record.cpu_seconds,
         **dict(zip(names, values, strict=True)),
-        "epochs_run": attributes.get("epochs_run"),
+        "epochs_run": record.epochs_run,
         "state": _STATES[trial.state],
-        "run_id": attributes.get("run_id"),
-        "note": _note(attributes),
+        "run_id": record.run_id,
+        "note": _note(record),
     }
 
 
-def _note(attributes: dict[str, Any]) -> str:
-    notes = ["baseline"] if attributes.get("baseline") else []
-    if "same_as" in attributes:
-        notes.append(f"same parameters as trial {attributes['same_as']}, not trained again")
-    if "repeats" in attributes:
-        notes.append(f"repeats trial {attributes['repeats']}")
-    notes += [str(attributes[key]) for key in ("lost", "failure") if key in attributes]
-    return "; ".join(notes)
+def _note(record: TrialRecord) -> str:
+    notes = [
+        "baseline" if record.baseline else "",
+        "" if record.same_as is None else f"same parameters as trial {record.same_as}, not trained again",
+        "" if record.repeats is None else f"repeats trial {record.repeats}",
+        record.lost or "",
+        record.failure or "",
+    ]
+    return "; ".join(note for note in notes if note)
 
 
 def _worth(row: dict[str, Any], names: Sequence[str], signs: Sequence[int]) -> list[float]:
@@ -164,4 +167,4 @@ def parameters_among(columns: Iterable[Any]) -> list[str]:
     return [str(column) for column in columns if "." in str(column)]
 
 
-_HEADINGS = {"cpu_seconds": "CPU s", "run_id": "run", "validation_accuracy": "val. accuracy"}
+_HEADINGS = {Metric.CPU_SECONDS: "CPU s", "run_id": "run", Metric.VALIDATION_ACCURACY: "val. accuracy"}

@@ -15,7 +15,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from digitcnn.study.study import OpenStudy, parameters_of, set_trial_attributes
+from digitcnn.records import TrialRecord
+from digitcnn.study.study import OpenStudy
+from digitcnn.study.trials import parameters_of, read_trial, record_trial
 
 # How often a worker that finds no room for a trial looks whether one that runs was lost.
 _POLL_SECONDS = 0.5
@@ -40,7 +42,7 @@ def end_running_trials(study: OpenStudy) -> list[FrozenTrial]:
     """
     running = study.get_trials(states=(TrialState.RUNNING,))
     for trial in running:
-        set_trial_attributes(study, trial, {"lost": "its process ended"})
+        record_trial(study, trial, TrialRecord(lost="its process ended"))
         study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     return running
 
@@ -48,7 +50,7 @@ def end_running_trials(study: OpenStudy) -> list[FrozenTrial]:
 def tell_recorded(study: OpenStudy, trial: FrozenTrial, values: Mapping[str, float], pruned: bool) -> None:
     """Ends a trial whose process is gone with the values of the objectives that its run recorded."""
     if pruned:
-        set_trial_attributes(study, trial, {"reached": dict(values)})
+        record_trial(study, trial, TrialRecord(reached=dict(values)))
         study.tell(trial.number, state=TrialState.PRUNED)
     else:
         study.tell(trial.number, list(values.values()))
@@ -61,17 +63,15 @@ def _requeue_lost(study: OpenStudy, retries: int) -> list[FrozenTrial]:
     """
     trials = study.get_trials(deepcopy=False)
     lost = 0
-    repeated = {trial.user_attrs.get("repeats") for trial in trials}
+    repeated = {read_trial(trial).repeats for trial in trials}
     for trial in trials:
-        if trial.state != TrialState.FAIL or "lost" not in trial.user_attrs or trial.number in repeated:
+        record = read_trial(trial)
+        if trial.state != TrialState.FAIL or record.lost is None or trial.number in repeated:
             continue
-        deaths = trial.user_attrs.get("deaths", 0)
-        if deaths > retries or not parameters_of(trial):
+        if record.deaths > retries or not parameters_of(trial):
             continue
-        attributes = {"repeats": trial.number, "deaths": deaths}
-        if trial.user_attrs.get("baseline"):
-            attributes["baseline"] = True
-        study.enqueue_trial(parameters_of(trial), user_attrs=attributes)
+        again = TrialRecord(repeats=trial.number, deaths=record.deaths, baseline=record.baseline)
+        study.enqueue_trial(parameters_of(trial), user_attrs=again.attributes())
         lost += 1
     return study.get_trials(deepcopy=False) if lost else trials
 
@@ -82,7 +82,7 @@ def count_finished(study: Study) -> int:
 
 
 def _finished(trials: list[FrozenTrial]) -> int:
-    repeated = {trial.user_attrs.get("repeats") for trial in trials}
+    repeated = {read_trial(trial).repeats for trial in trials}
     return sum(
         trial.state != TrialState.FAIL or trial.number not in repeated
         for trial in trials
@@ -182,5 +182,5 @@ class _Work:
     def _mark_and_tell(self, trial: Trial, cause: str) -> None:
         """Ends a trial as lost; one that the store cannot take is found by whoever looks for lost trials next."""
         with contextlib.suppress(StorageInternalError, SQLAlchemyError):
-            trial.set_user_attr("lost", cause)
+            record_trial(self.study, trial, TrialRecord(lost=cause))
             self.study.tell(trial, state=TrialState.FAIL)

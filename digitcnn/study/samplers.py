@@ -11,14 +11,8 @@ from optuna.samplers import BaseSampler
 
 from digitcnn.config import RunConfig, StudyConfig
 from digitcnn.errors import ConfigError
+from digitcnn.records import PRUNING_METRICS
 from digitcnn.study.space import Range, Space, grid_points
-
-# What is reported to the pruner after an epoch; the other objectives say nothing about how good a network will be.
-PRUNABLE = {
-    "validation_accuracy": "validation_accuracy",
-    "best_validation_accuracy": "validation_accuracy",
-    "validation_loss": "validation_loss",
-}
 
 
 def check_sampler(config: StudyConfig, space: Space) -> None:
@@ -39,7 +33,7 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
     if config.pruner != "none":
         if len(config.objective) > 1:
             raise ConfigError(f"study.pruner={config.pruner}: must be none with more than one objective")
-        if config.objective[0] not in PRUNABLE:
+        if config.objective[0] not in PRUNING_METRICS:
             raise ConfigError(f"study.pruner={config.pruner}: must be none with study.objective={config.objective[0]}")
 
 

@@ -9,7 +9,6 @@ import threading
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,27 +17,20 @@ from optuna.study import Study as Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial as FrozenTrial
 from optuna.trial import Trial as Trial
-from optuna.trial import TrialState
 
 from digitcnn.config import LATER_KEYS, RunConfig, StudyConfig, StudyReference
 from digitcnn.errors import ConfigError
+from digitcnn.records import PRUNING_METRICS, StudyAttribute, TrialRecord, is_maximized
 from digitcnn.study import storage
-from digitcnn.study.samplers import PRUNABLE, make_pruner, make_sampler
+from digitcnn.study.samplers import make_pruner, make_sampler
 from digitcnn.study.space import Choices, Range, Scalar, Space, describe_space, grid_points
+from digitcnn.study.trials import parameters_key, parameters_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 # The baseline may lie off a range's steps on purpose; optuna warns of that and of its own experimental parts.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
 
-DIRECTIONS = {
-    "validation_accuracy": "maximize",
-    "best_validation_accuracy": "maximize",
-    "validation_loss": "minimize",
-    "cpu_seconds": "minimize",
-    "training_seconds": "minimize",
-    "parameters": "minimize",
-}
 # Of the studies that an error names.
 _MOST_NAMES = 10
 _drawing = threading.Lock()
@@ -50,7 +42,7 @@ class OpenStudy(Study):
     @property
     def key(self) -> str:
         """What tells the study from every other, whatever their names: its run in MLflow is found by it."""
-        return str(self.user_attrs["key"])
+        return str(self.user_attrs[StudyAttribute.KEY])
 
 
 def study_identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str, Any]:
@@ -79,7 +71,7 @@ def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
     url = storage.storage_url(folder)
     found = existing_study(url, reference.name)
     with storage.storage_errors(url):
-        ours = found is not None and "identity" in found.user_attrs
+        ours = found is not None and StudyAttribute.IDENTITY in found.user_attrs
     if found is None or not ours:
         names = _recorded_names(url)
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
@@ -94,7 +86,7 @@ def _recorded_names(url: str) -> list[str]:
         return []
     with storage.storage_errors(url):
         found = optuna.get_all_study_summaries(storage.connect(url), include_best_trial=False)
-    return sorted(each.study_name for each in found if "identity" in each.user_attrs)
+    return sorted(each.study_name for each in found if StudyAttribute.IDENTITY in each.user_attrs)
 
 
 def snapshot_study(study: Study) -> Study:
@@ -108,7 +100,7 @@ def snapshot_study(study: Study) -> Study:
 
 def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
     """Raises ConfigError, naming the first difference, if the study was begun with another identity."""
-    recorded = study.user_attrs.get("identity")
+    recorded = study.user_attrs.get(StudyAttribute.IDENTITY)
     if recorded is None:
         if study.directions == _directions(wanted["objective"]) and not study.get_trials(deepcopy=False):
             # Just created, by a process that was killed then.
@@ -125,7 +117,7 @@ def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
 
 
 def _directions(objectives: Sequence[str]) -> list[StudyDirection]:
-    return [StudyDirection[DIRECTIONS[objective].upper()] for objective in objectives]
+    return [StudyDirection.MAXIMIZE if is_maximized(objective) else StudyDirection.MINIMIZE for objective in objectives]
 
 
 def _named(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +134,7 @@ def open_study(url: str, config: StudyConfig, space: Space, baseline: RunConfig)
         study.sampler = make_sampler(config, len(study.get_trials(deepcopy=False)))
         study.pruner = make_pruner(config, space, baseline)
         start = {name: baseline.parameters()[name] for name in space}
-        study.enqueue_trial(start, user_attrs={"baseline": True}, skip_if_exists=True)
+        study.enqueue_trial(start, user_attrs=TrialRecord(baseline=True).attributes(), skip_if_exists=True)
         if config.sampler == "grid":
             _enqueue_grid(study, config, space)
     return study
@@ -155,12 +147,12 @@ def _created(store: optuna.storages.RDBStorage, config: StudyConfig, wanted: Map
         optuna.create_study(study_name=config.name, storage=store, directions=_directions(config.objective))
         study = OpenStudy(config.name, store)
     refuse_another(study, wanted)
-    if "key" not in study.user_attrs:
-        study.set_user_attr("key", uuid.uuid4().hex)
-    if "identity" not in study.user_attrs:
+    if StudyAttribute.KEY not in study.user_attrs:
+        study.set_user_attr(StudyAttribute.KEY, uuid.uuid4().hex)
+    if StudyAttribute.IDENTITY not in study.user_attrs:
         study.set_metric_names(list(config.objective))
         # The last of what makes a study: one that has it is whole.
-        study.set_user_attr("identity", wanted)
+        study.set_user_attr(StudyAttribute.IDENTITY, wanted)
     return study
 
 
@@ -205,70 +197,10 @@ def _suggest(trial: Trial, name: str, parameter: Choices | Range) -> Scalar:
 
 def report_epoch(trial: Trial, objective: str, metrics: Mapping[str, float], epoch: int) -> bool:
     """Tells the pruner of an epoch and returns whether the trial is to end. Always False with several objectives."""
-    if len(trial.study.directions) > 1 or objective not in PRUNABLE:
+    if len(trial.study.directions) > 1 or objective not in PRUNING_METRICS:
         return False
-    trial.report(metrics[PRUNABLE[objective]], epoch)
+    trial.report(metrics[PRUNING_METRICS[objective]], epoch)
     return trial.should_prune()
-
-
-@dataclass(frozen=True)
-class EndedTrial:
-    """A trial that has a result, as another with the same parameters needs it; no values if it was pruned."""
-
-    number: int
-    run_id: str
-    values: list[float] | None
-    attributes: dict[str, Any]
-    reports: dict[int, float]
-
-
-def parameters_of(trial: FrozenTrial) -> dict[str, Scalar]:
-    """The parameters a trial has, or was queued with."""
-    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-
-
-def parameters_key(parameters: Mapping[str, Scalar]) -> str:
-    """The same text for the same parameters, in whatever order."""
-    return json.dumps(dict(sorted(parameters.items())))
-
-
-def ended_trial(trial: Trial, values: list[float] | None) -> EndedTrial:
-    """What another trial needs of this one, which has its result but has not been told to the study."""
-    recorded = trial.study.get_trials(deepcopy=False)[trial.number]
-    attributes = dict(recorded.user_attrs)
-    return EndedTrial(trial.number, str(attributes["run_id"]), values, attributes, recorded.intermediate_values)
-
-
-def outcome_attributes(epochs: int, summary: Mapping[str, float]) -> dict[str, Any]:
-    """What a trial tells of its run, beside the objectives: for the leaderboard, and for trials with its parameters."""
-    return {"epochs_run": epochs} | {name: summary[name] for name in ("validation_accuracy", "cpu_seconds")}
-
-
-def set_trial_attributes(study: Study, trial: Trial | FrozenTrial, attributes: Mapping[str, Any]) -> None:
-    """Sets user attributes of a trial that has not ended."""
-    for name, value in attributes.items():
-        study._storage.set_trial_user_attr(trial._trial_id, name, value)
-
-
-def ended_trials(study: Study) -> dict[str, EndedTrial]:
-    """The trials that have a result, completed or pruned, by `parameters_key`: the first of equals."""
-    found: dict[str, EndedTrial] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        values = None if trial.state == TrialState.PRUNED else list(trial.values)
-        result = EndedTrial(
-            trial.number, str(trial.user_attrs["run_id"]), values, trial.user_attrs, trial.intermediate_values
-        )
-        found.setdefault(parameters_key(trial.params), result)
-    return found
-
-
-def best_trial(study: Study) -> FrozenTrial | None:
-    """The completed trial with the best first objective, the earliest of equals; None before there is one."""
-    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not completed:
-        return None
-    sign = 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
-    return max(completed, key=lambda trial: (sign * trial.values[0], -trial.number))
 
 
 def objective_values(config: StudyConfig, summary: Mapping[str, float]) -> list[float]:

@@ -28,9 +28,7 @@ from digitcnn.tracking.queries import (
     was_trained_with,
 )
 from digitcnn.tracking.recorder import (
-    DIVERGED,
     MODEL_FILE,
-    PRUNED_AFTER,
     copy_run,
     create_run,
     create_training_run,
@@ -43,9 +41,7 @@ from digitcnn.tracking.recorder import (
 )
 
 __all__ = [
-    "DIVERGED",
     "MODEL_FILE",
-    "PRUNED_AFTER",
     "Status",
     "Store",
     "champion_run",

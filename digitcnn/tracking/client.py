@@ -17,6 +17,7 @@ from digitcnn.config import TrackingConfig, without_credentials
 from digitcnn.errors import MachineError, StoreAway
 from digitcnn.files import check_database, create_database, sqlite_url
 from digitcnn.formatting import format_count
+from digitcnn.records import Tag
 from digitcnn.tracking import local, operations, queue
 from digitcnn.tracking.processes import process_is_gone
 from digitcnn.tracking.queue import Operation
@@ -302,7 +303,7 @@ def deliver(store: Store) -> None:
 def close_run(store: Store, run_id: str, status: operations.Status, failure: str | None = None) -> None:
     """Closes a run, with the reason if it failed; a model it may have begun to write is kept only if it finished."""
     if failure is not None:
-        put(store, run_id, operations.tags({"failure": failure}))
+        put(store, run_id, operations.tags({Tag.FAILURE: failure}))
     if status != "FINISHED":
         put(store, run_id, operations.without_models())
     put(store, run_id, operations.ended(status))
@@ -317,7 +318,7 @@ def close_abandoned_runs(store: Store) -> None:
     deliver(store)
     for run in store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
         tags, run_id = run.data.tags, run.info.run_id
-        if "study" not in tags and process_is_gone(tags.get("host", "")):
+        if Tag.STUDY not in tags and process_is_gone(tags.get(Tag.HOST, "")):
             # It may have ended after it was looked for. Now that it is gone nobody writes of it any more.
             deliver_run(store, run_id)
             if store.client.get_run(run_id).info.status != "RUNNING":

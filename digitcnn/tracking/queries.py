@@ -8,8 +8,8 @@ from typing import Any
 
 from digitcnn.config import LATER_KEYS, RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.records import Artifact, Tag
 from digitcnn.tracking.client import Store, deliver, open_store
-from digitcnn.tracking.recorder import PREDICTIONS
 
 CHAMPION_MODEL = "digitcnn"
 CHAMPION_ALIAS = "champion"
@@ -38,12 +38,12 @@ def read_text(store: Store, run_id: str, name: str) -> str:
 
 def study_runs(store: Store, study: str) -> list[Any]:
     """Every run of a study, of whatever status: its own, its trials and those that confirm it."""
-    return search_runs(store, f"tags.study = '{study}'")
+    return search_runs(store, f"tags.{Tag.STUDY} = '{study}'")
 
 
 def confirmation_runs(store: Store, study: str) -> list[Any]:
     """The runs that confirm a study, of whatever status."""
-    return search_runs(store, f"tags.study = '{study}' AND tags.confirms LIKE '%'")
+    return search_runs(store, f"tags.{Tag.STUDY} = '{study}' AND tags.{Tag.CONFIRMS} LIKE '%'")
 
 
 def search_runs(store: Store, filters: str) -> list[Any]:
@@ -67,7 +67,7 @@ def was_trained_with(run: Any, config: RunConfig) -> bool:
 
 def read_predictions(store: Store, run_id: str) -> str:
     """The predicted class of every test image, as CSV: image, label, predicted, probability."""
-    return read_text(store, run_id, PREDICTIONS)
+    return read_text(store, run_id, Artifact.PREDICTIONS)
 
 
 def logged_model(store: Store, run_id: str) -> Any:

@@ -18,6 +18,7 @@ import yaml
 
 from digitcnn.config import RunConfig
 from digitcnn.errors import TrainingDiverged
+from digitcnn.records import Artifact, Tag
 from digitcnn.tracking import operations, plots, processes
 from digitcnn.tracking.client import (
     Store,
@@ -47,17 +48,11 @@ _DIGEST_LENGTH = 36
 # Of runs and of values in one answer of an MLflow server about metric histories.
 _MOST_HISTORIES = 100
 _MOST_VALUES = 25_000
-# The artifact with the predicted class of every test image, of runs that are judged once.
-PREDICTIONS = "test_predictions.csv"
-# The file of a recorded model that holds its network and weights. Its digest is the run's tag `model_sha256`.
+# The file of a recorded model that holds its network and weights. Its digest is the run's tag of it.
 MODEL_FILE = "data/model.keras"
-# The tag of a run that failed because its loss was no number: training it again would give the same.
-DIVERGED = "diverged"
-# The tag with the number of epochs of a run that was pruned after them.
-PRUNED_AFTER = "pruned_after"
 # Packages that a saved model does not need to be loaded.
 _NOT_OF_A_MODEL = ("digitcnn", "mlflow", "optuna", "hydra-core")
-_COPIED_TAGS = ("weights_sha256", "data_sha256", "backend", "engine")
+_COPIED_TAGS = (Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.BACKEND, Tag.ENGINE)
 
 
 def create_training_run(
@@ -67,9 +62,7 @@ def create_training_run(
 
     Waits for a store that is away, and delivers first what is kept for it: only the store can give a run its id.
     """
-    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
-    all_tags = dict(tags) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+    all_tags = dict(tags) | ({Tag.PARENT: parent} if parent else {})
     return create_run(store, name, all_tags, config.parameters())
 
 
@@ -97,7 +90,7 @@ def create_run(store: Store, name: str, tags: Mapping[str, str], parameters: Map
 def _source() -> dict[str, str]:
     """The tags from which MLflow's UI shows a run's source, and who works on it."""
     name = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
-    return {"host": processes.process_id()} | name
+    return {Tag.HOST: processes.process_id()} | name
 
 
 def environment_tags(environment: Mapping[str, Any]) -> dict[str, str]:
@@ -105,7 +98,7 @@ def environment_tags(environment: Mapping[str, Any]) -> dict[str, str]:
     tags: dict[str, str] = {}
     for key, value in environment.items():
         if key == "packages":
-            tags |= {f"version.{name}": text for name, text in value.items()}
+            tags |= {f"{Tag.VERSION_PREFIX}{name}": text for name, text in value.items()}
         elif key == "git":
             tags |= {f"git.{name}": str(part).lower() for name, part in value.items()}
             if "commit" in value:
@@ -162,7 +155,7 @@ def copy_run(store: Store, source: str, target: str, status: Status) -> None:
             operations.metrics_again([(each.key, each.value, each.timestamp, each.step) for each in part]),
         )
     copied = {key: value for key, value in tags.items() if key in _COPIED_TAGS}
-    put(store, target, operations.tags({"same_as_run": source} | copied))
+    put(store, target, operations.tags({Tag.SAME_AS_RUN: source} | copied))
     put(store, target, operations.ended(status))
 
 
@@ -206,7 +199,7 @@ class Run:
             for context, examples in (("training", splits.train), (judging, splits.validation))
         }
         self._put(operations.data(inputs))
-        self._put(operations.tags({"data_sha256": splits.sha256}))
+        self._put(operations.tags({Tag.DATA_SHA256: splits.sha256}))
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Records the metrics of an epoch at step `epoch`, in one transaction."""
@@ -216,19 +209,19 @@ class Run:
     def log_result(self, result: TrainingResult, model: keras.Model) -> None:
         """Records the final metrics, the pictures, the weights digest and, of a completed training, the model."""
         self._put(operations.metrics(result.summary(), len(result.epochs)))
-        self._put(operations.tags({"weights_sha256": result.weights_sha256, "engine": result.engine}))
+        self._put(operations.tags({Tag.WEIGHTS_SHA256: result.weights_sha256, Tag.ENGINE: result.engine}))
         judged = "" if self.config.data.validation == "holdout" else ", judged on the test set"
         name = f"{self.config.model.name}, batch size {self.config.training.batch_size}{judged}"
         pictures = {
-            "learning_curves.png": plots.learning_curves(result.epochs, name),
-            "confusion_matrix.png": plots.confusion_matrix(result.confusion, f"{name}, after the last epoch"),
+            Artifact.CURVES_PICTURE: plots.learning_curves(result.epochs, name),
+            Artifact.CONFUSION_PICTURE: plots.confusion_matrix(result.confusion, f"{name}, after the last epoch"),
         }
         with tempfile.TemporaryDirectory() as folder:
             for file, figure in pictures.items():
                 figure.savefig(Path(folder) / file)
             self._put(operations.files(Path(folder)))
         if result.judged_once:
-            self.log_file(PREDICTIONS, _predictions_csv(result))
+            self.log_file(Artifact.PREDICTIONS, _predictions_csv(result))
         if result.ending == "completed":
             self._log_model(model)
         self.ending = result.ending
@@ -265,7 +258,7 @@ class Run:
             # Of the file as it was stored: it holds the time, so that no second file of this model has the same digest.
             digest = hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
             self._put(operations.model(folder, parameters))
-        self._put(operations.tags({"model_sha256": digest}))
+        self._put(operations.tags({Tag.MODEL_SHA256: digest}))
 
 
 def model_file(store: Store, model_id: str, name: str) -> Path:
@@ -289,20 +282,20 @@ def _recording(store: Store, config: RunConfig, run_id: str, environment: Mappin
     try:
         current = Run(store, run_id, config, environment)
         put(store, run_id, operations.tags(environment_tags(environment)))
-        current.log_file("environment.json", json.dumps(environment, indent=2, sort_keys=True))
-        put_yaml(store, run_id, "config.yaml", config.model_dump(exclude={"tracking"}))
+        current.log_file(Artifact.ENVIRONMENT, json.dumps(environment, indent=2, sort_keys=True))
+        put_yaml(store, run_id, Artifact.CONFIG, config.model_dump(exclude={"tracking"}))
         yield current
         status = _ENDINGS[current.ending]
         if current.ending == "pruned":
             # Unlike one that was stopped or cut off it has a result, which must be told apart from those.
-            put(store, run_id, operations.tags({PRUNED_AFTER: str(current.epochs)}))
+            put(store, run_id, operations.tags({Tag.PRUNED_AFTER: str(current.epochs)}))
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"[:_MOST_TAG_LENGTH]
         if isinstance(error, TrainingDiverged):
-            put(store, run_id, operations.tags({DIVERGED: "true"}))
+            put(store, run_id, operations.tags({Tag.DIVERGED: "true"}))
         raise
     finally:
         close_run(store, run_id, status, failure)

@@ -19,6 +19,7 @@ import psutil
 
 from digitcnn.config import Backend, without_credentials
 from digitcnn.errors import ConfigError
+from digitcnn.records import Tag
 from digitcnn.training import backends
 
 _PACKAGES = ("keras", "numpy", "mlflow", "optuna", "hydra-core")
@@ -94,21 +95,21 @@ def resident_memory_mb() -> float:
 def describe_environment(threads: int, backend: Backend = "tensorflow") -> dict[str, Any]:
     """The environment of a run as plain values: what `environment.json` holds."""
     return {
-        "python": platform.python_version(),
+        Tag.PYTHON: platform.python_version(),
         "packages": package_versions(backend),
-        "platform": platform.platform(),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "backend": backend,
-        "flags": {
+        Tag.PLATFORM: platform.platform(),
+        Tag.CPU: cpu_model(),
+        Tag.CORES: os.cpu_count(),
+        Tag.THREADS: threads,
+        Tag.BACKEND: backend,
+        Tag.FLAGS: {
             name: without_credentials(value)
             for name, value in sorted(os.environ.items())
             if name.startswith((*_FLAG_PREFIXES, *_BACKENDS_FLAG_PREFIXES[backend]))
             and name not in (*backends.THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
         },
         "git": git_state(),
-        "command": shlex.join(["python", *map(without_credentials, sys.argv)]),
+        Tag.COMMAND: shlex.join(["python", *map(without_credentials, sys.argv)]),
     }
 
 

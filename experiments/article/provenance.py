@@ -10,11 +10,13 @@ from typing import Any
 import pandas as pd
 
 from digitcnn import training
+from digitcnn.records import Metric, Tag
 
 _TAGS = (
-    *("cpu", "cores", "threads", "engine", "python", "version.keras", "version.numpy"),
-    *(f"version.{package}" for packages in training.BACKEND_PACKAGES.values() for package in packages),
-    *("git.commit", "git.dirty"),
+    *(Tag.CPU, Tag.CORES, Tag.THREADS, Tag.ENGINE, Tag.PYTHON),
+    *(f"{Tag.VERSION_PREFIX}{package}" for package in ("keras", "numpy")),
+    *(f"{Tag.VERSION_PREFIX}{package}" for packages in training.BACKEND_PACKAGES.values() for package in packages),
+    *(Tag.GIT_COMMIT, Tag.GIT_DIRTY),
 )
 COLUMNS = ("part", "command", "runs", "wall_seconds", "cpu_seconds", "date", *_TAGS)
 _VERSIONS = {
@@ -37,15 +39,15 @@ def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
     """
     by_command: dict[str, list[Any]] = {}
     for run in runs:
-        if "command" in run.data.tags and run.info.end_time is not None:
-            by_command.setdefault(_published(run.data.tags["command"]), []).append(run)
+        if Tag.COMMAND in run.data.tags and run.info.end_time is not None:
+            by_command.setdefault(_published(run.data.tags[Tag.COMMAND]), []).append(run)
     return [
         {
             "part": part,
             "command": command,
             "runs": len(some),
             "wall_seconds": round(_busy([(run.info.start_time, run.info.end_time) for run in some]) / 1000),
-            "cpu_seconds": round(sum(run.data.metrics.get("cpu_seconds", 0.0) for run in some)),
+            "cpu_seconds": round(sum(run.data.metrics.get(Metric.CPU_SECONDS, 0.0) for run in some)),
             "date": pd.Timestamp(min(run.info.start_time for run in some), unit="ms").strftime("%Y-%m-%d"),
         }
         | {tag: _SEPARATOR.join(dict.fromkeys(_values(some, tag))) for tag in _TAGS}

@@ -27,6 +27,7 @@ from digitcnn.config import (
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest, write_manifest
 from digitcnn.files import write_atomically
+from digitcnn.records import Artifact, Metric, Tag
 from digitcnn.report import StudyRecord
 from digitcnn.tracking import Store
 from experiments.article import answers, contrasts, provenance, results
@@ -45,10 +46,10 @@ _HOW_BACKENDS = (
     "jax and torch, and with backend=tensorflow training.engine=compiled the others"
 )
 # The tags of runs that are no answer by themselves: those of studies, and repetitions of a recorded run.
-_NOT_ALONE = {"study", "reproduces"}
+_NOT_ALONE = {Tag.STUDY, Tag.REPRODUCES}
 _SAFE = "the runs are recorded"
 _COUNTS = ("samples_seen", "updates", "parameters")
-_COSTS = ("training_seconds", "cpu_seconds")
+_COSTS = (Metric.TRAINING_SECONDS, Metric.CPU_SECONDS)
 # What the sections' protocols say of the studies: the values in which their baselines differ from a run's defaults.
 _BASELINES: dict[str, dict[str, Any]] = {
     "batch_size_article": {"training": {"steps_per_epoch": "batch_size"}},
@@ -100,7 +101,8 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
     contents["RESULTS.md"] = results.text(published)
     for part in parts:
         if part.champion is not None:
-            write_manifest(part.champion, folder / "champion.yaml", "The champion of the published study: RESULTS.md.")
+            comment = "The champion of the published study: RESULTS.md."
+            write_manifest(part.champion, folder / Artifact.CHAMPION, comment)
     # The text comes last: what it speaks of is there.
     for name, content in contents.items():
         write_atomically(folder / name, content, _SAFE)
@@ -173,7 +175,7 @@ def _article(store: Store, config: TrackingConfig) -> _Part:
         return (run.data.params["model.name"], seed) if tracking.was_trained_with(run, wanted) else None
 
     runs = list(_newest(store, "params.`data.validation` = 'test'", key).values())
-    measured = _measured(runs, "validation_accuracy", "best_validation_accuracy")
+    measured = _measured(runs, Metric.VALIDATION_ACCURACY, Metric.BEST_VALIDATION_ACCURACY)
     _require_same_seeds(measured, ("network",), [(name,) for name in answers.NETWORKS], _HOW_ARTICLE)
     return _Part({"article": measured}, provenance.rows("article", runs))
 
@@ -206,7 +208,7 @@ def _default(store: Store, config: TrackingConfig) -> _Part:
         "confirmation": found.confirmation.table,
         "confirmation_runs": found.confirmation.runs,
     }
-    confirming = [run for run in runs.values() if "confirms" in run.data.tags]
+    confirming = [run for run in runs.values() if Tag.CONFIRMS in run.data.tags]
     made = provenance.rows(name, _of_trials(runs)) + provenance.rows(f"{name} confirmed", confirming)
     return _Part(tables, made, found.confirmation.frozen)
 
@@ -220,15 +222,14 @@ def _backends(store: Store, config: TrackingConfig) -> _Part:
         # Whichever engine it asked for: `auto` ends as one of them.
         training = {"epochs": 2, "engine": parameters["training.engine"], "seed": seed}
         wanted = load_config(RunConfig, {"backend": backend, "training": training})
-        engine = run.data.tags.get("engine")
-        comparable = tracking.was_trained_with(run, wanted) and run.data.tags.get("threads") == run.data.tags.get(
-            "cores"
-        )
+        tags = run.data.tags
+        engine = tags.get(Tag.ENGINE)
+        comparable = tracking.was_trained_with(run, wanted) and tags.get(Tag.THREADS) == tags.get(Tag.CORES)
         return (backend, engine, seed) if (backend, engine) in BACKENDS and comparable else None
 
     found = _newest(store, "params.`training.epochs` = '2'", key)
     runs = list(found.values())
-    measured = _measured(runs, "validation_accuracy", "images_per_second")
+    measured = _measured(runs, Metric.VALIDATION_ACCURACY, "images_per_second")
     measured.insert(0, "backend", [backend for backend, *_ in found])
     measured.insert(1, "engine", [engine for _, engine, _ in found])
     _require_same_seeds(measured, ("backend", "engine"), BACKENDS, _HOW_BACKENDS)
@@ -275,7 +276,7 @@ def _require_same_seeds(
 
 
 def _of_trials(runs: Mapping[str, Any]) -> list[Any]:
-    return [run for run in runs.values() if "trial" in run.data.tags]
+    return [run for run in runs.values() if Tag.TRIAL in run.data.tags]
 
 
 def _study(store: Store, config: TrackingConfig, name: str) -> tuple[StudyRecord, dict[str, Any]]:
@@ -299,7 +300,7 @@ def _study(store: Store, config: TrackingConfig, name: str) -> tuple[StudyRecord
         )
     # A name is given again, to a study of other records in the same store.
     every = tracking.study_runs(store, name)
-    runs = {run.info.run_id: run for run in every if run.data.tags.get("mlflow.parentRunId") == found.parent_run_id}
+    runs = {run.info.run_id: run for run in every if run.data.tags.get(Tag.PARENT) == found.parent_run_id}
     elsewhere = found.completed.loc[~found.completed["run_id"].isin(runs), "trial"].tolist()
     if elsewhere:
         raise ConfigError(f"study.name={name}: the run of trial {elsewhere[0]} is not recorded here")
@@ -313,7 +314,7 @@ def _measured(runs: Sequence[Any], *metrics: str) -> pd.DataFrame:
         | {name: run.data.metrics[name] for name in metrics}
         | {name: int(run.data.metrics[name]) for name in _COUNTS}
         | {name: run.data.metrics[name] for name in _COSTS}
-        | {"weights_sha256": run.data.tags["weights_sha256"], "run_id": run.info.run_id}
+        | {"weights_sha256": run.data.tags[Tag.WEIGHTS_SHA256], "run_id": run.info.run_id}
         for run in runs
     ]
     return pd.DataFrame(rows)
@@ -323,7 +324,7 @@ def _trials(name: str, found: StudyRecord, runs: dict[str, Any]) -> pd.DataFrame
     """A row per completed trial: its study, its parameters, and what its run measured."""
     table = found.completed.sort_values("trial")
     parameters = study.parameters_among(table.columns)
-    measured = _measured([runs[run_id] for run_id in table["run_id"]], "validation_accuracy")
+    measured = _measured([runs[run_id] for run_id in table["run_id"]], Metric.VALIDATION_ACCURACY)
     keep = table[["trial", *parameters]].reset_index(drop=True)
     joined = pd.concat([keep.drop(columns="training.seed", errors="ignore"), measured], axis=1)
     joined.insert(0, "study", name)

@@ -17,6 +17,7 @@ import numpy as np
 from digitcnn import runner, tracking, training
 from digitcnn.config import SweepConfig, load_config
 from digitcnn.errors import MachineError
+from digitcnn.records import Metric
 from digitcnn.runner import Job, Outcome
 from digitcnn.training import describe_environment
 from digitcnn.values import Decision, EpochMetrics
@@ -150,7 +151,7 @@ class Instant:
             run.log_epoch(metrics)
             on_epoch(metrics)
             run.ending = "completed"
-        return Outcome("completed", 1, {"validation_accuracy": 0.9, "cpu_seconds": 0.0})
+        return Outcome("completed", 1, {Metric.VALIDATION_ACCURACY: 0.9, Metric.CPU_SECONDS: 0.0})
 
 
 def bookkeeping(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:

@@ -1,0 +1,159 @@
+"""The schema of what is recorded: MLflow's tags, artifacts and metrics, and Optuna's user attributes.
+
+Names and values are those of every store that exists: changing one makes earlier studies unreadable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+
+class Tag:
+    """The tags of MLflow runs."""
+
+    # Set when a run is created.
+    PARENT = "mlflow.parentRunId"
+    HOST = "host"
+    # Of every run of a study; `trial` and `confirms` tell trials and confirming runs apart.
+    STUDY = "study"
+    TRIAL = "trial"
+    CONFIRMS = "confirms"
+    # Of a study's own run.
+    STUDY_KEY = "study.key"
+    STUDY_TRIALS = "study.trials"
+    # The id of the run that this one repeats, or whose result it took over.
+    REPRODUCES = "reproduces"
+    SAME_AS_RUN = "same_as_run"
+    # The result.
+    DATA_SHA256 = "data_sha256"
+    WEIGHTS_SHA256 = "weights_sha256"
+    MODEL_SHA256 = "model_sha256"
+    ENGINE = "engine"
+    # Why there is none, and after how many epochs a pruner ended the run.
+    FAILURE = "failure"
+    DIVERGED = "diverged"
+    PRUNED_AFTER = "pruned_after"
+    # The environment: the keys of environment.json, one level deep, with `version.PACKAGE` of its packages.
+    BACKEND = "backend"
+    COMMAND = "command"
+    CORES = "cores"
+    CPU = "cpu"
+    FLAGS = "flags"
+    GIT_COMMIT = "git.commit"
+    GIT_DIRTY = "git.dirty"
+    PLATFORM = "platform"
+    PYTHON = "python"
+    THREADS = "threads"
+    VERSION_PREFIX = "version."
+
+
+class Artifact:
+    """The files that are recorded of MLflow runs, and written below `reports/STUDY`."""
+
+    # Of a run.
+    CONFIG = "config.yaml"
+    ENVIRONMENT = "environment.json"
+    CURVES_PICTURE = "learning_curves.png"
+    CONFUSION_PICTURE = "confusion_matrix.png"
+    PREDICTIONS = "test_predictions.csv"
+    # Of a study.
+    LEADERBOARD = "leaderboard.csv"
+    CURVES = "learning_curves.csv"
+    CONFIRMATION = "confirmation.csv"
+    CONFIRMATION_RUNS = "confirmation_runs.csv"
+    CHAMPION = "champion.yaml"
+    REPORT_PAGE = "report.html"
+    REPORT_TEXT = "report.md"
+
+
+class Metric:
+    """The metrics of MLflow runs that are read again."""
+
+    TRAIN_LOSS = "train_loss"
+    TRAIN_ACCURACY = "train_accuracy"
+    VALIDATION_LOSS = "validation_loss"
+    VALIDATION_ACCURACY = "validation_accuracy"
+    BEST_VALIDATION_ACCURACY = "best_validation_accuracy"
+    TEST_LOSS = "test_loss"
+    TEST_ACCURACY = "test_accuracy"
+    CPU_SECONDS = "cpu_seconds"
+    TRAINING_SECONDS = "training_seconds"
+    PARAMETERS = "parameters"
+
+
+# Recorded after every epoch; those on the validation examples unless they are the test set, judged once.
+TRAIN_METRICS = (Metric.TRAIN_LOSS, Metric.TRAIN_ACCURACY)
+EPOCH_METRICS = (*TRAIN_METRICS, Metric.VALIDATION_LOSS, Metric.VALIDATION_ACCURACY)
+TEST_METRICS = (Metric.TEST_LOSS, Metric.TEST_ACCURACY)
+
+Objective = Literal[
+    "validation_accuracy",
+    "best_validation_accuracy",
+    "validation_loss",
+    "cpu_seconds",
+    "training_seconds",
+    "parameters",
+]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+# The metric of an epoch from which a pruner can tell how good an objective will be. Costs say nothing about that.
+PRUNING_METRICS = {
+    Metric.VALIDATION_ACCURACY: Metric.VALIDATION_ACCURACY,
+    Metric.BEST_VALIDATION_ACCURACY: Metric.VALIDATION_ACCURACY,
+    Metric.VALIDATION_LOSS: Metric.VALIDATION_LOSS,
+}
+# Names with units, for charts.
+TITLES = {
+    Metric.VALIDATION_ACCURACY: "validation accuracy (%)",
+    Metric.BEST_VALIDATION_ACCURACY: "best validation accuracy (%)",
+    Metric.TEST_ACCURACY: "test accuracy (%)",
+    Metric.VALIDATION_LOSS: "validation loss (nats)",
+    Metric.CPU_SECONDS: "CPU time (s)",
+    Metric.TRAINING_SECONDS: "training time (s)",
+    Metric.PARAMETERS: "weights (number)",
+}
+
+
+def is_maximized(metric: str) -> bool:
+    """Return True if larger values of a metric are better: of accuracies; losses and costs are minimized."""
+    return metric.endswith("accuracy")
+
+
+class StudyAttribute:
+    """The user attributes of an Optuna study."""
+
+    # A globally unique id: the study's MLflow run is found by it.
+    KEY = "key"
+    # The space, the objectives and every value that is not searched. Written last: a study that has it is complete.
+    IDENTITY = "identity"
+    # The id of the study's MLflow run.
+    PARENT_RUN_ID = "parent_run_id"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """The user attributes of an Optuna trial. A field with its default is not stored."""
+
+    # The id of the trial's MLflow run.
+    run_id: str | None = None
+    # The trial of the study's baseline.
+    baseline: bool = False
+    # Why the trial got to no result: for a reason outside it, so that it is tried again, or for its own.
+    lost: str | None = None
+    failure: str | None = None
+    # The objectives' values at the end of a trial that a pruner or an interruption ended.
+    reached: dict[str, float] = field(default_factory=dict)
+    # How often a worker died on these parameters.
+    deaths: int = 0
+    # The number of the lost trial that this one tries again, and of the one whose result it took over.
+    repeats: int | None = None
+    same_as: int | None = None
+    epochs_run: int | None = None
+    validation_accuracy: float | None = None
+    cpu_seconds: float | None = None
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the user attributes to store."""
+        empty = TrialRecord()
+        stored = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in stored.items() if value != getattr(empty, name)}
