@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from digitcnn import evaluation, tracking
 from digitcnn.config import ConfirmConfig, RunConfig, StudyReference, SweepConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
+from digitcnn.records import Artifact
 from digitcnn.report import StudyRecord
 from digitcnn.runner import Job
 from digitcnn.tracking import Store, open_store, operations, put, recorder
@@ -30,9 +31,9 @@ from experiments.article import __main__ as command
 from experiments.article import answers, contrasts, provenance, publication, results
 from experiments.article.publication import PublishConfig
 from tests.conftest import REPOSITORY
-from tests.runner.test_sweep import Quiet, work
 from tests.support.processes import FORKS
 from tests.support.recorded import saved_model
+from tests.support.sweeps import Quiet, work
 from tests.support.trainers import InstantTrainer
 
 # Two seeds and two values of each are enough to tell what is recorded from what is not.
@@ -65,7 +66,7 @@ class ThoroughTrainer(InstantTrainer):
         put(run.store, run.run_id, tracking.tags(_DIGESTS | {"engine": engine}))
         labels = np.arange(20) % 10
         predictions = {"image": range(20), "label": labels, "predicted": labels, "probability": 1.0}
-        run.log_file(recorder.PREDICTIONS, pd.DataFrame(predictions).to_csv(index=False))
+        run.log_file(Artifact.PREDICTIONS, pd.DataFrame(predictions).to_csv(index=False))
         if judged == "test":
             # The champion's.
             put(run.store, run.run_id, operations.model(saved_model(self.folder / run.run_id), {"a": "1"}))

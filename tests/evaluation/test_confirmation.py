@@ -25,8 +25,8 @@ from digitcnn.evaluation.reproduction import judge, tolerance
 from digitcnn.tracking import confirmation_runs, open_store
 from digitcnn.training import load_splits
 from tests.conftest import command_line
-from tests.runner.test_sweep import Quiet, work
 from tests.support.processes import FORKS
+from tests.support.sweeps import Quiet, work
 from tests.support.trainers import ConfirmingTrainer, InstantTrainer
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

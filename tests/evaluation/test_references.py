@@ -13,8 +13,8 @@ from digitcnn.config import ReproduceConfig, StudyReference, SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import sqlite_url
 from tests.conftest import with_study
-from tests.runner.test_sweep import work
 from tests.support.processes import FORKS
+from tests.support.sweeps import work
 from tests.support.trainers import InstantTrainer
 
 ALLOWED = (

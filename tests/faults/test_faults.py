@@ -30,13 +30,13 @@ from digitcnn import evaluation, runner, study, tracking, training
 from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import sqlite_url
+from digitcnn.records import TrialRecord
 from digitcnn.runner import Job, recovery
 from digitcnn.study import locks
 from digitcnn.tracking import operations
 from digitcnn.tracking import queue as queue_module
 from digitcnn.values import EpochMetrics
 from tests.conftest import Command, command_line, with_study
-from tests.runner.test_sweep import Quiet, assert_stores_agree, open_records, work, worker_processes
 from tests.support.processes import (
     FORKS,
     KILLED,
@@ -49,6 +49,7 @@ from tests.support.processes import (
     workers_of,
 )
 from tests.support.recorded import epoch
+from tests.support.sweeps import Quiet, assert_stores_agree, open_records, work, worker_processes
 from tests.support.trainers import InstantTrainer
 
 # Ending takes 10 s at most by the design; a busy machine may make more of it, but not an endless run.
@@ -496,7 +497,7 @@ def test_a_trial_whose_pruning_the_study_was_never_told_is_not_trained_again(
     trial = opened.trials[2]
     tags = {"study": "small", "trial": "2"}
     run_id = tracking.create_training_run(store, copied.baseline, "small-2", tags, opened.user_attrs["parent_run_id"])
-    study.set_trial_attributes(opened, trial, {"run_id": run_id})
+    study.record_trial(opened, trial, TrialRecord(run_id=run_id))
     with tracking.start_run(copied.baseline, tags, training.describe_environment(1), run_id) as run:
         for number in (1, 2):
             run.log_epoch(epoch(number))

@@ -40,11 +40,11 @@ from digitcnn.tracking import operations
 from digitcnn.tracking import queue as queue_module
 from digitcnn.tracking.processes import process_id
 from tests.conftest import Command, command_line, with_study
-from tests.runner.test_sweep import Quiet, assert_stores_agree, open_records, work
 from tests.support import processes
 from tests.support.processes import FORKS
 from tests.support.recorded import STRANGE, assert_complete, config_in, epoch, record_a_run
 from tests.support.servers import Line, MLflowServer, free_port
+from tests.support.sweeps import Quiet, assert_stores_agree, open_records, work
 from tests.support.trainers import BrokenTrainer, InstantTrainer
 
 

@@ -28,8 +28,8 @@ from digitcnn.report import charts
 from digitcnn.study import parse_space
 from digitcnn.tracking import recorder
 from tests.conftest import Command
-from tests.runner.test_sweep import Quiet, work
 from tests.support.servers import mlflow_server
+from tests.support.sweeps import Quiet, work
 from tests.support.trainers import InstantTrainer
 
 BROWSER = next(

@@ -15,6 +15,7 @@ import numpy as np
 
 from digitcnn import runner, tracking
 from digitcnn.errors import TrainingDiverged
+from digitcnn.records import Artifact
 from digitcnn.runner import Job, Outcome
 from digitcnn.tracking import operations, recorder
 from digitcnn.training import available_cores, describe_environment
@@ -93,7 +94,7 @@ class ConfirmingTrainer(InstantTrainer):
                 f"{index},{label},{taken},0.9"
                 for index, (label, taken) in enumerate(zip(labels, predicted, strict=True))
             ]
-            run.log_file(recorder.PREDICTIONS, "\n".join(["image,label,predicted,probability", *rows, ""]))
+            run.log_file(Artifact.PREDICTIONS, "\n".join(["image,label,predicted,probability", *rows, ""]))
             summary = {"test_accuracy": 1 - float(wrong.mean()), "test_loss": 0.1, "cpu_seconds": 1.0, "parameters": 9}
             tracking.put(run.store, run.run_id, tracking.metrics(summary, training.epochs))
             tracking.put(run.store, run.run_id, tracking.tags({"weights_sha256": "a" * 64, "engine": "keras"}))
