@@ -6,7 +6,7 @@ PYTHON ?= python3
 OVERRIDES = $(foreach word,$(filter-out PYTHON=% PORT=%,$(MAKEOVERRIDES)),'$(word)')
 PORT ?= 5000
 
-.PHONY: help study train ui test soak lint lock audit .venv
+.PHONY: help study train ui results test soak lint lock audit .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0
 	  .venv/bin/python -m mlflow ui --backend-store-uri "$$store" --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --allowed-hosts '127.0.0.1:*,localhost:*' --cors-allowed-origins http://127.0.0.1:$(PORT) < /dev/null & } && \
 	  server=$$! && set +m && { wait $$server; status=$$?; wait $$server; exit $$status; }
+
+results: .venv/complete ## experiments/results/RESULTS.md and its figure again, from the tables beside them
+	@.venv/bin/python -m experiments.article from_tables=true
 
 test: lint ## all tests, after lint
 	@.venv/bin/python -m pytest --numprocesses 2

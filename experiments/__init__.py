@@ -1,1 +1,1 @@
-"""What was done with the tool: the article's study, benchmarks, and the published results."""
+"""Studies made with the tool: the article's, with its published results, and the benchmarks."""

@@ -1,4 +1,4 @@
-"""Writes the published study from its records: `python -m experiments.article`."""
+"""Publish the study of the article: `python -m experiments.article [from_tables=true]`."""
 
 from digitcnn.cli import REPOSITORY, main, settled
 from digitcnn.config import expand_user
@@ -7,9 +7,13 @@ from experiments.article.publication import PublishConfig
 
 
 def publish(config: PublishConfig) -> int:
-    """The tables, the champion, the figure and RESULTS.md."""
-    below = config.model_copy(update={"folder": str(REPOSITORY / expand_user(config.folder))})
-    print(f"written: {publication.publish(below, print)}, and the tables beside it")
+    """Write the tables, the champion, the figure and RESULTS.md; or the last two again, with `from_tables=true`."""
+    folder = REPOSITORY / expand_user(config.folder)
+    if config.from_tables:
+        print(f"written: {publication.publish_from_tables(folder)}, and the figure beside it")
+        return 0
+    written = publication.publish(config.model_copy(update={"folder": str(folder)}), print)
+    print(f"written: {written}, and the tables beside it")
     return settled(config.tracking)
 
 

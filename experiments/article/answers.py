@@ -1,4 +1,4 @@
-"""What the published tables answer to each question, for RESULTS.md: tables and sentences, from the tables alone."""
+"""Answer each question of RESULTS.md with Markdown tables and sentences, from the published tables alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TEST = ("p (Holm)", "verdict")
 
 
 def line_of_article(tables: Tables) -> str:
-    """The two networks, in a line of the headline."""
+    """Return the headline's line about the two networks."""
     cnn, mlp = (
         evaluation.summarize(contrasts.accuracies(tables["article"], network=name).tolist()) for name in NETWORKS
     )
@@ -32,7 +32,7 @@ def line_of_article(tables: Tables) -> str:
 
 
 def line_of_batch_size(tables: Tables) -> str:
-    """The smallest batch size at two budgets, in a line of the headline."""
+    """Return the headline's line about the smallest batch size at two budgets."""
     smallest = int(tables["batch_size"]["training.batch_size"].min())
     as_article, equal = (contrasts.batch_size_comparisons(tables, study)[smallest] for study in BATCH_SIZE_STUDIES)
     return (
@@ -43,7 +43,7 @@ def line_of_batch_size(tables: Tables) -> str:
 
 
 def line_of_default(tables: Tables) -> str:
-    """The default study confirmed, in a line of the headline."""
+    """Return the headline's line about the confirmed default study."""
     table = tables["confirmation"]
     baseline, leading = table.iloc[0], table.iloc[evaluation.leading_row(table)]
     articles, its = settings(baseline), settings(leading)
@@ -62,7 +62,7 @@ def line_of_default(tables: Tables) -> str:
 
 
 def networks(tables: Tables) -> dict[str, str]:
-    """The article's two networks by its own protocol."""
+    """Compare the article's two networks, trained by its own protocol."""
     rows, said = [], []
     values = {name: contrasts.accuracies(tables["article"], network=name) for name in NETWORKS}
     for name, reported in NETWORKS.items():
@@ -90,7 +90,7 @@ def networks(tables: Tables) -> dict[str, str]:
 
 
 def batch_size(tables: Tables) -> dict[str, str]:
-    """Each batch size against the article's at two budgets, and one budget against the other."""
+    """Compare each batch size with the article's at two budgets, and one budget with the other."""
     found = {study: contrasts.batch_size_comparisons(tables, study) for study in BATCH_SIZE_STUDIES}
     said = {}
     for study, name in zip(BATCH_SIZE_STUDIES, ("article", "equal"), strict=True):
@@ -121,7 +121,7 @@ def batch_size(tables: Tables) -> dict[str, str]:
 
 
 def filters(tables: Tables) -> dict[str, str]:
-    """Every pair of filter counts against the article's, its cost, and what the factors explain."""
+    """Compare every pair of filter counts with the article's; state its cost and the factors' effects."""
     summaries = contrasts.filter_summaries(tables)
     pairs = list(zip(summaries["model.conv1_filters"], summaries["model.conv2_filters"], strict=True))
     values = [
@@ -149,7 +149,7 @@ def filters(tables: Tables) -> dict[str, str]:
 
 
 def backends(tables: Tables) -> dict[str, str]:
-    """Every backend and engine against TensorFlow's fit."""
+    """Compare every backend and engine with TensorFlow's fit."""
     table = tables["backends"]
     groups = {(str(backend), str(engine)): part for (backend, engine), part in table.groupby(["backend", "engine"])}
     reference = ("tensorflow", "keras")
@@ -182,7 +182,7 @@ def backends(tables: Tables) -> dict[str, str]:
 
 
 def default(tables: Tables) -> dict[str, str]:
-    """The default study: the first rows of its leaderboard, and its confirmation."""
+    """Return the first rows of the default study's leaderboard, its confirmation and its champion."""
     table, confirmation = tables["leaderboard"], tables["confirmation"]
     states = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
     columns = [
@@ -215,7 +215,7 @@ def default(tables: Tables) -> dict[str, str]:
 
 
 def settings(row: pd.Series[Any]) -> str:
-    """A config's parameters as a person says them."""
+    """Return a config's parameters in words: `batch size 250, epochs 9`."""
     names = parameters_among(row.index)
     return ", ".join(f"{parameter_in_words(name)} {format_cell(name, row[name])}" for name in names)
 

@@ -1,4 +1,4 @@
-"""The effects of batch size, number of images and filter counts in the published tables, compared seed by seed."""
+"""Contrasts of batch size, number of images and filter counts in the published tables, paired by seed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Tables = Mapping[str, pd.DataFrame]
 
 
 def batch_size_comparisons(tables: Tables, study: str) -> dict[int, PairedComparison]:
-    """Each batch size of a study against the article's, by batch size."""
+    """Compare each batch size of a study with the article's, by batch size."""
     sizes = [size for size in _sizes(tables) if size != ARTICLES_BATCH]
     articles = _of_size(tables, study, ARTICLES_BATCH)
     return dict(zip(sizes, compare([(_of_size(tables, study, size), articles) for size in sizes]), strict=True))
 
 
 def budget_comparisons(tables: Tables) -> dict[int, PairedComparison]:
-    """The article's number of images against the equal one, by batch size."""
+    """Compare the article's number of images with the equal one, by batch size."""
     sizes = _sizes(tables)
     article, equal = BATCH_SIZE_STUDIES
     pairs = [(_of_size(tables, article, size), _of_size(tables, equal, size)) for size in sizes]
@@ -36,7 +36,7 @@ def budget_comparisons(tables: Tables) -> dict[int, PairedComparison]:
 
 
 def budget_effects(tables: Tables) -> dict[int, PairedComparison]:
-    """What comes with the number of images: a batch size's difference to the article's, in one study less the other."""
+    """Return the effect of the number of images: a batch size's difference to the article's in two studies."""
 
     def to_articles(study: str, size: int) -> pd.Series[float]:
         return _of_size(tables, study, size) - _of_size(tables, study, ARTICLES_BATCH)
@@ -57,7 +57,7 @@ def _of_size(tables: Tables, study: str, size: int) -> pd.Series[float]:
 
 
 def filter_summaries(tables: Tables) -> pd.DataFrame:
-    """A row per pair of filter counts: mean and sd of the accuracy, mean CPU seconds, and whether on the front."""
+    """Return a row per pair of filter counts: mean and sd of the accuracy, mean CPU seconds, on the front or not."""
     groups = tables["filters"].groupby(["model.conv1_filters", "model.conv2_filters"])
     table = groups.agg(
         n=("seed", "size"),
@@ -73,10 +73,10 @@ def filter_summaries(tables: Tables) -> pd.DataFrame:
 
 
 def variance_shares(tables: Tables) -> dict[str, tuple[float, float]]:
-    """Which share of the accuracies' variance each factor of the filters' grid explains by itself, and what is left.
+    """Return the share of the accuracies' variance that each factor of the filters' grid explains, and the rest.
 
-    The analysis of variance of a full grid: sums of squares of the factors' means. With each share that which pure
-    chance would give on average: the factor's degrees of freedom by those of all.
+    The analysis of variance of a full grid: sums of squares of the factors' means. Each share comes with the one that
+    pure chance would give on average: the factor's degrees of freedom divided by the total.
     """
     table = tables["filters"]
     factors = {"model.conv1_filters": "first layer", "model.conv2_filters": "second layer", "seed": "seed"}
@@ -92,13 +92,13 @@ def variance_shares(tables: Tables) -> dict[str, tuple[float, float]]:
 
 
 def accuracies(table: pd.DataFrame, **where: object) -> pd.Series[float]:
-    """The accuracies of the runs with these values, by seed."""
+    """Return the accuracies of the runs with these values, by seed."""
     for column, value in where.items():
         table = table[table[column] == value]
     return table.set_index("seed")["validation_accuracy"].sort_index()
 
 
 def compare(pairs: Sequence[tuple[pd.Series[float], pd.Series[float]]]) -> list[PairedComparison]:
-    """Candidates, each against its baseline, seed by seed. Raises KeyError if a candidate lacks one of the seeds."""
+    """Compare candidates, each with its baseline, paired by seed. Raises KeyError if a candidate lacks a seed."""
     by_seed = [(candidate[baseline.index].tolist(), baseline.tolist()) for candidate, baseline in pairs]
     return evaluation.compare_pairs(by_seed, _RESOLUTION)

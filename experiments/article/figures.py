@@ -1,4 +1,4 @@
-"""The figures of the published study, from its tables."""
+"""Draw the figure of the published study from its tables."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 _GREY = "#777777"
 
 
-def drawn(tables: contrasts.Tables) -> bytes | None:
-    """A PNG: the batch size at two budgets, filter counts and their cost, the default study confirmed.
+def draw(tables: contrasts.Tables) -> bytes | None:
+    """Return the figure as a PNG: a panel for each question whose tables are there, None if there are none.
 
-    Without the panels whose tables are missing; None if all are.
+    Batch size at two budgets; filter counts and their cost; the default study confirmed.
     """
     from matplotlib.figure import Figure
 
@@ -30,8 +30,8 @@ def drawn(tables: contrasts.Tables) -> bytes | None:
     if not shown:
         return None
     figure = Figure(figsize=(5 * len(shown), 4.6), layout="constrained", dpi=110)
-    for draw, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
-        draw(tables, axes)
+    for panel, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
+        panel(tables, axes)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     # Without the version of matplotlib in the file the same tables make the same bytes.
@@ -41,7 +41,7 @@ def drawn(tables: contrasts.Tables) -> bytes | None:
 
 
 def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
-    """Validation accuracy against images seen, a line per batch size and protocol, and the last with its interval."""
+    """Draw validation accuracy against images seen: a line per batch size and protocol, its end with an interval."""
     curves, finals = tables["batch_size_curves"], tables["batch_size"]
     for study, style in zip(contrasts.BATCH_SIZE_STUDIES, ("-", "--"), strict=True):
         for color, (size, part) in zip(_COLORS, curves.query("study == @study").groupby("batch_size"), strict=False):
@@ -68,7 +68,7 @@ def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
 
 
 def filters(tables: contrasts.Tables, axes: Axes) -> None:
-    """Mean validation accuracy against CPU seconds, a point per pair of filter counts, the front as a line."""
+    """Draw mean validation accuracy against CPU seconds: a point per pair of filter counts, the front as a line."""
     summaries = contrasts.filter_summaries(tables)
     front = summaries[summaries["front"]].sort_values("cpu_seconds")
     axes.step(front["cpu_seconds"], 100 * front["mean"], "-", where="post", color=_COLORS[0], alpha=0.4, label="front")
@@ -99,7 +99,7 @@ def filters(tables: contrasts.Tables, axes: Axes) -> None:
 
 
 def confirmation(tables: contrasts.Tables, axes: Axes) -> None:
-    """Test accuracy of each confirmed config: every run, the mean and its interval; the champion in its own colour."""
+    """Draw the test accuracy of each confirmed config: runs, mean and interval; the champion in its own colour."""
     table, runs = tables["confirmation"].iloc[::-1], tables["confirmation_runs"]
     for place, (_, row) in enumerate(table.iterrows()):
         color = _COLORS[1] if row["champion"] else _COLORS[0]

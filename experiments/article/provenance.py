@@ -1,4 +1,4 @@
-"""How published runs were made: by which command, when, on what, and in which time; as a table, and in words."""
+"""Provenance of the published runs: command, date, machine, versions and time; as a table and in words."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _SEPARATOR = "; "
 
 
 def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
-    """A row, of COLUMNS, per command that some runs were made by.
+    """Return a row, of COLUMNS, per command that some of the runs were made by.
 
-    Without runs that tell of no command: those that were cut off while they began, and the twins of others, which took
-    no time. And without those that have not ended. The wall time is that in which at least one of the runs was at work:
-    pauses between a sweep and its resumption are none.
+    Runs without a recorded command are left out (cut off as they began, or duplicates, which took no time), and so are
+    runs that have not ended. The wall time (s) is that in which at least one of the runs was at work, without the
+    pauses between a sweep and its resumption.
     """
     by_command: dict[str, list[Any]] = {}
     for run in runs:
@@ -70,7 +70,7 @@ def _published(command: str) -> str:
 
 
 def _busy(intervals: Sequence[tuple[int, int]]) -> int:
-    """The length of the union of some intervals."""
+    """Return the length of the union of some intervals."""
     total, until = 0, 0
     for begin, end in sorted(intervals):
         total += max(end - max(begin, until), 0)
@@ -82,8 +82,8 @@ def _values(runs: Sequence[Any], tag: str) -> list[str]:
     return [run.data.tags[tag] for run in runs if tag in run.data.tags]
 
 
-def described(made: pd.DataFrame) -> str:
-    """On what all of the rows were made, and from which code."""
+def describe(made: pd.DataFrame) -> str:
+    """Return the machines, versions and commits of all rows in words."""
     machines = dict.fromkeys(zip(made["cores"], made["cpu"], strict=True))
     processors = " and ".join(f"{cores} cores of {cpu}" for cores, cpu in machines)
     versions = {label: " and ".join(_distinct(made, column)) for column, label in _VERSIONS.items()}
@@ -98,12 +98,12 @@ def described(made: pd.DataFrame) -> str:
 
 
 def _distinct(made: pd.DataFrame, column: str) -> list[str]:
-    """Every value that the runs have, each once."""
+    """Return every value that the runs have, each once."""
     return list(dict.fromkeys(value for cell in made[column] for value in cell.split(_SEPARATOR) if value))
 
 
 def commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
-    """The commands of some parts as Markdown, with their runs, threads, engine, minutes and day."""
+    """Return the commands of some parts as Markdown, with their runs, threads, engine, minutes and day."""
     lines = [
         f"{_published(row['command'])}    "
         f"# {row['runs']} runs ({row['engine']} engine, {row['threads']} thread(s) each), "

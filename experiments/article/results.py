@@ -1,4 +1,4 @@
-"""The published tables and their text: reads the CSV files, and makes RESULTS.md and README's lines of them alone."""
+"""Read the published tables from their CSV files and render RESULTS.md from them alone."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TABLES = {
     "backends": ("backends",),
     "default": ("leaderboard", "confirmation", "confirmation_runs"),
 }
-# How all of them were made.
+# The table of how all of the runs were made.
 _MADE = "provenance"
-# What the figure shows of each question that is in it.
+# The figure's panels, by question.
 PANELS = {
     "batch_size": "batch size at two budgets",
     "filters": "filter counts and their cost",
@@ -33,15 +33,15 @@ PANELS = {
 _TEMPLATE = files("experiments.article") / "results.md"
 
 
-def read(folder: Path, without: Set[str] = frozenset()) -> dict[str, pd.DataFrame]:
-    """The published tables by name: those whose files are there, without some."""
+def read_tables(folder: Path, without: Set[str] = frozenset()) -> dict[str, pd.DataFrame]:
+    """Return the published tables by name: those whose files exist, except the ones named in `without`."""
     names = {_MADE, *(name for its in TABLES.values() for name in its)} - without
     paths = {name: folder / f"{name}.csv" for name in sorted(names)}
-    return {name: parsed(name, path) for name, path in paths.items() if path.exists()}
+    return {name: parse_table(name, path) for name, path in paths.items() if path.exists()}
 
 
-def parsed(name: str, file: Path | TextIO) -> pd.DataFrame:
-    """A published table from its CSV."""
+def parse_table(name: str, file: Path | TextIO) -> pd.DataFrame:
+    """Return a published table, parsed from its CSV."""
     if name == _MADE:
         # Versions and commits are no numbers.
         texts = pd.read_csv(file, dtype=str, keep_default_na=False)
@@ -52,8 +52,8 @@ def parsed(name: str, file: Path | TextIO) -> pd.DataFrame:
     return table.fillna({"note": ""}) if name == "leaderboard" else table
 
 
-def text(tables: Tables) -> str:
-    """RESULTS.md: a section for each question whose tables are there."""
+def render_text(tables: Tables) -> str:
+    """Return RESULTS.md, with a section for each question whose tables are there."""
     import jinja2
 
     sections: dict[str, Callable[[Tables], Any]] = {
@@ -70,18 +70,18 @@ def text(tables: Tables) -> str:
         headline="\n".join(headline(tables)),
         figure="; ".join(panel for question, panel in PANELS.items() if has(tables, question)).capitalize(),
         commands=lambda *parts: provenance.commands(made, parts),
-        made=provenance.described(made),
+        made=provenance.describe(made),
         **said,
     )
 
 
 def has(tables: Tables, question: str) -> bool:
-    """Whether a question's tables are there."""
+    """Return True if a question's tables are all there."""
     return set(TABLES[question]) <= set(tables)
 
 
 def headline(tables: Tables) -> list[str]:
-    """The result in three lines, of the questions whose tables are there."""
+    """Return the result in at most three lines, one for each headline question whose tables are there."""
     lines = {
         "article": answers.line_of_article,
         "batch_size": answers.line_of_batch_size,

@@ -1,4 +1,4 @@
-"""Measures this project beside its peers: `python -m experiments.benchmarks [KEY=VALUE ...]`."""
+"""Measure this project beside its peers: `python -m experiments.benchmarks [KEY=VALUE ...]`."""
 
 from digitcnn import runner
 from digitcnn.cli import main
@@ -7,7 +7,7 @@ from experiments.benchmarks.measurement import BenchmarkConfig
 
 
 def compare(config: BenchmarkConfig) -> int:
-    """All rows that the config names, each line as soon as it is known."""
+    """Measure all rows that the config names; print each line as soon as it is known."""
     runner.check_run(config)
     measured = benchmark.measure(config, lambda text: print(text, flush=True))
     path = benchmark.write(measured, config)

@@ -27,7 +27,7 @@ _GRID_IMAGES = 5000
 
 
 def measure(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
-    """Measures the rows that the config names, in their order."""
+    """Measure the rows that the config names, in their order."""
     measured: list[Measurement] = []
     rows: dict[str, Callable[[BenchmarkConfig, Callable[[str], None]], list[Measurement]]] = {
         "abc": _epochs,
@@ -46,8 +46,8 @@ def measure(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measure
     return measured
 
 
-def _all(pool: Pool, config: RunConfig, task: str, images: int) -> float:
-    """The rates of all workers of a pool at the same time, added up."""
+def _total_rate(pool: Pool, config: RunConfig, task: str, images: int) -> float:
+    """Return the sum of the rates of all workers of a pool at work at the same time (images/s or GFLOP/s)."""
     job = Job(config, {"task": task, "images": str(images)}, "")
     with ThreadPoolExecutor(len(pool.workers)) as threads:
         outcomes = threads.map(lambda w: w.run(job, lambda _: "stop", threading.Event()), pool.workers)
@@ -64,7 +64,7 @@ def _pool(workers: int) -> Iterator[Pool]:
 
 
 def _run(config: BenchmarkConfig, **training: Any) -> RunConfig:
-    """The run that is timed: the benchmark's data, model and training with other values."""
+    """Return the run that is timed: the benchmark's data, model and training with other values."""
     base = RunConfig(data=config.data, model=config.model, training=config.training, tracking=config.tracking)
     return base.replace({f"training.{key}": value for key, value in training.items()})
 
@@ -76,11 +76,11 @@ def _epochs(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measure
     with _pool(1) as whole, _pool(1) as reference, _pool(cores) as single:
         for number in range(config.rounds):
             say(f"rows a, b, c: round {number + 1} of {config.rounds}")
-            rates["keras"].append(_all(reference, keras_run, "keras", config.images))
-            rates["peak"].append(_all(whole, compiled, "sgemm", config.images))
-            rates["compiled"].append(_all(whole, compiled, "compiled", config.images))
-            rates["worker_peak"].append(_all(single, compiled, "sgemm", config.images))
-            rates["workers"].append(_all(single, compiled, "compiled", config.images))
+            rates["keras"].append(_total_rate(reference, keras_run, "keras", config.images))
+            rates["peak"].append(_total_rate(whole, compiled, "sgemm", config.images))
+            rates["compiled"].append(_total_rate(whole, compiled, "compiled", config.images))
+            rates["worker_peak"].append(_total_rate(single, compiled, "sgemm", config.images))
+            rates["workers"].append(_total_rate(single, compiled, "compiled", config.images))
     flops = flops_per_image(compiled) / 1e9
     fit = rates["keras"]
 
@@ -112,9 +112,9 @@ def _grid(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measureme
             ours, theirs = [], []
             with _pool(1) as whole, _pool(1) as reference:
                 for _ in range(config.rounds):
-                    theirs.append(_all(reference, base.replace(networks), "keras", _GRID_IMAGES))
+                    theirs.append(_total_rate(reference, base.replace(networks), "keras", _GRID_IMAGES))
                     compiled = base.replace(networks | {"training.engine": "compiled"})
-                    ours.append(_all(whole, compiled, "compiled", _GRID_IMAGES))
+                    ours.append(_total_rate(whole, compiled, "compiled", _GRID_IMAGES))
             what = f"images/s, filters {filters[0]}-{filters[1]}, batch size {batch_size}, against Keras fit"
             found.append(ratio("f", what, ours, theirs, "1 x"))
             say(found[-1].markdown())
@@ -122,7 +122,7 @@ def _grid(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measureme
 
 
 def write(measured: list[Measurement], config: BenchmarkConfig) -> Path:
-    """Writes benchmark.json and benchmark.md below the records folder and returns the latter's path."""
+    """Write benchmark.json and benchmark.md below the records folder; return the path of benchmark.md."""
     folder = config.tracking.folder / "reports" / "benchmark"
     described = describe_environment(available_cores())
     content = {"environment": described, "measurements": [asdict(each) for each in measured]}
@@ -133,7 +133,7 @@ def write(measured: list[Measurement], config: BenchmarkConfig) -> Path:
 
 
 def markdown(measured: list[Measurement]) -> str:
-    """The table, with the machine it was measured on."""
+    """Return the table as Markdown, with the machine it was measured on."""
     versions = package_versions()
     machine = f"{cpu_model()}, {available_cores()} cores, Python {platform.python_version()}"
     lines = [

@@ -1,7 +1,7 @@
 """The peer of benchmark row e: the study as the documentations of Optuna, Keras and MLflow show it, in one process.
 
-`experiments/idiomatic.py TRIALS EPOCHS TRAIN_SIZE VALIDATION_SIZE FOLDER`. Same data, space, sampler and
-baseline as ours; an Optuna loop around Keras's own fit with MLflow's autologging.
+`python -m experiments.benchmarks.idiomatic TRIALS EPOCHS TRAIN_SIZE VALIDATION_SIZE FOLDER`.
+Same data, space, sampler and baseline as ours; an Optuna loop around Keras's own fit with MLflow's autologging.
 """
 
 import sys
@@ -17,7 +17,7 @@ from digitcnn.training import load_splits
 
 
 def study(trials: int, epochs: int, train_size: int, validation_size: int, folder: Path) -> None:
-    """Runs the trials one after the other."""
+    """Run the trials one after the other."""
     splits = load_splits(DataConfig(train_size=train_size, validation_size=validation_size))
     x_train = splits.train.images[..., None].astype("float32") / 255
     x_validation = splits.validation.images[..., None].astype("float32") / 255

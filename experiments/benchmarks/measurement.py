@@ -1,4 +1,4 @@
-"""What the benchmark measures: its config, and a line of its table."""
+"""The benchmark's config, and a line of its table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = Literal["a", "b", "c", "d", "e", "f", "g", "h"]
 
 
 class BenchmarkConfig(RunConfig):
-    """Which rows are measured, how often, and on how much."""
+    """The rows that are measured, the rounds, and the numbers of images and trials."""
 
     backend: Literal["tensorflow"] = "tensorflow"
     rows: list[Row]
@@ -40,7 +40,7 @@ class Measurement:
         return statistics.median(self.values)
 
     def markdown(self) -> str:
-        """A line of the Markdown table."""
+        """Return the line as a row of a Markdown table."""
         sides = ""
         if self.ours and self.theirs:
             sides = f"{_short(statistics.median(self.ours))} against {_short(statistics.median(self.theirs))}"
@@ -55,6 +55,6 @@ def _short(value: float) -> str:
 
 
 def ratio(row: str, what: str, ours: list[float], theirs: list[float], goal: str) -> Measurement:
-    """A line with the ratio of two sides, round by round."""
+    """Return a line with the ratio of two sides, round by round."""
     values = [our / their for our, their in zip(ours, theirs, strict=True)]
     return Measurement(row, what, "x", values, goal, ours, theirs)

@@ -1,4 +1,4 @@
-"""The benchmark's rows that are whole commands and studies: what they take beside the training."""
+"""Time whole commands and studies: the benchmark's rows d, e, g and h."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from digitcnn.training import describe_environment
 from digitcnn.values import Decision, EpochMetrics
 from experiments.benchmarks.measurement import BenchmarkConfig, Measurement
 
-_STUDY_TRIALS, _STUDY_EPOCHS = 8, 2
+_STUDY_TRIALS, _STUDY_EPOCHS, _STUDY_VALIDATION = 8, 2, 10_000
 
 
 @contextlib.contextmanager
@@ -32,29 +32,24 @@ def _folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _command(name: str, *arguments: str) -> float:
-    """Runs a file of experiments/ to its end and returns the seconds it took."""
-    script = Path(sys.argv[0]).absolute().parent / f"{name}.py"
+def _seconds(module: str, *arguments: str) -> float:
+    """Run a module to its end and return the seconds it took. Raises MachineError if it fails."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", module, *arguments]
     began = time.perf_counter()
-    ended = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, env=_clean_environment(), check=False
-    )
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if ended.returncode:
-        raise MachineError(f"{name} {' '.join(arguments)} failed: {ended.stderr.strip().splitlines()[-1:]}")
+        raise MachineError(f"{module} {' '.join(arguments)} failed: {ended.stderr.strip().splitlines()[-1:]}")
     return time.perf_counter() - began
 
 
-def _clean_environment() -> dict[str, str]:
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-
 def whole_run(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
-    """Row d."""
+    """Measure row d: the share of a recorded run of 10 epochs that is not epochs (%)."""
     shares = []
     for number in range(min(config.rounds, 3)):
         say(f"row d: round {number + 1}")
         with _folder() as folder:
-            seconds = _command("train", f"tracking.root={folder}")
+            seconds = _seconds("digitcnn", "train", f"tracking.root={folder}")
             store = tracking.open_store(config.tracking.model_copy(update={"root": str(folder)}))
             (run,) = store.client.search_runs([store.experiment_id])
             epochs = store.client.get_metric_history(run.info.run_id, "epoch_seconds")
@@ -63,17 +58,21 @@ def whole_run(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measu
 
 
 def whole_study(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
-    """Row e."""
+    """Measure row e: the seconds of a study against those of the idiomatic script."""
     ours, theirs = [], []
     for number in range(config.rounds):
         say(f"row e: round {number + 1} of {config.rounds}")
         with _folder() as folder:
             theirs.append(
-                _command("idiomatic", str(_STUDY_TRIALS), str(_STUDY_EPOCHS), str(config.images), "10000", str(folder))
+                _seconds(
+                    "experiments.benchmarks.idiomatic",
+                    *map(str, (_STUDY_TRIALS, _STUDY_EPOCHS, config.images, _STUDY_VALIDATION, folder)),
+                )
             )
         with _folder() as folder:
             ours.append(
-                _command(
+                _seconds(
+                    "digitcnn",
                     "sweep",
                     f"tracking.root={folder}",
                     f"study.trials={_STUDY_TRIALS}",
@@ -90,7 +89,7 @@ def whole_study(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Mea
 
 
 def cold_worker(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
-    """Row g."""
+    """Measure row g: a worker's peak memory (GB), and the seconds to the first epoch of a cold sweep."""
     say("row g")
     memory, first = [], []
     for _ in range(min(config.rounds, 3)):
@@ -155,7 +154,7 @@ class Instant:
 
 
 def bookkeeping(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
-    """Row h."""
+    """Measure row h: the milliseconds of a trial's bookkeeping, by recorded trials."""
     found = []
     with _folder() as folder:
         for recorded in sorted(config.trials):
@@ -170,7 +169,7 @@ def bookkeeping(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Mea
 
 
 def _instant(study: SweepConfig) -> list[float]:
-    """Brings a study to its total with trials that take no time, and returns when each ended (s)."""
+    """Bring a study to its total with trials that take no time; return when each ended (s)."""
     ends: list[float] = []
 
     class Ends(_FirstEpoch):

@@ -1,4 +1,4 @@
-"""What the benchmark has worker processes time: an epoch of one side or the other, and plain matrix products."""
+"""Time an epoch of one side or the other, and plain matrix products, in a worker process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Timing:
 
 
 def _fit(config: RunConfig, task: str, images: int) -> Callable[[], None]:
-    """One epoch of training on the first images of the data, as a function that can be called again and again."""
+    """Return a function that trains one epoch on the first images of the data, each time it is called."""
     splits = runner.check_run(config)
     height, width = splits.image_shape
     model = build_model(config.model, height, width, splits.classes, config.training.seed)
@@ -70,7 +70,7 @@ def _fit(config: RunConfig, task: str, images: int) -> Callable[[], None]:
 
 
 def _sgemm_gflops() -> float:
-    """Float32 matrix products of TensorFlow in this process, GFLOP/s, over about half a second."""
+    """Return the speed of TensorFlow's float32 matrix products in this process (GFLOP/s), over half a second."""
     import tensorflow as tf
 
     left = tf.random.normal((_SGEMM_SIZE, _SGEMM_SIZE), seed=0)
@@ -84,6 +84,6 @@ def _sgemm_gflops() -> float:
 
 
 def flops_per_image(config: RunConfig) -> float:
-    """Floating-point operations of training on one image by direct convolution: forward, and twice that backward."""
+    """Return the floating-point operations of training on one image by direct convolution, backward twice forward."""
     splits = runner.check_run(config)
     return 6.0 * training.count_multiplications(config.model, *splits.image_shape, splits.classes)

@@ -28,7 +28,7 @@ from digitcnn.tracking import Store, open_store, operations, put, recorder
 from digitcnn.tracking import local as local_module
 from digitcnn.training import samples_per_epoch
 from experiments.article import __main__ as command
-from experiments.article import answers, contrasts, provenance, publication, results
+from experiments.article import answers, collection, contrasts, publication, results
 from experiments.article.publication import PublishConfig
 from tests.conftest import REPOSITORY
 from tests.support.processes import FORKS
@@ -149,7 +149,7 @@ def rest(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Recor
             load_config(ConfirmConfig, confirm | {"tracking": {"root": str(records.root)}})
         )
         evaluation.run_confirmation(planned, Quiet(), records.trainer)
-    for (backend, engine), seed in itertools.product(publication.BACKENDS, (0, 1)):
+    for (backend, engine), seed in itertools.product(collection.BACKENDS, (0, 1)):
         asked = "auto" if (backend, engine) == ("jax", "keras") else engine
         records.record(_on_backend(backend, asked, seed))
     return records
@@ -187,11 +187,11 @@ def strays(rest: Records) -> Iterator[None]:
         store.client.delete_run(run_id)
 
 
-def test_the_parts_that_are_recorded_are_published(article: Records, tmp_path: Path) -> None:
+def test_publication_writes_the_recorded_parts(article: Records, tmp_path: Path) -> None:
     # When
     said = article.publish(tmp_path)
     # Then
-    tables = results.read(tmp_path)
+    tables = results.read_tables(tmp_path)
     assert set(tables) == {"article", "provenance"}
     runs = tables["article"]
     assert list(zip(runs["network"], runs["seed"], strict=True)) == [("cnn", 0), ("cnn", 1), ("mlp", 0), ("mlp", 1)]
@@ -200,18 +200,18 @@ def test_the_parts_that_are_recorded_are_published(article: Records, tmp_path: P
     assert [line.partition(": ")[0] for line in said] == ["not published"] * 4
 
 
-def test_what_was_published_stays_until_it_is_made_anew(
+def test_publication_keeps_a_part_until_it_is_recorded_again(
     article: Records, rest: Records, strays: None, tmp_path: Path
 ) -> None:
     # Given
     article.publish(tmp_path)
-    before = results.read(tmp_path)
+    before = results.read_tables(tmp_path)
     # When
     (said,) = rest.publish(tmp_path)
     # Then
     assert said.startswith("left as it was published: network: needs runs with several seeds; digitcnn ")
-    text, published = (tmp_path / "RESULTS.md").read_text(), results.read(tmp_path)
-    assert text == results.text(published)
+    text, published = (tmp_path / "RESULTS.md").read_text(), results.read_tables(tmp_path)
+    assert text == results.render_text(published)
     assert text.count("\n## ") == 6
     pd.testing.assert_frame_equal(published["article"], before["article"])
     sizes = published["batch_size"].groupby(["study", "training.batch_size"])
@@ -221,7 +221,7 @@ def test_what_was_published_stays_until_it_is_made_anew(
     assert len(published["batch_size_curves"]) == 2 * 2 * 10 + 2 * 2 * 5
     assert len(published["filters"]) == 4
     backends = published["backends"]
-    assert set(zip(backends["backend"], backends["engine"], strict=True)) == set(publication.BACKENDS)
+    assert set(zip(backends["backend"], backends["engine"], strict=True)) == set(collection.BACKENDS)
     assert published["provenance"].set_index("part")["runs"].to_dict() == {
         "article": 4,
         **dict.fromkeys((*contrasts.BATCH_SIZE_STUDIES, results.FILTERS), 4),
@@ -239,7 +239,7 @@ def test_what_was_published_stays_until_it_is_made_anew(
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_seed_that_one_of_two_lacks_is_named(article: Records, tmp_path: Path) -> None:
+def test_collection_names_a_seed_that_one_network_lacks(article: Records, tmp_path: Path) -> None:
     # Given
     article.publish(tmp_path)
     before = (tmp_path / "article.csv").read_text()
@@ -256,11 +256,11 @@ def test_a_seed_that_one_of_two_lacks_is_named(article: Records, tmp_path: Path)
     article.store.client.delete_run(added.info.run_id)
 
 
-def test_a_grid_must_be_full() -> None:
+def test_collection_requires_a_full_grid() -> None:
     rows = itertools.product(["filters"], (16, 32), (32, 64), (0, 1))
     names = ("study", "model.conv1_filters", "model.conv2_filters", "seed")
     grid = pd.DataFrame(list(rows), columns=list(names))
-    require: Callable[..., None] = publication._require_grid
+    require: Callable[..., None] = collection.require_grid
     require(grid, *names[1:3])
     with pytest.raises(ConfigError, match=r"conv1_filters=16 model\.conv2_filters=64: has 0 runs with training.seed=1"):
         require(grid.drop(index=3), *names[1:3])
@@ -270,7 +270,7 @@ def test_a_grid_must_be_full() -> None:
         require(pd.concat([grid, grid.head(1)]), *names[1:3])
 
 
-def test_a_study_that_its_timeout_ended_is_not_published(rest: Records, tmp_path: Path) -> None:
+def test_collection_refuses_a_study_that_its_timeout_ended(rest: Records, tmp_path: Path) -> None:
     # Given what a timeout leaves: FINISHED, with fewer trials than were asked for
     store = rest.store
     (run,) = [each for each in tracking.study_runs(store, results.FILTERS) if "study.key" in each.data.tags]
@@ -287,9 +287,7 @@ def test_a_study_that_its_timeout_ended_is_not_published(rest: Records, tmp_path
 
 
 @pytest.mark.parametrize("content", ["", "study\n", "study,seed\n1", '"', "\x00\x01"])
-def test_a_folder_of_torn_or_foreign_tables_is_one_line_and_stays_as_it_is(
-    article: Records, tmp_path: Path, content: str
-) -> None:
+def test_publication_leaves_a_folder_of_corrupt_tables_as_it_is(article: Records, tmp_path: Path, content: str) -> None:
     # Given
     for name in results.TABLES["batch_size"]:
         (tmp_path / f"{name}.csv").write_text(content)
@@ -300,16 +298,16 @@ def test_a_folder_of_torn_or_foreign_tables_is_one_line_and_stays_as_it_is(
     assert {path.name for path in tmp_path.iterdir()} == {"batch_size.csv", "batch_size_curves.csv"}
 
 
-def test_a_torn_table_is_in_nobodys_way_once_it_is_made_anew(article: Records, tmp_path: Path) -> None:
+def test_publication_replaces_a_corrupt_table(article: Records, tmp_path: Path) -> None:
     # Given
     (tmp_path / "article.csv").write_text("netwo")
     # When
     article.publish(tmp_path)
     # Then
-    assert len(results.read(tmp_path)["article"]) == 4
+    assert len(results.read_tables(tmp_path)["article"]) == 4
 
 
-def test_a_study_made_by_another_protocol_than_the_text_says_is_not_published(
+def test_collection_refuses_a_study_of_another_protocol(
     empty_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
@@ -322,16 +320,16 @@ def test_a_study_made_by_another_protocol_than_the_text_says_is_not_published(
         records.publish(tmp_path / "published")
     # Then
     assert raised.match("nothing that it publishes is recorded")
-    found: Callable[..., object] = publication._filters
+    found: Callable[..., object] = collection.collect_filters
     with pytest.raises(ConfigError, match=r"filters: was made with training\.epochs=1 instead of 3; digitcnn "):
         found(records.store, records.tracking)
 
 
-def test_a_confirmation_that_the_study_went_on_after_is_not_published(
+def test_collection_refuses_an_outdated_confirmation(
     rest: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a study whose first trial has settings that were not confirmed
-    read = publication.report.read_study
+    read = collection.report.read_study
 
     def gone_on(*arguments: Any) -> StudyRecord:
         found = read(*arguments)
@@ -340,14 +338,14 @@ def test_a_confirmation_that_the_study_went_on_after_is_not_published(
         return dataclasses.replace(found, table=table)
 
     assert read(rest.store, StudyReference(name=results.DEFAULT), rest.tracking).unconfirmed is None
-    monkeypatch.setattr(publication.report, "read_study", gone_on)
+    monkeypatch.setattr(collection.report, "read_study", gone_on)
     # When
-    default: Callable[..., object] = publication._default
+    default: Callable[..., object] = collection.collect_default
     with pytest.raises(ConfigError, match=r"its first, trial \d, is not; digitcnn confirm study=aro"):
         default(rest.store, rest.tracking)
 
 
-def test_without_records_nothing_is_published(root: Path, tmp_path: Path) -> None:
+def test_publication_without_records_creates_nothing(root: Path, tmp_path: Path) -> None:
     nothing = PublishConfig(folder=str(tmp_path / "published"), tracking=TrackingConfig(root=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="publish: nothing is recorded"):
         publication.publish(nothing)
@@ -357,7 +355,7 @@ def test_without_records_nothing_is_published(root: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "published").exists()
 
 
-def test_the_folder_is_below_the_repository_or_at_home(
+def test_publication_folder_is_below_the_repository_or_at_home(
     article: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "REPOSITORY", tmp_path / "repository")
@@ -367,18 +365,3 @@ def test_the_folder_is_below_the_repository_or_at_home(
         assert command.publish(PublishConfig(folder=folder, tracking=article.tracking)) == 0
         assert f"written: {tmp_path / place / 'RESULTS.md'}," in capsys.readouterr().out
         assert (tmp_path / place / "article.csv").exists()
-
-
-def test_a_published_command_is_without_the_places_of_a_machine() -> None:
-    published: Callable[[str], str] = provenance._published
-    recorded = (
-        "python '/home/a b/experiments/train.py' --multirun model=cnn,mlp tracking.root=/home/a training.seed=0,1"
-    )
-    assert published(recorded) == "digitcnn train --multirun model=cnn,mlp training.seed=0,1"
-    assert published("python train.py +tracking.uri=http://host tracking=server") == "digitcnn train"
-
-
-def test_time_in_which_nothing_ran_is_no_wall_time() -> None:
-    busy: Callable[[list[tuple[int, int]]], int] = provenance._busy
-    assert busy([(0, 10), (5, 12), (20, 30), (22, 25)]) == 22
-    assert busy([]) == 0

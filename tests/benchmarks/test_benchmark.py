@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,10 @@ from digitcnn.config import RunConfig
 from experiments.benchmarks.benchmark import markdown
 from experiments.benchmarks.measurement import Measurement
 from experiments.benchmarks.timing import flops_per_image
-from tests.conftest import Command, command_line
+from tests.conftest import Command
 
 
-def test_the_rows_are_measured_and_written(command: Command, tmp_path: Path) -> None:
+def test_benchmark_measures_and_writes_its_rows(command: Command, tmp_path: Path) -> None:
     small = ["data.train_size=600", "data.validation_size=100", "images=500", "rounds=1", "trials=[2]"]
     ended = command("benchmark", *small, "rows=[a,b,c,g,h]", f"tracking.root={tmp_path}/records")
     assert ended.returncode == 0, ended.stderr
@@ -32,20 +33,21 @@ def test_the_rows_are_measured_and_written(command: Command, tmp_path: Path) -> 
 
 
 @pytest.mark.soak
-def test_the_peer_of_row_e_is_a_whole_study(tmp_path: Path) -> None:
-    subprocess.run(command_line("idiomatic", "1", "1", "300", "100", str(tmp_path)), check=True, capture_output=True)
+def test_idiomatic_script_records_a_whole_study(tmp_path: Path) -> None:
+    words = ["experiments.benchmarks.idiomatic", "1", "1", "300", "100", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         assert database.execute("select count(*) from runs where status = 'FINISHED'").fetchone() == (1,)
         names = {name for (name,) in database.execute("select distinct key from metrics")}
     assert {"val_accuracy", "val_loss", "accuracy", "loss"} <= names
 
 
-def test_a_line_shows_the_median_and_the_spread() -> None:
+def test_measurement_shows_the_median_and_the_spread() -> None:
     measurement = Measurement("a", "speed", "x", [3.0, 2.0, 2.5], "2 x", ours=[30, 20, 25], theirs=[10, 10, 10])
     assert measurement.markdown() == "| a | speed | 25 against 10 | **2.5 x** (2 to 3, n = 3) | 2 x |"
     assert markdown([measurement]).count("\n| ") == 2
 
 
-def test_the_arithmetic_of_the_articles_network() -> None:
+def test_flops_per_image_are_those_of_the_articles_network() -> None:
     # 26^2 * 9 * 32 + 10^2 * 9 * 32 * 64 + 1600 * 512 + 512 * 10 multiply-adds forward, three times that with backward.
     assert flops_per_image(RunConfig()) == pytest.approx(6 * (194_688 + 1_843_200 + 819_200 + 5_120))

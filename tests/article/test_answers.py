@@ -1,0 +1,135 @@
+"""Answers: the text says of small tables what can be computed by hand."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from digitcnn import evaluation
+from experiments.article import results
+from tests.support.published import provenance_row
+
+
+def test_networks_are_reported_with_their_intervals() -> None:
+    # Given
+    accuracies = {"cnn": (0.991, 0.992, 0.993), "mlp": (0.976, 0.978, 0.980)}
+    rows = [
+        {"network": name, "seed": seed, "validation_accuracy": value, "best_validation_accuracy": value + 0.001}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    # When
+    text = results.render_text({"article": pd.DataFrame(rows), "provenance": provenance_row()})
+    # Then, with t = 4.302653 and differences of 1.5, 1.4 and 1.3 points
+    assert "| CNN | 3 | 99.20 | 0.10 | 98.95 to 99.45 | 98.70 to 99.70 | 99.30 | 99.29 (n = 1) |\n" in text
+    assert "| MLP | 3 | 97.80 | 0.20 | 97.30 to 98.30 | 96.81 to 98.79 | 97.90 | 98.01 (n = 1) |\n" in text
+    assert (
+        "3 of 3 runs of the CNN exceed 99 %, but the interval of their mean does not lie above it. The article's"
+        in text
+    )
+    assert "+1.40 points (n = 3, 95 % interval +1.15 to +1.65), p = 0.0017." in text
+    assert "\ndigitcnn x    # 6 runs (compiled engine, 2 thread(s) each), 2 min, 3 CPU min, 2026-11-24\n" in text
+
+
+def test_backends_are_compared_with_tensorflows_fit() -> None:
+    # Given
+    measured = {("tensorflow", "keras"): ((0.96, 100), (0.97, 300)), ("jax", "keras"): ((0.97, 1000), (1.0, 3000))}
+    rows = [
+        {"backend": backend, "engine": engine, "seed": seed, "validation_accuracy": value, "images_per_second": speed}
+        for (backend, engine), values in measured.items()
+        for seed, (value, speed) in enumerate(values)
+    ]
+    # When
+    text = results.render_text({"backends": pd.DataFrame(rows), "provenance": provenance_row()})
+    # Then, with t = 12.7062: differences of 1 and 3 points, so that t is 2 and p = 1 - 2 arctan(2) / pi
+    assert "| tensorflow | keras | 2 | 96.50 | 0.71 | 90.15 to 102.85 | 200 (100 to 300) |  |  |  |\n" in text
+    assert (
+        "| jax | keras | 2 | 98.50 | 2.12 | 79.44 to 117.56 | 2,000 (1,000 to 3,000) "
+        "| +2.00 (-10.71 to +14.71) | 0.3 | not distinguishable |\n"
+    ) in text
+    assert (
+        "None can be told from TensorFlow's fit by its accuracy. "
+        "The intervals leave room for differences of up to 14.71 points."
+    ) in text
+
+
+def _confirmed(**of_candidate: object) -> pd.DataFrame:
+    """The baseline and one candidate, which is better unless `of_candidate` says otherwise."""
+    measured = {"n": 5, "mean": 0.99, "sd": 0.001, "low": 0.989, "high": 0.991, "cpu_seconds": 100.0, "parameters": 9}
+    baseline = {"config": "baseline", "trial": 0, "training.epochs": 10, **measured, "verdict": "", "champion": False}
+    better = {"mean": 0.995, "difference": 0.005, "difference_low": 0.004, "difference_high": 0.006, "p_holm": 0.001}
+    images = {"only_candidate_right": 60, "only_baseline_right": 10, "mcnemar_p": 0.002}
+    said = {"verdict": "better than the baseline", "champion": True}
+    candidate = {**baseline, "config": "trial 3", "trial": 3, "training.epochs": 12, **better, **images, **said}
+    candidate |= of_candidate
+    baseline["champion"] = not candidate["champion"]
+    return pd.DataFrame([baseline, candidate])
+
+
+def _searched() -> pd.DataFrame:
+    rows = [
+        {"rank": rank, "trial": trial, "training.epochs": 12 - trial, "validation_accuracy": 0.98 - rank / 1000}
+        | {"cpu_seconds": 9.0, "epochs_run": 7, "state": state, "note": "baseline" if trial == 0 else ""}
+        for rank, trial, state in ((1, 3, "complete"), (2, 0, "complete"), (None, 1, "pruned"))
+        for rank in [rank or 9]
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("of_candidate", "line", "champion"),
+    [
+        (
+            {},
+            "The champion of the default study (epochs 12) against the article's settings (epochs 10): +0.50 points "
+            "(n = 5, 95 % interval +0.40 to +0.60) on the test set, better than the baseline (p 0.001).",
+            "The champion is trial 3 (epochs 12): better than the baseline.",
+        ),
+        (
+            {"champion": False, "verdict": "not distinguishable: needs about 3 more seeds"},
+            "None of the 1 trials of the default study that were confirmed is better than the article's settings "
+            "(epochs 10); the best of them "
+            "(epochs 12): +0.50 points (n = 5, 95 % interval +0.40 to +0.60) on the test set, not distinguishable: "
+            "needs about 3 more seeds (p 0.001).",
+            "The champion is the baseline (epochs 10): nothing was better.",
+        ),
+        (
+            {"champion": False, "n": 0, "mean": None, "verdict": "diverged with seed 6"},
+            "None of the 1 trials of the default study that were confirmed is better than the article's settings "
+            "(epochs 10): "
+            "diverged with seed 6.",
+            "The champion is the baseline (epochs 10): nothing was better.",
+        ),
+    ],
+)
+def test_default_study_is_reported_with_its_champion(of_candidate: dict[str, object], line: str, champion: str) -> None:
+    # Given
+    tables = {
+        "leaderboard": _searched(),
+        "confirmation": _confirmed(**of_candidate),
+        "confirmation_runs": pd.DataFrame(),
+        "provenance": provenance_row(part="around_article"),
+    }
+    # When
+    text = results.render_text(tables)
+    # Then
+    assert results.headline(tables) == [f"- {line}"]
+    assert champion in text
+    assert "3 trials (2 complete, 1 pruned)" in text
+    assert "| 9 | 1 | 11 | 97.10 % | 9 | 7 | pruned |  |\n" in text
+    assert "In the search, best: trial 3, validation_accuracy 97.90 %; baseline: trial 0, 97.80 %" in text
+    assert text.count("| epochs 12 |") == 1
+
+
+def test_a_prediction_interval_is_that_of_students_t() -> None:
+    # Mean 2, sd 1, t = 4.302653 with two degrees of freedom: 2 -+ 4.302653 * sqrt(1 + 1 / 3).
+    assert evaluation.prediction_interval([1, 2, 3]) == pytest.approx((-2.968276, 6.968276), abs=1e-6)
+
+
+def test_leading_row_is_the_champion_or_the_best_that_did_not_diverge() -> None:
+    rows = pd.concat([_confirmed(champion=False), _confirmed(champion=False, mean=0.997).iloc[1:]])
+    diverged = _confirmed(champion=False, n=0, mean=None).iloc[1:]
+    several = pd.concat([rows, diverged], ignore_index=True)
+    assert evaluation.leading_row(several) == 2
+    several.loc[1, "champion"] = True
+    assert evaluation.leading_row(several) == 1

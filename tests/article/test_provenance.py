@@ -1,0 +1,43 @@
+"""Provenance: commands that anybody can type, and the machines, versions and times of the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from experiments.article import provenance, results
+from tests.support.published import provenance_row
+
+
+def test_describe_names_every_version_and_commit() -> None:
+    # Given
+    first = {"cores": "2", "cpu": "Fast", "python": "3.11.7", "version.keras": "3.15.1", "git.dirty": "false"}
+    tensorflow = {**first, "version.tensorflow": "2.21.0", "git.commit": "a" * 40}
+    torch = {**first, "version.torch": "2.13.0", "git.commit": f"{'a' * 40}; {'b' * 40}"}
+    clean = results.render_text({"provenance": pd.concat([provenance_row(**tensorflow), provenance_row(**torch)])})
+    dirty = results.render_text(
+        {"provenance": provenance_row(**torch | {"git.dirty": "false; true", "cpu": "Fast; Slow"})}
+    )
+    # Then
+    assert "On 2 cores of Fast.\n" in clean
+    assert (
+        "\nPython 3.11.7, Keras 3.15.1, TensorFlow 2.21.0, PyTorch 2.13.0; commits aaaaaaaaaa, bbbbbbbbbb.\n" in clean
+    )
+    assert "On 2 cores of Fast; Slow.\n" in dirty
+    assert "; commits aaaaaaaaaa, bbbbbbbbbb, and code that differed from its commit.\n" in dirty
+
+
+def test_published_command_holds_no_place_of_a_machine() -> None:
+    published: Callable[[str], str] = provenance._published
+    recorded = (
+        "python '/home/a b/experiments/train.py' --multirun model=cnn,mlp tracking.root=/home/a training.seed=0,1"
+    )
+    assert published(recorded) == "digitcnn train --multirun model=cnn,mlp training.seed=0,1"
+    assert published("python train.py +tracking.uri=http://host tracking=server") == "digitcnn train"
+
+
+def test_wall_time_leaves_out_pauses() -> None:
+    busy: Callable[[list[tuple[int, int]]], int] = provenance._busy
+    assert busy([(0, 10), (5, 12), (20, 30), (22, 25)]) == 22
+    assert busy([]) == 0
