@@ -1,4 +1,4 @@
-"""Numbers and times as a person says them."""
+"""Numbers, times and foreign text as a person reads them."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def format_duration(seconds: float) -> str:
 def format_count(number: int, what: str) -> str:
     """A number of things: 1 worker, 2 workers."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Return the text as one line that a terminal shows and does not obey."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)

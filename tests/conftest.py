@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 from digitcnn import tracking
 from digitcnn.config import RunConfig, SweepConfig, TrackingConfig, load_config
 from digitcnn.tracking import local as local_module
+from tests.support.messages import logged_messages
 
 REPOSITORY = Path(__file__).parent.parent
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -113,6 +114,13 @@ def root(empty_records: Path, tmp_path: Path) -> Path:
     folder = shutil.copytree(empty_records, tmp_path / "records")
     local_module.relocate_artifacts(folder)
     return folder
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """What the library logs, from here on."""
+    with logged_messages() as texts:
+        yield texts
 
 
 def with_study(config: SweepConfig, **values: object) -> SweepConfig:

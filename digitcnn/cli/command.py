@@ -18,6 +18,7 @@ try:
     from omegaconf.errors import OmegaConfBaseException
 
     from digitcnn.cli.arguments import CONF, CommandLine, parse
+    from digitcnn.cli.display import messages
     from digitcnn.config import (
         Config,
         TrackingConfig,
@@ -28,6 +29,7 @@ try:
         without_credentials,
     )
     from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
+    from digitcnn.formatting import printable
     from digitcnn.runner import capture_signals, end_in_order, end_process
     from digitcnn.tracking import pending_message
 except ModuleNotFoundError as error:
@@ -98,7 +100,8 @@ def _with_arguments(
     def run(composed: DictConfig) -> None:
         sys.argv = arguments
         try:
-            job(composed)
+            with messages():
+                job(composed)
         except KeyboardInterrupt:
             print("interrupted: what had run is recorded", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
@@ -123,11 +126,6 @@ def _exit(error: Exception, kind: type[Config]) -> NoReturn:
         raise error
     print(f"error: {printable(without_credentials(' '.join(line.split())))}", file=sys.stderr)
     sys.exit(status)
-
-
-def printable(text: str) -> str:
-    """The text as one line, whatever it holds, and none that a terminal obeys."""
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
 def _hydra_line(error: Exception, kind: type[Config]) -> str:

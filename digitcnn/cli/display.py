@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +18,41 @@ from rich.table import Table
 from rich.text import Text
 
 from digitcnn.config import TrainingConfig
-from digitcnn.formatting import format_count, format_duration
+from digitcnn.formatting import format_count, format_duration, printable
 from digitcnn.values import Decision, EpochMetrics
+
+
+class _MessageHandler(logging.Handler):
+    """A line for every message: on standard error for an error, on standard output for all else.
+
+    A live picture redirects both, and shows the line above itself.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = printable(record.getMessage())
+        # A terminal that was closed, or a reader that has gone, is no reason to end a study.
+        with contextlib.suppress(OSError):
+            if record.levelno >= logging.ERROR:
+                print(f"error: {text}", file=sys.stderr, flush=True)
+            else:
+                print(text, flush=True)
+
+
+@contextlib.contextmanager
+def messages(package: str = "digitcnn") -> Iterator[None]:
+    """Print what a package logs while the body lasts."""
+    logger, handler = logging.getLogger(package), _MessageHandler()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    # Hydra's own handler, at the root, would print each a second time.
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = propagate
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 class TrainingDisplay(Protocol):
@@ -27,8 +62,6 @@ class TrainingDisplay(Protocol):
 
     def on_progress(self, epoch: int, fraction: float) -> None: ...
 
-    def note(self, text: str) -> None: ...
-
 
 @contextlib.contextmanager
 def training_display(config: TrainingConfig) -> Iterator[TrainingDisplay]:
@@ -37,7 +70,7 @@ def training_display(config: TrainingConfig) -> Iterator[TrainingDisplay]:
     if not console.is_terminal:
         yield _TrainingLines(config.epochs)
         return
-    shown = _TrainingTable(config.epochs, console)
+    shown = _TrainingTable(config.epochs)
     with Live(shown, console=console, refresh_per_second=5):
         yield shown
 
@@ -64,15 +97,12 @@ class _TrainingLines:
     def on_progress(self, epoch: int, fraction: float) -> None:
         pass
 
-    def note(self, text: str) -> None:
-        print(text, flush=True)
-
 
 class _TrainingTable:
     """The last epochs as a table, and a bar of all epochs with the time that is left."""
 
-    def __init__(self, epochs: int, console: Console) -> None:
-        self.epochs, self.console = epochs, console
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
         self.seen: list[EpochMetrics] = []
         self.began: float | None = None
         self.bar = Progress(
@@ -98,9 +128,6 @@ class _TrainingTable:
         self.bar.update(
             self.task, completed=done, description=f"epoch {min(epoch, self.epochs)}/{self.epochs}", left=text
         )
-
-    def note(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
 
     def __rich__(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0))
@@ -159,10 +186,10 @@ class SweepScreen:
         self.total = total
         self.task = self.bar.add_task(name, total=total, completed=finished, left="", unit=self.unit)
         if finished >= total:
-            self.note(f"study {name}: all {total} {self.unit} are recorded")
+            self._note(f"study {name}: all {total} {self.unit} are recorded")
             return
         resumed = f", {finished} recorded before" if finished else ""
-        self.note(f"study {name}: {total} {self.unit}{resumed}, {format_count(workers, 'worker')}")
+        self._note(f"study {name}: {total} {self.unit}{resumed}, {format_count(workers, 'worker')}")
         if self.console.is_terminal:
             self.live = Live(self, console=self.console, refresh_per_second=4)
             self.live.start()
@@ -198,11 +225,10 @@ class SweepScreen:
                 self.bar.advance(self.task)
         reached = "" if value is None else f", {self.metric} {_number(value)}"
         leading = f"; best {best or 'none yet'}" if self.unit == "trials" else ""
-        self.note(f"{_job(trial)} {ending}{reached}{leading}")
+        self._note(f"{_job(trial)} {ending}{reached}{leading}")
 
-    def note(self, text: str) -> None:
-        """Something that stays on the screen."""
-        # A terminal that was closed, or a reader that has gone, is no reason to end a study.
+    def _note(self, text: str) -> None:
+        """Print a line that stays on the screen."""
         with contextlib.suppress(OSError):
             self.console.print(text, highlight=False, soft_wrap=True)
 

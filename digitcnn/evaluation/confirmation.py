@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,8 @@ from digitcnn.runner import (
 )
 from digitcnn.tracking import close_abandoned_runs
 from digitcnn.values import Decision, EpochMetrics
+
+logger = logging.getLogger(__name__)
 
 _MOST_DEATHS = 3
 
@@ -127,9 +129,9 @@ def run_confirmation(plan: ConfirmationPlan, shown: SweepDisplay, trainer: Train
         tracking.store_errors(config.tracking),
         study.only_process(config.tracking.folder, name),
     ):
-        store = tracking.open_store(config.tracking, shown.note)
+        store = tracking.open_store(config.tracking)
         close_abandoned_runs(store)
-        plan = _reconciled(plan, shown, store, opened)
+        plan = _reconciled(plan, store, opened)
         for each in tracking.confirmation_runs(store, name):
             # Another study in this store may have the name too.
             if each.info.status == "RUNNING" and each.data.tags.get(Tag.PARENT) == plan.parent_run_id:
@@ -142,13 +144,11 @@ def run_confirmation(plan: ConfirmationPlan, shown: SweepDisplay, trainer: Train
         return _conclude(plan, store, table, rows)
 
 
-def _reconciled(
-    planned: ConfirmationPlan, shown: SweepDisplay, store: tracking.Store, opened: study.OpenStudy
-) -> ConfirmationPlan:
+def _reconciled(planned: ConfirmationPlan, store: tracking.Store, opened: study.OpenStudy) -> ConfirmationPlan:
     """The plan, made again if the study's records had to be repaired: there may be another result among them."""
     repaired = runner.repair_records(opened, store)
     if repaired:
-        shown.note(repaired)
+        logger.warning(repaired)
         planned = plan_confirmation(planned.config)
     if not runner.has_run(store, planned.parent_run_id):
         name = planned.config.study.name
@@ -158,11 +158,11 @@ def _reconciled(
     return planned
 
 
-def recorded_runs(plan: ConfirmationPlan, say: Callable[[str], None]) -> RecordedRuns:
+def recorded_runs(plan: ConfirmationPlan) -> RecordedRuns:
     """What is recorded of a confirmation so far. Raises as `run` does if nothing can be confirmed."""
     config = plan.config
     with tracking.store_errors(config.tracking):
-        return _known(plan, tracking.open_recorded(config.tracking, f"study.name={config.study.name}", say))
+        return _known(plan, tracking.open_recorded(config.tracking, f"study.name={config.study.name}"))
 
 
 def _known(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns:
@@ -204,7 +204,7 @@ class _Confirmation:
     def work(self, trainer: Trainer) -> None:
         """Trains what is missing. Raises MachineError if a run failed for good, or if the baseline diverged."""
         for name, seed in self.known.diverged.items():
-            self.shown.note(f"{name} diverged with seed {seed}: it is left out")
+            logger.warning(f"{name} diverged with seed {seed}: it is left out")
         missing = self.known.missing(self.plan)
         total = sum(contender.name not in self.known.diverged for contender, _ in self.plan.jobs)
         workers = min(self.plan.workers, max(len(missing), 1))
@@ -215,7 +215,7 @@ class _Confirmation:
             pool = Pool(trainer, workers, threads)
             try:
                 with (
-                    pool.stopped_by_signals(self.shown.note) as received,
+                    pool.stopped_by_signals() as received,
                     tracking.store_errors(self.plan.config.tracking),
                     ThreadPoolExecutor(workers) as executor,
                 ):

@@ -9,7 +9,7 @@ from digitcnn.runner import core_shares, estimate_seconds, measure_speed
 
 def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
     """The preview of a confirmation as lines of text."""
-    known = recorded_runs(plan, print)
+    known = recorded_runs(plan)
     missing = known.missing(plan)
     workers = min(plan.workers, max(len(missing), 1))
     threads = len(core_shares(workers)[-1])

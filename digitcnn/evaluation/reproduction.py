@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,12 +45,12 @@ class Reproduction:
     weights_sha256: str
 
 
-def find_manifest(config: ReproduceConfig, say: Callable[[str], None] = lambda _: None) -> RunManifest:
+def find_manifest(config: ReproduceConfig) -> RunManifest:
     """The run that a config names, as it was recorded or frozen. Raises ConfigError if there is none."""
     if references.is_manifest_file(config.run):
         return read_manifest(expand_user(config.run))
     with tracking.store_errors(config.tracking):
-        store = tracking.open_recorded(config.tracking, f"run={config.run}", say)
+        store = tracking.open_recorded(config.tracking, f"run={config.run}")
         return manifest_of(store, references.find_run(store, config.run, config.study, config.tracking))
 
 

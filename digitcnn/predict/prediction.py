@@ -7,8 +7,8 @@ import dataclasses
 import io
 import itertools
 import json
+import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
 from digitcnn.predict import loading
 from digitcnn.predict.preprocess import prepare_picture, read_picture
+
+logger = logging.getLogger(__name__)
 
 # Of a picture's name in the name of what the model saw of it: a file's name has at most 255 bytes.
 _LONGEST_NAME = 200
@@ -39,8 +41,8 @@ class Prediction:
     seen: str | None = None
 
 
-def predict(config: PredictConfig, say: Callable[[str], None]) -> list[Prediction]:
-    """What the model takes the pictures for, in their order; `say` is told of each that cannot be used.
+def predict(config: PredictConfig) -> list[Prediction]:
+    """What the model takes the pictures for, in their order; an error is logged for each that cannot be used.
 
     Raises ConfigError without a picture, or without such a run or model, MachineError if its model is refused.
     """
@@ -50,7 +52,7 @@ def predict(config: PredictConfig, say: Callable[[str], None]) -> list[Predictio
         again = f"digitcnn reproduce run={config.run}"
         raise ConfigError(f"run={config.run}: a frozen run holds no model; {again} makes one, of a run it names")
     with tracking.store_errors(config.tracking):
-        store = tracking.open_recorded(config.tracking, f"run={config.run}", say)
+        store = tracking.open_recorded(config.tracking, f"run={config.run}")
         run_id = evaluation.find_run(store, config.run, config.study, config.tracking)
         model = loading.load_recorded_model(store, config.tracking, run_id)
     _, height, width = model.input_shape
@@ -59,7 +61,7 @@ def predict(config: PredictConfig, say: Callable[[str], None]) -> list[Predictio
         try:
             seen[index] = prepare_picture(read_picture(image), height, width)
         except ValueError as error:
-            say(f"error: {image}: {error}")
+            logger.error(f"{image}: {error}")
     if not seen:
         return []
     places = _write([(config.image[index], picture) for index, picture in seen.items()], config) if config.show else []

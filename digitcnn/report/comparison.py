@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -26,15 +25,13 @@ class RunComparison:
     alike: int
 
 
-def compare_runs(
-    named: str, study: StudyReference, config: TrackingConfig, say: Callable[[str], None] = lambda _: None
-) -> RunComparison:
+def compare_runs(named: str, study: StudyReference, config: TrackingConfig) -> RunComparison:
     """The differing values of two or more runs, `[RUN,RUN,...]`. Raises ConfigError if one cannot be found."""
     wanted = [part.strip() for part in named.strip().removeprefix("[").removesuffix("]").split(",")]
     if len(wanted) < 2 or not all(wanted):
         raise ConfigError(f"compare={named}: must name at least two runs, such as [1a2b3c,4d5e6f]")
     with tracking.store_errors(config):
-        store = tracking.open_recorded(config, f"compare={named}", say)
+        store = tracking.open_recorded(config, f"compare={named}")
         ids = [evaluation.find_run(store, reference, study, config, "compare") for reference in wanted]
         if len(set(ids)) < len(ids):
             raise ConfigError(f"compare={named}: names one run twice")

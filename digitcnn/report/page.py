@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ _TEMPLATES = files("digitcnn") / "templates"
 _MOST_MISTAKES = 24
 
 
-def write_report(config: ReportConfig, say: Callable[[str], None] = lambda _: None) -> Path:
+def write_report(config: ReportConfig) -> Path:
     """Writes the report of a study, records it on the study's run, and returns the page's path.
 
     Raises ConfigError, having written nothing, if there is no such study.
@@ -37,7 +37,7 @@ def write_report(config: ReportConfig, say: Callable[[str], None] = lambda _: No
     folder = config.tracking.folder / "reports" / config.study.name
     url = study.storage_url(config.tracking.folder)
     with tracking.store_errors(config.tracking), study.storage_errors(url):
-        store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}", say)
+        store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}")
         found = record.read_study(store, config.study, config.tracking)
         texts = {
             Artifact.REPORT_PAGE: page(found, store),

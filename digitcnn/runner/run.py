@@ -51,12 +51,10 @@ def record_run(
     run_id: str | None = None,
     on_epoch: Callable[[EpochMetrics], Decision] = lambda _: "continue",
     on_progress: Callable[[int, float], None] | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> FinishedRun:
     """Trains as the config says and records it, in a new run or in one that was created for it.
 
-    `on_epoch` is called after each epoch has been recorded and decides whether to go on; `say` is told of what a person
-    should know of the store. Raises ConfigError before
+    `on_epoch` is called after each epoch has been recorded and decides whether to go on. Raises ConfigError before
     anything is recorded; TrainingDiverged, and any failure of the machine, after the run was closed as FAILED.
     """
     config = with_threads(config)
@@ -67,7 +65,7 @@ def record_run(
     # Layers of earlier runs in this process are let go.
     keras.backend.clear_session()
     environment = training.describe_environment(config.training.threads or 1, config.backend)
-    with tracking.start_run(config, tags, environment, run_id, say) as run:
+    with tracking.start_run(config, tags, environment, run_id) as run:
         run.log_data(splits)
         height, width = splits.image_shape
         model = build_model(config.model, height, width, splits.classes, config.training.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -34,6 +35,8 @@ from digitcnn.study import Space, parse_space, space_corners
 from digitcnn.tracking import close_abandoned_runs
 from digitcnn.values import Decision, EpochMetrics
 
+logger = logging.getLogger(__name__)
+
 # So many different trials failing one after the other for the same cause mean that the cause is not in the trials.
 _MOST_SAME_FAILURES = 3
 
@@ -50,8 +53,6 @@ class SweepDisplay(Protocol):
     def trial_ended(
         self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
     ) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = No
     with study.only_process(config.tracking.folder, config.study.name):
         pool = Pool(trainer or RecordedTraining(config.backend), plan.workers, plan.threads)
         try:
-            with pool.stopped_by_signals(shown.note) as received:
-                store = tracking.open_store(config.tracking, shown.note, pool.stop.is_set)
+            with pool.stopped_by_signals() as received:
+                store = tracking.open_store(config.tracking, pool.stop.is_set)
                 opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
                 with study.storage_errors(plan.url), tracking.store_errors(config.tracking):
                     close_abandoned_runs(store)
@@ -157,7 +158,7 @@ class _Sweep:
         config = self.plan.config
         repaired = recovery.repair_records(self.opened, self.store)
         if repaired:
-            self.shown.note(repaired)
+            logger.warning(repaired)
         # Both are kept here from now on: looking them up in the study at every trial's end costs more with each trial.
         self.ended = study.ended_trials(self.opened)
         best = study.best_trial(self.opened)

@@ -6,6 +6,7 @@ The owner sends a config and gets an event per epoch, which it answers with "con
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import queue
@@ -23,6 +24,8 @@ from digitcnn.errors import ConfigError, MachineError, StoreAway, TrainingDiverg
 from digitcnn.runner import signals
 from digitcnn.runner.run import record_run
 from digitcnn.values import Decision, EpochMetrics
+
+logger = logging.getLogger(__name__)
 
 # How long a worker may go on with its epoch after it was asked to stop; all of a command's ending is to take 10 s.
 _GRACE_SECONDS = 3.0
@@ -212,7 +215,7 @@ class Pool:
             self._idle.put(index)
 
     @contextlib.contextmanager
-    def stopped_by_signals(self, note: Callable[[str], None]) -> Iterator[list[signal.Signals]]:
+    def stopped_by_signals(self) -> Iterator[list[signal.Signals]]:
         """Inside the body a signal lets the workers end in order; a second one kills them. Gives those that came.
 
         A store that is away is not waited for after a signal: the process ends as the signal does, with one line.
@@ -220,7 +223,7 @@ class Pool:
 
         def stop() -> None:
             self.stop.set()
-            note("stopping: what has run is being recorded")
+            logger.info("stopping: what has run is being recorded")
 
         def kill() -> None:
             for worker in self.workers:
@@ -232,7 +235,7 @@ class Pool:
             except StoreAway as error:
                 if not received:
                     raise
-                note(f"interrupted: {error}")
+                logger.warning(f"interrupted: {error}")
                 signals.end_process(received[0])
 
     def close(self) -> None:

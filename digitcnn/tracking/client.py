@@ -22,6 +22,8 @@ from digitcnn.tracking import local, operations, queue
 from digitcnn.tracking.processes import process_is_gone
 from digitcnn.tracking.queue import Operation
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -50,8 +52,7 @@ Result = TypeVar("Result")
 class Store:
     """An MLflow store that is open, and the experiment in it that records go to.
 
-    `kept_for` is what the outbox calls it, `say` is told of what a person should know, `stopped` says whether to wait
-    no longer for a store that is gone.
+    `kept_for` is what the outbox calls it, `stopped` says whether to wait no longer for a store that is gone.
     """
 
     client: MlflowClient
@@ -59,7 +60,6 @@ class Store:
     experiment_id: str
     outbox: Path
     kept_for: str
-    say: Callable[[str], None]
     stopped: Callable[[], bool]
     away: bool = False
     retry_at: float = 0.0
@@ -70,21 +70,16 @@ class Store:
         return without_credentials(self.uri)
 
 
-def open_store(
-    config: TrackingConfig,
-    say: Callable[[str], None] = lambda _: None,
-    stopped: Callable[[], bool] = lambda: False,
-    patient: bool = False,
-) -> Store:
+def open_store(config: TrackingConfig, stopped: Callable[[], bool] = lambda: False, patient: bool = False) -> Store:
     """Opens the store, and creates it and its experiment if they are missing.
 
     Raises MachineError if it cannot; a store that is away is waited for only if `patient`.
     """
     with store_errors(config):
-        return _until(lambda: _open(config, say, stopped), stopped, RETRY_TIMEOUT_SECONDS if patient else 0.0)
+        return _until(lambda: _open(config, stopped), stopped, RETRY_TIMEOUT_SECONDS if patient else 0.0)
 
 
-def _open(config: TrackingConfig, say: Callable[[str], None], stopped: Callable[[], bool]) -> Store:
+def _open(config: TrackingConfig, stopped: Callable[[], bool]) -> Store:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -95,13 +90,13 @@ def _open(config: TrackingConfig, say: Callable[[str], None], stopped: Callable[
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if config.uri is None:
-        _prepare(config.folder, say)
+        _prepare(config.folder)
     else:
         _probe(config.uri)
     mlflow.set_tracking_uri(config.store_uri)
     client = MlflowClient(config.store_uri)
     experiment_id = _experiment(client, config)
-    return Store(client, config.store_uri, experiment_id, config.folder / "outbox", _kept_for(config), say, stopped)
+    return Store(client, config.store_uri, experiment_id, config.folder / "outbox", _kept_for(config), stopped)
 
 
 def _kept_for(config: TrackingConfig) -> str:
@@ -128,7 +123,7 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
     return str(experiment.experiment_id)
 
 
-def _prepare(folder: Path, say: Callable[[str], None]) -> None:
+def _prepare(folder: Path) -> None:
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     try:
@@ -140,7 +135,7 @@ def _prepare(folder: Path, say: Callable[[str], None]) -> None:
     create_database(folder / "mlflow.db", _create_tables)
     before = local.relocate_artifacts(folder)
     if before is not None:
-        say(f"the records were in {before}: the store now names their places in {folder}")
+        logger.info(f"the records were in {before}: the store now names their places in {folder}")
 
 
 def _create_tables(path: Path) -> None:
@@ -256,7 +251,7 @@ def _away(store: Store, error: Exception, seconds: float = 0.0) -> None:
     store.retry_at = time.monotonic() + max(_RETRY_SECONDS, 2 * seconds)
     if not store.away:
         store.away = True
-        store.say(
+        logger.warning(
             f"the MLflow store {store.place} does not answer ({_cause(error)}): what runs goes on and is kept in "
             f"{store.outbox}; what is to begin waits for up to {RETRY_TIMEOUT_SECONDS / 60:.0f} min"
         )
@@ -265,7 +260,7 @@ def _away(store: Store, error: Exception, seconds: float = 0.0) -> None:
 def _back(store: Store) -> None:
     if store.away:
         store.away = False
-        store.say(f"the MLflow store {store.place} answers again")
+        logger.info(f"the MLflow store {store.place} answers again")
 
 
 def deliver_run(store: Store, run_id: str) -> int:
@@ -282,7 +277,9 @@ def deliver_run(store: Store, run_id: str) -> int:
         if not _is_refusal(error):
             raise
         folder = queue.quarantine(store.outbox, run_id)
-        store.say(f"the MLflow store refuses what was kept for run {run_id} ({_cause(error)}): it stays in {folder}")
+        logger.warning(
+            f"the MLflow store refuses what was kept for run {run_id} ({_cause(error)}): it stays in {folder}"
+        )
         return 0
     _back(store)
     return delivered
@@ -297,7 +294,8 @@ def deliver(store: Store) -> None:
             runs, records = runs + (delivered > 0), records + delivered
     finally:
         if records:
-            store.say(f"delivered {format_count(records, 'record')} of {format_count(runs, 'run')} that had been kept")
+            sizes = f"{format_count(records, 'record')} of {format_count(runs, 'run')}"
+            logger.info(f"delivered {sizes} that had been kept")
 
 
 def close_run(store: Store, run_id: str, status: operations.Status, failure: str | None = None) -> None:
@@ -324,7 +322,7 @@ def close_abandoned_runs(store: Store) -> None:
             if store.client.get_run(run_id).info.status != "RUNNING":
                 continue
             close_run(store, run_id, "KILLED", "its process ended")
-            store.say(f"run {run_id} was still open, and its process is gone: it is closed")
+            logger.warning(f"run {run_id} was still open, and its process is gone: it is closed")
 
 
 def deliver_if_there(store: Store) -> None:

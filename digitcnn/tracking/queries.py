@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ CHAMPION_ALIAS = "champion"
 _MOST_RUNS = 1000
 
 
-def open_recorded(config: TrackingConfig, wanted: str, say: Callable[[str], None]) -> Store:
+def open_recorded(config: TrackingConfig, wanted: str) -> Store:
     """Opens the store that `wanted` (KEY=VALUE) is looked for in, and delivers what is kept for it.
 
     Raises ConfigError, and creates nothing, if nothing is recorded yet.
     """
     if config.uri is None and not (config.folder / "mlflow.db").exists():
         raise ConfigError(f"{wanted}: nothing is recorded in {config.folder}")
-    store = open_store(config, say)
+    store = open_store(config)
     deliver(store)
     return store
 

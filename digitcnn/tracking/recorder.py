@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -307,7 +307,6 @@ def start_run(
     tags: Mapping[str, str],
     environment: Mapping[str, Any],
     run_id: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Run]:
     """Record what happens inside as one MLflow run: a new one, or one that was created for it.
 
@@ -318,7 +317,7 @@ def start_run(
     """
     with store_errors(config.tracking):
         created = run_id is None
-        store = open_store(config.tracking, say, patient=not created)
+        store = open_store(config.tracking, patient=not created)
         if run_id is None:
             with_retries(store, lambda: close_abandoned_runs(store))
             run_id = create_training_run(store, config, f"{config.model.name}-{time.strftime('%m%d-%H%M%S')}", tags)

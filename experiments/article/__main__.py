@@ -1,6 +1,6 @@
 """Publish the study of the article: `python -m experiments.article [from_tables=true]`."""
 
-from digitcnn.cli import REPOSITORY, main, settled
+from digitcnn.cli import REPOSITORY, main, messages, settled
 from digitcnn.config import expand_user
 from experiments.article import publication
 from experiments.article.publication import PublishConfig
@@ -12,7 +12,8 @@ def publish(config: PublishConfig) -> int:
     if config.from_tables:
         print(f"written: {publication.publish_from_tables(folder)}, and the figure beside it")
         return 0
-    written = publication.publish(config.model_copy(update={"folder": str(folder)}), print)
+    with messages("experiments"):
+        written = publication.publish(config.model_copy(update={"folder": str(folder)}))
     print(f"written: {written}, and the tables beside it")
     return settled(config.tracking)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence, Set
+import logging
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,8 @@ from digitcnn.files import write_atomically
 from digitcnn.records import Artifact
 from experiments.article import collection, provenance, results
 from experiments.article.collection import Part
+
+logger = logging.getLogger(__name__)
 
 _SAFE = "the runs are recorded"
 
@@ -31,24 +34,24 @@ class PublishConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
 
 
-def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) -> Path:
+def publish(config: PublishConfig) -> Path:
     """Write the tables, the champion's manifest, the figure and RESULTS.md; return the path of RESULTS.md.
 
-    A part that is not recorded here, or not whole, stays as it was published before, if it was; `say` is told so.
+    A part that is not recorded here, or not whole, stays as it was published before, if it was, and is logged.
     Raises ConfigError if there is no other part. Nothing is written before all is made.
     """
     folder = Path(config.folder)
     url = study.storage_url(config.tracking.folder)
     with tracking.store_errors(config.tracking), study.storage_errors(url):
-        store = tracking.open_recorded(config.tracking, "publish", say)
+        store = tracking.open_recorded(config.tracking, "publish")
         parts, missing = collection.collect_parts(store, config.tracking)
     if not parts:
         for reason in missing.values():
-            say(f"not published: {reason}")
+            logger.warning(f"not published: {reason}")
         raise ConfigError(f"publish: nothing that it publishes is recorded in {config.tracking.folder}")
     before = _kept_tables(folder, {name for part in parts for name in part.tables})
     for question, reason in missing.items():
-        say(f"{'left as it was published' if results.has(before, question) else 'not published'}: {reason}")
+        logger.warning(f"{'left as it was published' if results.has(before, question) else 'not published'}: {reason}")
     tables = {name: table for part in parts for name, table in part.tables.items()}
     tables["provenance"] = _joined_provenance(parts, before.get("provenance"))
     written = {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}

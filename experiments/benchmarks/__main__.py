@@ -1,7 +1,7 @@
 """Measure this project beside its peers: `python -m experiments.benchmarks [KEY=VALUE ...]`."""
 
 from digitcnn import runner
-from digitcnn.cli import main
+from digitcnn.cli import main, messages
 from experiments.benchmarks import benchmark
 from experiments.benchmarks.measurement import BenchmarkConfig
 
@@ -9,7 +9,8 @@ from experiments.benchmarks.measurement import BenchmarkConfig
 def compare(config: BenchmarkConfig) -> int:
     """Measure all rows that the config names; print each line as soon as it is known."""
     runner.check_run(config)
-    measured = benchmark.measure(config, lambda text: print(text, flush=True))
+    with messages("experiments"):
+        measured = benchmark.measure(config)
     path = benchmark.write(measured, config)
     print(path.read_text())
     print(f"written to {path} and benchmark.json beside it")

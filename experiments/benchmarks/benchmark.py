@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import platform
 import threading
 from collections.abc import Callable, Iterator
@@ -20,16 +21,18 @@ from experiments.benchmarks import study_timing
 from experiments.benchmarks.measurement import BenchmarkConfig, Measurement, ratio
 from experiments.benchmarks.timing import Timing, flops_per_image
 
+logger = logging.getLogger(__name__)
+
 _GRID_BATCH_SIZES = (32, 125, 250, 500, 1000)
 _GRID_FILTERS = ((16, 32), (32, 64), (64, 128))
 # Images of an epoch at each point of row f: long enough for 5 batches of 1,000.
 _GRID_IMAGES = 5000
 
 
-def measure(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+def measure(config: BenchmarkConfig) -> list[Measurement]:
     """Measure the rows that the config names, in their order."""
     measured: list[Measurement] = []
-    rows: dict[str, Callable[[BenchmarkConfig, Callable[[str], None]], list[Measurement]]] = {
+    rows: dict[str, Callable[[BenchmarkConfig], list[Measurement]]] = {
         "abc": _epochs,
         "d": study_timing.whole_run,
         "e": study_timing.whole_study,
@@ -39,9 +42,9 @@ def measure(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measure
     }
     for names, function in rows.items():
         if set(names) & set(config.rows):
-            found = [each for each in function(config, say) if each.row[0] in config.rows]
+            found = [each for each in function(config) if each.row[0] in config.rows]
             for each in found:
-                say(each.markdown())
+                logger.info(each.markdown())
             measured += found
     return measured
 
@@ -69,13 +72,13 @@ def _run(config: BenchmarkConfig, **training: Any) -> RunConfig:
     return base.replace({f"training.{key}": value for key, value in training.items()})
 
 
-def _epochs(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+def _epochs(config: BenchmarkConfig) -> list[Measurement]:
     cores = available_cores()
     compiled, keras_run = _run(config, engine="compiled"), _run(config, engine="keras")
     rates: dict[str, list[float]] = {key: [] for key in ("keras", "compiled", "workers", "peak", "worker_peak")}
     with _pool(1) as whole, _pool(1) as reference, _pool(cores) as single:
         for number in range(config.rounds):
-            say(f"rows a, b, c: round {number + 1} of {config.rounds}")
+            logger.info(f"rows a, b, c: round {number + 1} of {config.rounds}")
             rates["keras"].append(_total_rate(reference, keras_run, "keras", config.images))
             rates["peak"].append(_total_rate(whole, compiled, "sgemm", config.images))
             rates["compiled"].append(_total_rate(whole, compiled, "compiled", config.images))
@@ -102,7 +105,7 @@ def _epochs(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measure
     ]
 
 
-def _grid(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+def _grid(config: BenchmarkConfig) -> list[Measurement]:
     found = []
     for filters in _GRID_FILTERS:
         for batch_size in _GRID_BATCH_SIZES:
@@ -117,7 +120,7 @@ def _grid(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measureme
                     ours.append(_total_rate(whole, compiled, "compiled", _GRID_IMAGES))
             what = f"images/s, filters {filters[0]}-{filters[1]}, batch size {batch_size}, against Keras fit"
             found.append(ratio("f", what, ours, theirs, "1 x"))
-            say(found[-1].markdown())
+            logger.info(found[-1].markdown())
     return found
 
 

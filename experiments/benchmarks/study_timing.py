@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from digitcnn.runner import Job, Outcome
 from digitcnn.training import describe_environment
 from digitcnn.values import Decision, EpochMetrics
 from experiments.benchmarks.measurement import BenchmarkConfig, Measurement
+
+logger = logging.getLogger(__name__)
 
 _STUDY_TRIALS, _STUDY_EPOCHS, _STUDY_VALIDATION = 8, 2, 10_000
 
@@ -43,11 +46,11 @@ def _seconds(module: str, *arguments: str) -> float:
     return time.perf_counter() - began
 
 
-def whole_run(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+def whole_run(config: BenchmarkConfig) -> list[Measurement]:
     """Measure row d: the share of a recorded run of 10 epochs that is not epochs (%)."""
     shares = []
     for number in range(min(config.rounds, 3)):
-        say(f"row d: round {number + 1}")
+        logger.info(f"row d: round {number + 1}")
         with _folder() as folder:
             seconds = _seconds("digitcnn", "train", f"tracking.root={folder}")
             store = tracking.open_store(config.tracking.model_copy(update={"root": str(folder)}))
@@ -57,11 +60,11 @@ def whole_run(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measu
     return [Measurement("d", "of a whole recorded run of 10 epochs is not epochs", "%", shares, "at most 10 %")]
 
 
-def whole_study(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+def whole_study(config: BenchmarkConfig) -> list[Measurement]:
     """Measure row e: the seconds of a study against those of the idiomatic script."""
     ours, theirs = [], []
     for number in range(config.rounds):
-        say(f"row e: round {number + 1} of {config.rounds}")
+        logger.info(f"row e: round {number + 1} of {config.rounds}")
         with _folder() as folder:
             theirs.append(
                 _seconds(
@@ -88,9 +91,9 @@ def whole_study(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Mea
     return [Measurement("e", what + "against the idiomatic script", "x", values, "5 x", ours, theirs)]
 
 
-def cold_worker(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+def cold_worker(config: BenchmarkConfig) -> list[Measurement]:
     """Measure row g: a worker's peak memory (GB), and the seconds to the first epoch of a cold sweep."""
-    say("row g")
+    logger.info("row g")
     memory, first = [], []
     for _ in range(min(config.rounds, 3)):
         with _folder() as folder:
@@ -125,8 +128,6 @@ class _FirstEpoch:
         self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
     ) -> None: ...
 
-    def note(self, text: str) -> None: ...
-
 
 def _small_study(config: BenchmarkConfig, folder: Path, trials: int) -> SweepConfig:
     tree = config.model_dump(include={"data", "model", "training"})
@@ -153,12 +154,12 @@ class Instant:
         return Outcome("completed", 1, {Metric.VALIDATION_ACCURACY: 0.9, Metric.CPU_SECONDS: 0.0})
 
 
-def bookkeeping(config: BenchmarkConfig, say: Callable[[str], None]) -> list[Measurement]:
+def bookkeeping(config: BenchmarkConfig) -> list[Measurement]:
     """Measure row h: the milliseconds of a trial's bookkeeping, by recorded trials."""
     found = []
     with _folder() as folder:
         for recorded in sorted(config.trials):
-            say(f"row h: up to {recorded} trials")
+            logger.info(f"row h: up to {recorded} trials")
             _instant(_small_study(config, folder, recorded))
             seconds = []
             for number in range(config.rounds):

@@ -31,6 +31,7 @@ from experiments.article import __main__ as command
 from experiments.article import answers, collection, contrasts, publication, results
 from experiments.article.publication import PublishConfig
 from tests.conftest import REPOSITORY
+from tests.support.messages import logged_messages
 from tests.support.processes import FORKS
 from tests.support.recorded import saved_model
 from tests.support.sweeps import Quiet, work
@@ -112,8 +113,8 @@ class Records:
 
     def publish(self, folder: Path) -> list[str]:
         """Publishes, and returns what was said."""
-        said: list[str] = []
-        publication.publish(PublishConfig(folder=str(folder), tracking=self.tracking), said.append)
+        with logged_messages() as said:
+            publication.publish(PublishConfig(folder=str(folder), tracking=self.tracking))
         return said
 
 
@@ -246,9 +247,8 @@ def test_collection_names_a_seed_that_one_network_lacks(article: Records, tmp_pa
     article.record(_articles("cnn", 2))
     (added,) = tracking.search_runs(article.store, "params.`training.seed` = '2'")
     # When nothing else is recorded
-    said: list[str] = []
-    with pytest.raises(ConfigError, match="publish: nothing that it publishes is recorded"):
-        publication.publish(PublishConfig(folder=str(tmp_path), tracking=article.tracking), said.append)
+    with logged_messages() as said, pytest.raises(ConfigError, match="publish: nothing that it publishes is recorded"):
+        publication.publish(PublishConfig(folder=str(tmp_path), tracking=article.tracking))
     assert said[0].startswith("not published: network=mlp: has 0 runs with training.seed=2, needs one; digitcnn train")
     assert len(said) == len(results.TABLES)
     # Then

@@ -555,30 +555,35 @@ def test_a_trial_without_a_run_and_runs_without_a_trial_are_ended(
 
 
 @pytest.mark.usefixtures("quick_workers")
-def test_mlflow_records_that_were_deleted_do_not_stop_the_study(copied: SweepConfig, opened: study.OpenStudy) -> None:
-    root, shown = copied.tracking.folder, Quiet()
+def test_mlflow_records_that_were_deleted_do_not_stop_the_study(
+    copied: SweepConfig, opened: study.OpenStudy, messages: list[str]
+) -> None:
+    root = copied.tracking.folder
     opened.enqueue_trial(opened.trials[1].params)
     (root / "mlflow.db").unlink()
     with pytest.raises(ConfigError, match="MLflow's records of it are gone; sweep it again"):
         _confirm(copied)
-    assert work(with_study(copied, trials=4), InstantTrainer(), shown).finished == 4
-    assert shown.notes == ["MLflow's records of it are gone; its trials count without them"]
+    messages.clear()
+    assert work(with_study(copied, trials=4), InstantTrainer()).finished == 4
+    assert messages == ["MLflow's records of it are gone; its trials count without them"]
     # What could have been taken over from a run that is gone was trained again.
     again = open_records(root)[0].trials[3]
     assert "same_as" not in again.user_attrs
     _assert_nothing_runs(root)
-    shown.notes.clear()
-    work(with_study(copied, trials=4), InstantTrainer(), shown)
-    assert shown.notes == []
+    messages.clear()
+    work(with_study(copied, trials=4), InstantTrainer())
+    assert messages == []
 
 
 @pytest.mark.usefixtures("quick_workers")
-def test_a_study_that_was_deleted_begins_anew_beside_its_old_runs(copied: SweepConfig, store: tracking.Store) -> None:
-    root, shown = copied.tracking.folder, Quiet()
+def test_a_study_that_was_deleted_begins_anew_beside_its_old_runs(
+    copied: SweepConfig, store: tracking.Store, messages: list[str]
+) -> None:
+    root = copied.tracking.folder
     before = {run.info.run_id: run.info.status for run in _children(store)}
     (root / "optuna.db").unlink()
-    assert work(copied, InstantTrainer(), shown).finished == 3
-    assert shown.notes == ["MLflow also has the runs of another study of this name"]
+    assert work(copied, InstantTrainer()).finished == 3
+    assert messages == ["MLflow also has the runs of another study of this name"]
     after = {run.info.run_id: run.info.status for run in _children(store)}
     assert before.items() <= after.items()
     assert len(after) == 6

@@ -118,7 +118,9 @@ def test_what_was_logged_while_the_server_was_gone_arrives_when_it_is_back(tmp_p
     assert list((tmp_path / "records" / "outbox").iterdir()) == []
 
 
-def test_what_a_server_gone_for_good_did_not_take_is_kept_and_synced_later(tmp_path: Path, line: Line) -> None:
+def test_what_a_server_gone_for_good_did_not_take_is_kept_and_synced_later(
+    tmp_path: Path, line: Line, messages: list[str]
+) -> None:
     config = served(tmp_path, line)
     run_id = record_a_run(config, lambda number: line.down() if number == 2 else None, tmp_path)
     folder = tmp_path / "records" / "outbox"
@@ -130,8 +132,7 @@ def test_what_a_server_gone_for_good_did_not_take_is_kept_and_synced_later(tmp_p
     with pytest.raises(MachineError, match="Connection refused"):
         tracking.open_store(config.tracking)
     line.up()
-    said: list[str] = []
-    opened = tracking.open_store(config.tracking, said.append)
+    opened = tracking.open_store(config.tracking)
     # Cut off after the model and before its run knows of it, delivery begins again: nothing is there twice.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MlflowClient, "log_outputs", lambda *_: line.down())
@@ -139,37 +140,37 @@ def test_what_a_server_gone_for_good_did_not_take_is_kept_and_synced_later(tmp_p
             tracking.deliver(opened)
     line.up()
     tracking.deliver(opened)
-    assert said == ["delivered 9 records of 1 run that had been kept"]
+    assert messages[-1:] == ["delivered 9 records of 1 run that had been kept"]
     assert tracking.pending_message(config.tracking) == ""
     assert_complete(config, run_id)
 
 
-def test_what_a_server_refuses_is_set_aside_and_holds_nothing_up(tmp_path: Path, line: Line) -> None:
+def test_what_a_server_refuses_is_set_aside_and_holds_nothing_up(
+    tmp_path: Path, line: Line, messages: list[str]
+) -> None:
     config = served(tmp_path, line)
     run_id = record_a_run(config, lambda number: line.down() if number == 2 else None, tmp_path)
     queue_module.enqueue(
         tmp_path / "records" / "outbox", config.tracking.store_uri, "0" * 32, tracking.tags({"a": "b"})
     )
     line.up()
-    said: list[str] = []
-    tracking.deliver(tracking.open_store(config.tracking, said.append))
+    tracking.deliver(tracking.open_store(config.tracking))
     assert_complete(config, run_id)
     refused = tmp_path / "records" / "outbox" / "refused" / ("0" * 32)
-    assert any(f"it stays in {refused}" in text for text in said)
+    assert any(f"it stays in {refused}" in text for text in messages)
     assert "journal.jsonl" in {item.name for item in refused.iterdir()}
 
 
-def test_a_run_that_is_to_begin_waits_for_the_server(tmp_path: Path, line: Line) -> None:
+def test_a_run_that_is_to_begin_waits_for_the_server(tmp_path: Path, line: Line, messages: list[str]) -> None:
     config = served(tmp_path, line)
-    said: list[str] = []
-    opened = tracking.open_store(config.tracking, said.append)
+    opened = tracking.open_store(config.tracking)
     line.down()
     threading.Timer(2.0, line.up).start()
     run_id = tracking.create_training_run(opened, config, "late", {})
     assert opened.client.get_run(run_id).info.run_name == "late"
-    assert len(said) == 2
-    assert "does not answer (Connection refused)" in said[0]
-    assert said[1].endswith("answers again")
+    assert len(messages) == 2
+    assert "does not answer (Connection refused)" in messages[0]
+    assert messages[1].endswith("answers again")
 
 
 def test_a_run_whose_creation_was_not_answered_is_not_created_twice(tmp_path: Path, line: Line) -> None:
@@ -250,9 +251,10 @@ connection.execute("ROLLBACK")
         process.wait()
 
 
-def test_a_run_goes_on_while_the_database_is_locked_for_longer_than_mlflow_waits(root: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_while_the_database_is_locked_for_longer_than_mlflow_waits(
+    root: Path, tmp_path: Path, messages: list[str]
+) -> None:
     config = config_in(root)
-    said: list[str] = []
     with contextlib.ExitStack() as held:
 
         def lock(number: int) -> None:
@@ -264,8 +266,8 @@ def test_a_run_goes_on_while_the_database_is_locked_for_longer_than_mlflow_waits
                 let_go[0]()
 
         let_go: list[Callable[[], None]] = []
-        run_id = record_a_run(config, lock, tmp_path, say=said.append)
-    assert "does not answer (database is locked): what runs goes on and is kept" in said[0]
+        run_id = record_a_run(config, lock, tmp_path)
+    assert "does not answer (database is locked): what runs goes on and is kept" in messages[0]
     tracking.deliver(tracking.open_store(config.tracking))
     assert_complete(config, run_id)
 
@@ -315,7 +317,9 @@ def test_a_full_disk_ends_a_run_in_one_line_and_all_before_is_intact(disk: Path,
     assert_complete(config, record_a_run(config, lambda _: None, tmp_path))
 
 
-def test_a_run_whose_end_found_no_space_is_ended_by_the_next_command(disk: Path, root: Path, tmp_path: Path) -> None:
+def test_a_run_whose_end_found_no_space_is_ended_by_the_next_command(
+    disk: Path, root: Path, tmp_path: Path, messages: list[str]
+) -> None:
     """Given a process that could not say that its run ended, and others that are at work or of another machine."""
     config = config_in(shutil.copytree(root, disk / "records"))
     process = FORKS.Process(target=_record_until_full, args=(config.model_dump(), disk))
@@ -323,9 +327,8 @@ def test_a_run_whose_end_found_no_space_is_ended_by_the_next_command(disk: Path,
     process.join(120)
     assert process.exitcode == 1
     (disk / "filler").unlink()
-    said: list[str] = []
-    with tracking.start_run(config, {}, training.describe_environment(1), say=said.append) as run:
-        assert [line.rpartition(", ")[2] for line in said] == ["and its process is gone: it is closed"]
+    with tracking.start_run(config, {}, training.describe_environment(1)) as run:
+        assert [line.rpartition(", ")[2] for line in messages] == ["and its process is gone: it is closed"]
         elsewhere = tracking.create_training_run(
             run.store, config, "elsewhere", {"host": "elsewhere, process 1 of 2026-01-01"}
         )
@@ -473,7 +476,7 @@ def assert_all_is_there_once(config: SweepConfig, result: sweep.SweepResult) -> 
 @pytest.mark.soak
 @pytest.mark.parametrize(("seconds", "names"), [(15, ("mlflow.db", "optuna.db")), (120, ("mlflow.db",))])
 def test_a_sweep_goes_on_when_a_database_was_locked(
-    root: Path, sweep_config: SweepConfig, seconds: int, names: tuple[str, ...]
+    root: Path, sweep_config: SweepConfig, seconds: int, names: tuple[str, ...], messages: list[str]
 ) -> None:
     config = with_study(in_folder(sweep_config, root), workers=2)
     with contextlib.ExitStack() as held:
@@ -486,7 +489,7 @@ def test_a_sweep_goes_on_when_a_database_was_locked(
         result = work(config, InstantTrainer(0.5), shown)
     assert_all_is_there_once(config, result)
     # 20 seconds are MLflow's patience.
-    said = [note for note in shown.notes if "does not answer (database is locked)" in note]
+    said = [note for note in messages if "does not answer (database is locked)" in note]
     assert len(said) == (1 if seconds > 20 else 0)
 
 
@@ -544,7 +547,7 @@ def own_server(empty_records: Path, tmp_path: Path) -> Iterator[MLflowServer]:
 
 @pytest.mark.soak
 def test_a_sweep_outlives_a_server_that_is_killed_and_started_again(
-    own_server: MLflowServer, tmp_path: Path, sweep_config: SweepConfig
+    own_server: MLflowServer, tmp_path: Path, sweep_config: SweepConfig, messages: list[str]
 ) -> None:
     config = with_study(in_folder(sweep_config, tmp_path / "r", uri=own_server.uri, experiment="served"), workers=2)
 
@@ -555,13 +558,17 @@ def test_a_sweep_outlives_a_server_that_is_killed_and_started_again(
     shown = During(1, kill)
     result = work(config, InstantTrainer(0.5), shown)
     assert (result.finished, result.total) == (6, 6)
-    assert len([note for note in shown.notes if "does not answer" in note]) == 1
+    assert len([note for note in messages if "does not answer" in note]) == 1
     assert_served_sweep_is_complete(config)
 
 
 @pytest.mark.soak
 def test_what_a_sweep_found_before_its_server_was_gone_for_good_is_recorded_by_the_next(
-    own_server: MLflowServer, tmp_path: Path, sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+    own_server: MLflowServer,
+    tmp_path: Path,
+    sweep_config: SweepConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: list[str],
 ) -> None:
     config = with_study(in_folder(sweep_config, tmp_path / "r", uri=own_server.uri, experiment="served"), workers=2)
     monkeypatch.setattr(client_module, "RETRY_TIMEOUT_SECONDS", 3.0)
@@ -569,10 +576,9 @@ def test_what_a_sweep_found_before_its_server_was_gone_for_good_is_recorded_by_t
         work(config, InstantTrainer(0.5), During(1, own_server.kill))
     assert "they are kept in" in tracking.pending_message(config.tracking)
     own_server.start()
-    shown = Quiet()
-    result = work(config, InstantTrainer(0.1), shown)
+    result = work(config, InstantTrainer(0.1))
     assert (result.finished, result.total) == (6, 6)
-    assert [note for note in shown.notes if note.startswith("delivered ")]
+    assert [note for note in messages if note.startswith("delivered ")]
     assert_served_sweep_is_complete(config)
 
 

@@ -99,9 +99,7 @@ def test_a_prediction_without_a_picture_or_a_model_is_one_line(
         ),
     ):
         with pytest.raises(ConfigError) as caught:
-            predict.predict(
-                PredictConfig(image=["x.png"], run=run, study=STUDY, tracking=TrackingConfig(root=root)), print
-            )
+            predict.predict(PredictConfig(image=["x.png"], run=run, study=STUDY, tracking=TrackingConfig(root=root)))
         assert str(caught.value).startswith(line)
     assert not Path(nowhere).exists()
 
@@ -137,7 +135,7 @@ def test_a_picture_is_never_written_over(champion: Champion, mnist: tuple[Pixels
         _draw(mnist[0][0], place)
     before = own.read_bytes()
     images = [str(own), str(other), str(third)]
-    found = predict.predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config), print)
+    found = predict.predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config))
     assert own.read_bytes() == before
     assert [Path(str(each.seen)).name for each in found] == [
         *("7.png.seen.png.seen.png", "7.png.2.seen.png", "7.png.3.seen.png")
@@ -166,7 +164,9 @@ def _picture(digit: Pixels, generator: np.random.Generator) -> Image.Image:
     return page if generator.random() < 0.5 else Image.fromarray(255 - np.asarray(page))
 
 
-def test_over_97_of_100_redrawn_digits_are_read_right(mnist: tuple[Pixels, Pixels], tmp_path: Path) -> None:
+def test_over_97_of_100_redrawn_digits_are_read_right(
+    mnist: tuple[Pixels, Pixels], tmp_path: Path, messages: list[str]
+) -> None:
     """Given a champion that has seen MNIST once, and the first 500 test images, shifted, scaled and inverted."""
     config = load_config(
         RunConfig,
@@ -184,10 +184,9 @@ def test_over_97_of_100_redrawn_digits_are_read_right(mnist: tuple[Pixels, Pixel
     places = [tmp_path / f"{index}.png" for index in range(500)]
     for image, place in zip(images, places, strict=True):
         _picture(image, generator).save(place)
-    refused: list[str] = []
     wanted = PredictConfig(image=[str(place) for place in places], study=STUDY, tracking=config.tracking)
-    found = predict.predict(wanted, refused.append)
-    assert refused == []
+    found = predict.predict(wanted)
+    assert messages == []
     right = np.mean([each.digit for each in found] == labels)
     assert right > 0.97, f"{100 * right:.1f} % right"
 
@@ -234,7 +233,7 @@ def test_the_served_champion_answers_as_the_command_does(
     for index in range(2):
         _draw(mnist[0][index], tmp_path / f"{index}.png")
     images = [str(tmp_path / f"{index}.png") for index in range(2)]
-    found = predict.predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config), print)
+    found = predict.predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config))
     seen = [str(each.seen) for each in found]
     body = subprocess.run([sys.executable, "-c", CALL, *seen], capture_output=True, text=True, check=True).stdout
     with _served(config) as address:

@@ -28,6 +28,7 @@ from digitcnn.runner import Job, Outcome, RecordedTraining, Trainer, end_in_orde
 from digitcnn.runner.signals import ENDING
 from digitcnn.tracking import recorder
 from digitcnn.values import Decision, EpochMetrics
+from tests.support.messages import hear_messages
 from tests.support.trainers import InstantTrainer
 
 # Python's own, made from one process that has imported everything: a sweep begins in 0.1 s instead of 5.
@@ -43,24 +44,21 @@ class Printed:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def _line(self, text: str) -> None:
+    def line(self, text: str) -> None:
         with self.path.open("a") as file:
             file.write(text + "\n")
 
     def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None:
-        self._line(f"began with {finished} of {total}")
+        self.line(f"began with {finished} of {total}")
 
     def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None:
-        self._line(f"trial {trial} began")
+        self.line(f"trial {trial} began")
 
     def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None:
-        self._line(f"trial {trial} epoch {metrics.epoch}")
+        self.line(f"trial {trial} epoch {metrics.epoch}")
 
     def trial_ended(self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str) -> None:
-        self._line(f"trial {trial} {ending}")
-
-    def note(self, text: str) -> None:
-        self._line(text)
+        self.line(f"trial {trial} {ending}")
 
 
 @dataclass(frozen=True)
@@ -189,15 +187,16 @@ def run(config: dict[str, Any], trainer: Trainer, lines: Path, point: str | None
         multiprocessing.get_context = lambda _: _FORK  # type: ignore[assignment]
     if point is not None:
         (KILLED | KILLED_AT_THE_END | SIGNALLED)[point].arm()
-    interrupted = None
+    interrupted, printed = None, Printed(lines)
+    hear_messages(printed.line)
     try:
         if "confirm" in config:
             evaluation.run_confirmation(
-                evaluation.plan_confirmation(load_config(ConfirmConfig, config)), Printed(lines), trainer
+                evaluation.plan_confirmation(load_config(ConfirmConfig, config)), printed, trainer
             )
         else:
             interrupted = runner.run_sweep(
-                runner.plan_sweep(load_config(SweepConfig, config)), Printed(lines), trainer
+                runner.plan_sweep(load_config(SweepConfig, config)), printed, trainer
             ).interrupted
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -34,15 +34,9 @@ def saved_model(folder: Path) -> Path:
     return folder
 
 
-def record_a_run(
-    config: RunConfig,
-    at_epoch: Callable[[int], None],
-    folder: Path,
-    epochs: int = 5,
-    say: Callable[[str], None] = lambda _: None,
-) -> str:
+def record_a_run(config: RunConfig, at_epoch: Callable[[int], None], folder: Path, epochs: int = 5) -> str:
     """A run with epochs, tags, a file, data and a model; `at_epoch` is called before each epoch is recorded."""
-    with tracking.start_run(config, {"study": "none"}, training.describe_environment(1), say=say) as run:
+    with tracking.start_run(config, {"study": "none"}, training.describe_environment(1)) as run:
         for number in range(1, epochs + 1):
             at_epoch(number)
             run.log_epoch(epoch(number))

@@ -23,7 +23,6 @@ class Quiet:
     """A display that only remembers."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
         self.endings: list[str] = []
 
     def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None: ...
@@ -34,9 +33,6 @@ class Quiet:
 
     def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
         self.endings.append(ending)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def work(config: SweepConfig, trainer: Trainer, shown: Quiet | None = None) -> sweep.SweepResult:

@@ -113,7 +113,9 @@ def places(path: Path) -> set[str]:
         }
 
 
-def test_a_folder_that_was_moved_and_copied_opens_and_the_original_is_untouched(root: Path, tmp_path: Path) -> None:
+def test_a_folder_that_was_moved_and_copied_opens_and_the_original_is_untouched(
+    root: Path, tmp_path: Path, messages: list[str]
+) -> None:
     other = TrackingConfig(root=str(root), experiment="other-name")
     tracking.open_store(other)
     config = config_in(root)
@@ -125,9 +127,8 @@ def test_a_folder_that_was_moved_and_copied_opens_and_the_original_is_untouched(
     assert len(places(root / "mlflow.db")) >= 4
 
     copy = shutil.copytree(root, tmp_path / STRANGE / "records")
-    said: list[str] = []
-    there = tracking.open_store(TrackingConfig(root=str(copy)), said.append)
-    assert said == [f"the records were in {root}: the store now names their places in {copy}"]
+    there = tracking.open_store(TrackingConfig(root=str(copy)))
+    assert messages == [f"the records were in {root}: the store now names their places in {copy}"]
     assert all(place.startswith(copy.as_uri() + "/") for place in places(copy / "mlflow.db"))
     assert (root / "mlflow.db").read_bytes() == original
     # The copy stands for itself: the original can go.
@@ -137,15 +138,15 @@ def test_a_folder_that_was_moved_and_copied_opens_and_the_original_is_untouched(
     assert_complete(config_in(copy), run_id)
     tracking.deliver(there)
     assert there.client.get_run(run_id).data.tags["kept"] == "before the move"
-    assert said.pop() == "delivered 1 record of 1 run that had been kept"
-    assert tracking.open_store(TrackingConfig(root=str(copy)), said.append)
-    assert len(said) == 1
+    assert messages.pop() == "delivered 1 record of 1 run that had been kept"
+    assert tracking.open_store(TrackingConfig(root=str(copy)))
+    assert len(messages) == 1
     # A new run goes to the new place, and a link to a folder is no move.
     again = record_a_run(config_in(copy), lambda _: None, tmp_path)
     assert_complete(config_in(copy), again)
     (tmp_path / "link").symlink_to(copy)
-    tracking.open_store(TrackingConfig(root=str(tmp_path / "link")), said.append)
-    assert len(said) == 1
+    tracking.open_store(TrackingConfig(root=str(tmp_path / "link")))
+    assert len(messages) == 1
 
 
 def test_a_move_that_is_interrupted_changes_nothing(root: Path, tmp_path: Path) -> None:
@@ -155,15 +156,15 @@ def test_a_move_that_is_interrupted_changes_nothing(root: Path, tmp_path: Path) 
     program = f"""
 import os, sqlite3
 from pathlib import Path
-from digitcnn import embedded
+from digitcnn.tracking.local import relocate_artifacts
 
-connect = embedded.sqlite3.connect
+connect = sqlite3.connect
 def killed_at_the_end(*arguments, **options):
     connection = connect(*arguments, **options)
     connection.set_trace_callback(lambda statement: os.kill(os.getpid(), 9) if statement == "COMMIT" else None)
     return connection
-embedded.sqlite3.connect = killed_at_the_end
-embedded.bring_up_to_date(Path({str(moved)!r}))
+sqlite3.connect = killed_at_the_end
+relocate_artifacts(Path({str(moved)!r}))
 """
     ended = subprocess.run([sys.executable, "-c", program], check=False)
     assert ended.returncode == -9

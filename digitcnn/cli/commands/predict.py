@@ -1,9 +1,11 @@
 """Says what digit a picture shows: `digitcnn predict FILE... [KEY=VALUE ...]`."""
 
+import contextlib
 import sys
 
-from digitcnn.cli.command import main, printable
+from digitcnn.cli.command import main
 from digitcnn.config import PredictConfig
+from digitcnn.formatting import printable
 from digitcnn.predict import predict, prediction_in_words, predictions_as_csv, predictions_as_json
 
 
@@ -11,7 +13,9 @@ def classify(config: PredictConfig) -> int:
     """A line for every picture; one on standard error for each that cannot be used, and exit status 1."""
     # A file's name need not be text: for machines it is written as it is.
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    found = predict(config, lambda line: print(printable(line), file=sys.stderr))
+    # Whatever is said of the records or of a picture is no part of JSON or CSV.
+    with contextlib.redirect_stdout(sys.stderr):
+        found = predict(config)
     if config.format == "json":
         print(predictions_as_json(found))
     elif config.format == "csv":

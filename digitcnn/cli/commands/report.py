@@ -9,10 +9,10 @@ from digitcnn.config import ReportConfig
 def tell(config: ReportConfig) -> int:
     """One report as files; or, with `compare`, what differs between runs on the screen."""
     if config.compare is not None:
-        found = report.compare_runs(config.compare, config.study, config.tracking, print)
+        found = report.compare_runs(config.compare, config.study, config.tracking)
         tables.print_comparison(found)
         return 0
-    print(f"written: {report.write_report(config, print)}, and report.md and the tables beside it")
+    print(f"written: {report.write_report(config)}, and report.md and the tables beside it")
     return settled(config.tracking)
 
 

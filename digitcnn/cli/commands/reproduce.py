@@ -9,7 +9,7 @@ from digitcnn.values import Decision, EpochMetrics
 
 def reproduce(config: ReproduceConfig) -> int:
     """Finds the run, trains it, and prints every metric side by side and the verdict."""
-    frozen = evaluation.find_manifest(config, print)
+    frozen = evaluation.find_manifest(config)
     training = frozen.config.training
     with display.training_display(training) as shown, deferred_signals() as end_if_asked:
 

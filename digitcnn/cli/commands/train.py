@@ -22,7 +22,7 @@ def train(config: RunConfig) -> int:
             shown.on_progress(epoch, fraction)
             end_if_asked()
 
-        finished = runner.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress, say=shown.note)
+        finished = runner.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress)
     accuracy = 100 * finished.result.final.accuracy
     judged = "validation" if config.data.validation == "holdout" else "test"
     print(f"{judged} accuracy {accuracy:.2f} % after {len(finished.result.epochs)} epochs, ", end="")
