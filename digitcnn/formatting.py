@@ -1,10 +1,10 @@
-"""Numbers, times and foreign text as a person reads them."""
+"""Numbers, accuracies, times and foreign text as a person reads them."""
 
 from __future__ import annotations
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 12 min, 3 h 20 min."""
+    """Return seconds as a duration: 45 s, 12 min, 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -12,8 +12,29 @@ def format_duration(seconds: float) -> str:
 
 
 def format_count(number: int, what: str) -> str:
-    """A number of things: 1 worker, 2 workers."""
+    """Return a number of things: 1 worker, 2 workers."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def format_percent(fraction: float) -> str:
+    """Return a fraction in percent without the sign, which a table says once in its heading: 99.29."""
+    return f"{100 * fraction:.2f}"
+
+
+def format_points(difference: float) -> str:
+    """Return a difference of two fractions in percentage points: +0.12."""
+    return f"{100 * difference:+.2f}"
+
+
+def format_interval(low: float, high: float, *, signed: bool = False) -> str:
+    """Return an interval of fractions in percent, or of differences in points: 98.12 to 98.40, -0.10 to +0.18."""
+    text = format_points if signed else format_percent
+    return f"{text(low)} to {text(high)}"
+
+
+def format_p(p: float, digits: int = 2) -> str:
+    """Return a p value with that many significant digits: 0.013."""
+    return f"{p:.{digits}g}"
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from digitcnn.config import TrainingConfig
-from digitcnn.formatting import format_count, format_duration, printable
+from digitcnn.formatting import format_count, format_duration, format_percent, printable
 from digitcnn.values import Decision, EpochMetrics
 
 
@@ -78,7 +78,7 @@ def training_display(config: TrainingConfig) -> Iterator[TrainingDisplay]:
 def _validation(metrics: EpochMetrics) -> str:
     if metrics.validation_loss is None or metrics.validation_accuracy is None:
         return ""
-    return f"validation loss {metrics.validation_loss:.4f}, accuracy {100 * metrics.validation_accuracy:.2f} %; "
+    return f"validation loss {metrics.validation_loss:.4f}, accuracy {format_percent(metrics.validation_accuracy)} %; "
 
 
 class _TrainingLines:
@@ -88,7 +88,7 @@ class _TrainingLines:
     def on_epoch(self, metrics: EpochMetrics) -> Decision:
         print(
             f"epoch {metrics.epoch}/{self.epochs}: "
-            f"train loss {metrics.train_loss:.4f}, accuracy {100 * metrics.train_accuracy:.2f} %; "
+            f"train loss {metrics.train_loss:.4f}, accuracy {format_percent(metrics.train_accuracy)} %; "
             f"{_validation(metrics)}{metrics.images_per_second:,.0f} images/s",
             flush=True,
         )
@@ -137,7 +137,7 @@ class _TrainingTable:
             table.add_row(
                 str(metrics.epoch),
                 f"{metrics.train_loss:.4f}",
-                f"{100 * metrics.train_accuracy:.2f} %",
+                f"{format_percent(metrics.train_accuracy)} %",
                 "" if metrics.validation_loss is None else f"{metrics.validation_loss:.4f}",
                 Text(_percent(metrics.validation_accuracy), style="bold"),
                 f"{metrics.images_per_second:,.0f}",
@@ -286,7 +286,7 @@ def _accuracy(metrics: EpochMetrics) -> str:
 
 
 def _percent(accuracy: float | None) -> str:
-    return "" if accuracy is None else f"{100 * accuracy:.2f} %"
+    return "" if accuracy is None else f"{format_percent(accuracy)} %"
 
 
 def _number(value: object) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
+from digitcnn.formatting import format_percent, format_points
 from digitcnn.records import Metric, TrialRecord
 from digitcnn.study.trials import parameters_of, read_trial
 
@@ -118,7 +119,7 @@ def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str
         return f"{text}; the baseline has not completed"
     of_baseline = float(baseline.iloc[0][name])
     difference = best[name] - of_baseline
-    in_words = f"{100 * difference:+.2f} points" if name.endswith("accuracy") else f"{difference:+.4g}"
+    in_words = f"{format_points(difference)} points" if name.endswith("accuracy") else f"{difference:+.4g}"
     number = baseline.iloc[0]["trial"]
     return f"{text}; baseline: trial {number}, {format_cell(name, of_baseline)} (difference {in_words}, one run each)"
 
@@ -144,7 +145,7 @@ def format_cell(column: str, value: Any) -> str:
     if value is None or pd.isna(value):
         return ""
     if column.endswith("accuracy"):
-        return f"{100 * float(value):.2f} %"
+        return f"{format_percent(value)} %"
     if column == "run_id":
         return str(value)[:8]
     if isinstance(value, float):

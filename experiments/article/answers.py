@@ -9,6 +9,7 @@ import pandas as pd
 
 from digitcnn import evaluation, report
 from digitcnn.evaluation import PairedComparison, Summary
+from digitcnn.formatting import format_interval, format_p, format_percent, format_points
 from digitcnn.study import best_against_baseline, column_heading, format_cell, parameter_in_words, parameters_among
 from experiments.article import contrasts
 from experiments.article.contrasts import ARTICLES_BATCH, ARTICLES_FILTERS, BATCH_SIZE_STUDIES, Tables
@@ -27,7 +28,7 @@ def line_of_article(tables: Tables) -> str:
     )
     return (
         f"The article's CNN gets {_mean(cnn)} of the test images right, its fully connected network {_mean(mlp)}; "
-        f"the article says {_percent(NETWORKS['cnn'])} and {_percent(NETWORKS['mlp'])} %"
+        f"the article says {format_percent(NETWORKS['cnn'])} and {format_percent(NETWORKS['mlp'])} %"
     )
 
 
@@ -58,7 +59,7 @@ def line_of_default(tables: Tables) -> str:
     names = ("difference", "difference_low", "difference_high")
     mean, low, high = (float(leading[name]) for name in names)
     points = _points(Summary(int(leading["n"]), mean, float("nan"), low, high))
-    return f"{subject}: {points} on the test set, {leading['verdict']} (p {leading['p_holm']:.2g})"
+    return f"{subject}: {points} on the test set, {leading['verdict']} (p {format_p(leading['p_holm'])})"
 
 
 def networks(tables: Tables) -> dict[str, str]:
@@ -68,11 +69,13 @@ def networks(tables: Tables) -> dict[str, str]:
     for name, reported in NETWORKS.items():
         low, high = evaluation.prediction_interval(values[name].tolist())
         best = float(tables["article"].query("network == @name")["best_validation_accuracy"].mean())
-        single = f"{_percent(low)} to {_percent(high)}"
+        single = format_interval(low, high)
         cells = _summary(evaluation.summarize(values[name].tolist()))
-        rows.append([name.upper(), *cells, single, _percent(best), f"{_percent(reported)} (n = 1)"])
+        rows.append([name.upper(), *cells, single, format_percent(best), f"{format_percent(reported)} (n = 1)"])
         place = "within" if low <= reported <= high else "below" if reported < low else "above"
-        said.append(f"The article's {_percent(reported)} % is {place} the prediction interval of the {name.upper()}.")
+        said.append(
+            f"The article's {format_percent(reported)} % is {place} the prediction interval of the {name.upper()}."
+        )
     cnn = values["cnn"]
     over = f"{sum(value > 0.99 for value in cnn)} of {len(cnn)} runs of the CNN exceed 99 %"
     mean = (
@@ -85,7 +88,7 @@ def networks(tables: Tables) -> dict[str, str]:
     return {
         "table": report.markdown_table(head, rows),
         "found": f"{over}, {mean}. {' '.join(said)} CNN against fully connected network: "
-        f"{_points(difference.difference)}, p = {difference.p:.2g}.",
+        f"{_points(difference.difference)}, p = {format_p(difference.p)}.",
     }
 
 
@@ -112,10 +115,10 @@ def batch_size(tables: Tables) -> dict[str, str]:
     for size, budget in contrasts.budget_effects(tables).items():
         as_article, equal = (found[study][size] for study in BATCH_SIZE_STUDIES)
         sentences.append(
-            f"{size} instead of {ARTICLES_BATCH} gives {_signed(as_article.difference.mean)} points as the article "
-            f"counts and {_signed(equal.difference.mean)} at an equal number of images ({equal.verdict}). What comes "
-            f"with the number of images is the difference of the two: {_points(budget.difference)}, "
-            f"p {budget.p_holm:.2g} (Holm), {budget.verdict}."
+            f"{size} instead of {ARTICLES_BATCH} gives {format_points(as_article.difference.mean)} points as the "
+            f"article counts and {format_points(equal.difference.mean)} at an equal number of images "
+            f"({equal.verdict}). What comes with the number of images is the difference of the two: "
+            f"{_points(budget.difference)}, p {format_p(budget.p_holm)} (Holm), {budget.verdict}."
         )
     return said | {"budget": report.markdown_table(head, rows), "found": " ".join(sentences)}
 
@@ -136,7 +139,11 @@ def filters(tables: Tables) -> dict[str, str]:
     for index in np.argsort(summaries["cpu_seconds"].to_numpy(), kind="stable"):
         row = summaries.iloc[index]
         cells = ["-".join(map(str, pairs[index])), f"{row['parameters']:,.0f}", str(row["n"])]
-        cells += [_percent(row["mean"]), _percent(row["sd"]), f"{row['cpu_seconds']:.0f} ({row['cpu_sd']:.0f})"]
+        cells += [
+            format_percent(row["mean"]),
+            format_percent(row["sd"]),
+            f"{row['cpu_seconds']:.0f} ({row['cpu_sd']:.0f})",
+        ]
         rows.append([*cells, "yes" if row["front"] else "", *_compared(against.get(int(index)))])
     versus = f"against {'-'.join(map(str, ARTICLES_FILTERS))} (points)"
     head = ["filters", "parameters", "n", "accuracy (%)", "sd", "CPU s (sd)", "front", versus, *_TEST]
@@ -221,30 +228,22 @@ def settings(row: pd.Series[Any]) -> str:
 
 
 def _summary(summary: Summary) -> list[str]:
-    interval = f"{_percent(summary.low)} to {_percent(summary.high)}"
-    return [str(summary.n), _percent(summary.mean), _percent(summary.sd), interval]
+    interval = format_interval(summary.low, summary.high)
+    return [str(summary.n), format_percent(summary.mean), format_percent(summary.sd), interval]
 
 
 def _compared(each: PairedComparison | None) -> list[str]:
     if each is None:
         return ["", "", ""]
-    low, high = _signed(each.difference.low), _signed(each.difference.high)
-    return [f"{_signed(each.difference.mean)} ({low} to {high})", f"{each.p_holm:.2g}", each.verdict]
+    interval = format_interval(each.difference.low, each.difference.high, signed=True)
+    return [f"{format_points(each.difference.mean)} ({interval})", format_p(each.p_holm), each.verdict]
 
 
 def _mean(summary: Summary) -> str:
-    low, high = _percent(summary.low), _percent(summary.high)
-    return f"{_percent(summary.mean)} % (n = {summary.n}, 95 % interval {low} to {high})"
+    interval = format_interval(summary.low, summary.high)
+    return f"{format_percent(summary.mean)} % (n = {summary.n}, 95 % interval {interval})"
 
 
 def _points(difference: Summary) -> str:
-    low, high = _signed(difference.low), _signed(difference.high)
-    return f"{_signed(difference.mean)} points (n = {difference.n}, 95 % interval {low} to {high})"
-
-
-def _signed(fraction: float) -> str:
-    return f"{100 * fraction:+.2f}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
+    interval = format_interval(difference.low, difference.high, signed=True)
+    return f"{format_points(difference.mean)} points (n = {difference.n}, 95 % interval {interval})"
