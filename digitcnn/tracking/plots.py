@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from digitcnn.drawing import BLUE, INK, MOST_LABELLED_CLASSES, ORANGE, mistake_shares
 from digitcnn.values import EpochMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Two colours that stay apart in print and for colour-blind readers (Okabe and Ito, 2008).
-_TRAINING, _VALIDATION = "#0072B2", "#D55E00"
-_MOST_LABELLED_CLASSES = 20
+_TRAINING, _VALIDATION = BLUE, ORANGE
 
 
 def learning_curves(epochs: tuple[EpochMetrics, ...], title: str) -> Figure:
@@ -70,28 +69,17 @@ def confusion_matrix(confusion: NDArray[np.int64], title: str) -> Figure:
     classes = len(confusion)
     figure = Figure(figsize=(6.6, 6), layout="constrained", dpi=120)
     axes = figure.subplots()
-    totals = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    mistakes = 100 * confusion / totals
-    # The diagonal would drown the mistakes in one colour: it is left white, its counts are written in it.
-    np.fill_diagonal(mistakes, 0)
-    picture = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1.0, float(mistakes.max())))
+    mistakes = mistake_shares(confusion)
+    most = max(1.0, float(mistakes.max()))
+    picture = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=most)
     axes.set(xlabel="predicted class", ylabel="true class")
-    if classes <= _MOST_LABELLED_CLASSES:
+    if classes <= MOST_LABELLED_CLASSES:
         axes.set(xticks=range(classes), yticks=range(classes))
-        for row, column in np.ndindex(classes, classes):
-            if count := int(confusion[row, column]):
-                weight = "bold" if row == column else "normal"
-                dark = mistakes[row, column] > 0.65 * max(1.0, float(mistakes.max()))
-                axes.text(
-                    column,
-                    row,
-                    str(count),
-                    ha="center",
-                    va="center",
-                    fontsize=8.5,
-                    weight=weight,
-                    color="white" if dark else "#222222",
-                )
+        for row, column in np.argwhere(confusion):
+            weight = "bold" if row == column else "normal"
+            color = "white" if mistakes[row, column] > 0.65 * most else INK
+            count = str(confusion[row, column])
+            axes.text(column, row, count, ha="center", va="center", fontsize=8.5, weight=weight, color=color)
     figure.colorbar(picture, ax=axes, shrink=0.8, label="mistakes (% of the true class)")
     accuracy = 100 * np.trace(confusion) / max(int(confusion.sum()), 1)
     wrong = int(confusion.sum() - np.trace(confusion))

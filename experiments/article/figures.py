@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from digitcnn import evaluation
+from digitcnn.drawing import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, SKY
 from experiments.article import answers, contrasts, results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that stay apart in print and for colour-blind readers (Okabe and Ito, 2008).
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-_GREY = "#777777"
+_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
 
 def draw(tables: contrasts.Tables) -> bytes | None:
@@ -55,8 +54,8 @@ def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
             axes.errorbar(
                 mean.index[-1], 100 * summary.mean, half, fmt=marker, color=color, ms=5, capsize=3, mfc="white"
             )
-    axes.plot([], [], "-", color=_GREY, label="as the article counts epochs")
-    axes.plot([], [], "--", color=_GREY, label="at an equal number of images")
+    axes.plot([], [], "-", color=DARK_GREY, label="as the article counts epochs")
+    axes.plot([], [], "--", color=DARK_GREY, label="at an equal number of images")
     axes.set(
         xscale="log",
         xlabel="images seen",
