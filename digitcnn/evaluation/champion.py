@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pandas as pd
 from digitcnn import tracking
 from digitcnn.config import RunConfig
 from digitcnn.evaluation import statistics
+from digitcnn.formatting import format_interval, format_p, format_percent, format_points
 from digitcnn.records import Metric
 
 # The columns of a confirmation's table that are counts, and may be empty.
@@ -55,7 +55,7 @@ def confirmation_tables(
             | {key: metrics[key] for key in (Metric.TEST_ACCURACY, Metric.TEST_LOSS, Metric.CPU_SECONDS)}
         )
         sizes[name] = int(metrics[Metric.PARAMETERS])
-        table = pd.read_csv(io.StringIO(tracking.read_predictions(store, run_id)))
+        table = tracking.read_predictions(store, run_id)
         right.setdefault(name, []).append((table["predicted"] == table["label"]).to_numpy())
     runs_table = pd.DataFrame(rows)
     trials = {contender.name: contender.trial for contender in contenders}
@@ -158,10 +158,8 @@ def model_card(
 
 
 def _interval(row: pd.Series[Any]) -> str:
-    return (
-        f"{100 * row['mean']:.2f} % (n = {row['n']}, sd {100 * row['sd']:.2f}, "
-        f"95 % interval {100 * row['low']:.2f} to {100 * row['high']:.2f})"
-    )
+    interval = format_interval(row["low"], row["high"])
+    return f"{format_percent(row['mean'])} % (n = {row['n']}, sd {format_percent(row['sd'])}, 95 % interval {interval})"
 
 
 def verdict_sentences(table: pd.DataFrame) -> list[str]:
@@ -173,10 +171,12 @@ def verdict_sentences(table: pd.DataFrame) -> list[str]:
             continue
         line = f"{row['config']}: test accuracy {_interval(row)}"
         if row["config"] != "baseline":
-            line += f"; {100 * row['difference']:+.2f} points ({100 * row['difference_low']:+.2f} to "
-            line += f"{100 * row['difference_high']:+.2f}), p {row['p_holm']:.3g} (Holm); right alone on "
-            line += f"{row['only_candidate_right']} images, wrong alone on {row['only_baseline_right']} "
-            line += f"(McNemar p {row['mcnemar_p']:.3g}): {row['verdict']}"
+            interval = format_interval(row["difference_low"], row["difference_high"], signed=True)
+            line += (
+                f"; {format_points(row['difference'])} points ({interval}), p {format_p(row['p_holm'], 3)} (Holm); "
+                f"right alone on {row['only_candidate_right']} images, wrong alone on {row['only_baseline_right']} "
+                f"(McNemar p {format_p(row['mcnemar_p'], 3)}): {row['verdict']}"
+            )
         lines.append(line)
     champion = str(table[table["champion"]]["config"].iloc[0])
     why = "nothing was better than the baseline" if champion == "baseline" else "better than the baseline"

@@ -1,4 +1,4 @@
-"""What is recorded of a study, read at once: its trials, runs and learning curves, its confirmation, its champion."""
+"""A study's records, read at once: its trials, runs and learning curves, its confirmation, its champion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest
 from digitcnn.records import EPOCH_METRICS, Artifact, StudyAttribute, Tag
 from digitcnn.training import load_splits
-from digitcnn.values import Splits
 
 _ENVIRONMENT = (
     *(Tag.HOST, Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM),
@@ -30,12 +29,12 @@ _CODE_AND_DATA = (Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256)
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A recorded confirmation: a row per config, a row per run, and the champion's frozen run."""
+    """A recorded confirmation: a row per config, a row per run, the champion's name and the manifest of its run."""
 
     table: pd.DataFrame
     runs: pd.DataFrame
     champion: str
-    frozen: RunManifest
+    manifest: RunManifest
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class StudyRecord:
 
 
 def read_study(store: tracking.Store, reference: StudyReference, config: TrackingConfig) -> StudyRecord:
-    """Reads everything that is recorded of a study. Raises ConfigError if there is no such study."""
+    """Read everything that is recorded of a study. Raise ConfigError if there is no such study."""
     opened = study.recorded_study(reference, config.folder)
     snapshot = study.snapshot_study(opened)
     table = study.rank_trials(snapshot)
@@ -156,30 +155,20 @@ class Mistake:
     probability: float
 
 
-def predictions(store: tracking.Store, frozen: RunManifest) -> pd.DataFrame:
-    """The predicted class of every test image: image, label, predicted, probability."""
-    return pd.read_csv(io.StringIO(tracking.read_predictions(store, frozen.run_id)))
+def most_confident_mistakes(manifest: RunManifest, predicted: pd.DataFrame, most: int) -> list[Mistake]:
+    """Return the test images that a run was most confidently wrong about.
 
-
-def mistakes(frozen: RunManifest, predicted: pd.DataFrame, most: int) -> list[Mistake]:
-    """The test images that a run was most confidently wrong about.
-
-    Raises ConfigError if its data cannot be read any more, or are others than it was judged by.
+    Raise ConfigError if its data cannot be read any more, or are others than it was judged by.
     """
-    splits = _same_data(frozen)
+    try:
+        splits = load_splits(manifest.config.data)
+    except MachineError as error:
+        raise ConfigError(str(error)) from None
+    if splits.sha256 != manifest.data_sha256:
+        raise ConfigError(f"data.path={manifest.config.data.path}: holds other data than the run was judged by")
     wrong = predicted[predicted["predicted"] != predicted["label"]]
     wrong = wrong.sort_values(["probability", "image"], ascending=[False, True]).head(most)
     return [
         Mistake(int(image), splits.validation.images[int(image)], int(label), int(taken), float(probability))
         for image, label, taken, probability in wrong[list(_PREDICTION)].itertuples(index=False)
     ]
-
-
-def _same_data(frozen: RunManifest) -> Splits:
-    try:
-        splits = load_splits(frozen.config.data)
-    except MachineError as error:
-        raise ConfigError(str(error)) from None
-    if splits.sha256 != frozen.data_sha256:
-        raise ConfigError(f"data.path={frozen.config.data.path}: holds other data than the run was judged by")
-    return splits

@@ -1,15 +1,16 @@
-"""What a report says of a study: its sentences and tables, for the page and for the summary."""
+"""The words of a report: sentences and tables, for its page and for its summary in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from digitcnn import evaluation, study
+from digitcnn.formatting import format_interval, format_p, format_percent, format_points
 from digitcnn.records import Metric, is_maximized
-from digitcnn.report import charts, markdown
+from digitcnn.report import charts
 from digitcnn.report.record import StudyRecord
 from digitcnn.study import Choices, Range
 
@@ -33,7 +34,7 @@ class Grid:
 
 
 def state(found: StudyRecord) -> str:
-    """How far the study is."""
+    """Return how many trials the study has finished, and how its last sweep ended."""
     counts = found.table["state"].value_counts() if len(found.table) else pd.Series(dtype=int)
     text = f"{found.finished:,} of {found.total:,} trials finished"
     if len(counts):
@@ -43,7 +44,7 @@ def state(found: StudyRecord) -> str:
 
 
 def question(found: StudyRecord) -> str:
-    """What the study asks."""
+    """Return the study's question: which values of its parameters serve its objectives."""
     wanted = [
         f"{'higher' if is_maximized(name) else 'lower'} {charts.title_of(name).partition(' (')[0]}"
         for name in found.objectives
@@ -60,7 +61,7 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def space(found: StudyRecord) -> Grid:
-    """The parameters that are searched, with the values of the baseline, the confirmed trials and the best."""
+    """Return the searched parameters with the values of the baseline, the confirmed trials and the best."""
     names = [] if found.confirmation is None else found.confirmation.table["config"].iloc[1:].tolist()
     best = study.best_trial_number(found.table)
     if best is not None and f"trial {best}" not in names:
@@ -75,7 +76,7 @@ def space(found: StudyRecord) -> Grid:
 
 
 def protocol(found: StudyRecord) -> list[str]:
-    """By which rules trials were trained, judged and confirmed."""
+    """Return the rules by which trials were trained, judged and confirmed."""
     values = found.baseline
     sampler, seed, pruner = (found.settings.get(f"study.{name}", "unknown") for name in ("sampler", "seed", "pruner"))
     lines = [
@@ -103,12 +104,12 @@ def _training_images(found: StudyRecord, everything: str) -> str:
 
 
 def fixed(found: StudyRecord) -> list[str]:
-    """All values that are not searched, as KEY=VALUE."""
+    """Return all values that are not searched, as KEY=VALUE."""
     return [f"{key}={value}" for key, value in found.baseline.items() if key not in found.identity["space"]]
 
 
 def abstract(found: StudyRecord) -> list[str]:
-    """The finding in a few sentences: the confirmation's, or what the search alone lets one say."""
+    """Return the finding in a few sentences: the confirmation's, or the search's with its reservation."""
     if found.confirmation is None:
         alone = "This is the search alone, which decides nothing: it has not been confirmed yet."
         return [of_search(found)[0], *([] if found.completed.empty else [alone])]
@@ -119,7 +120,7 @@ def abstract(found: StudyRecord) -> list[str]:
 
 
 def of_search(found: StudyRecord) -> list[str]:
-    """What the search found, and how much that is worth."""
+    """Return the search's best trial beside the baseline, and how much that is worth."""
     completed, name = found.completed, found.study.study_name
     if completed.empty:
         return ["No trial has completed yet."]
@@ -141,37 +142,47 @@ def of_search(found: StudyRecord) -> list[str]:
 def _chance(found: StudyRecord) -> str:
     images = int(found.baseline["data.validation_size"])
     accuracy = float(found.completed[Metric.VALIDATION_ACCURACY].iloc[0])
-    error = 100 * evaluation.standard_error(accuracy, images)
+    error = format_percent(evaluation.standard_error(accuracy, images))
     return (
-        f"One run each decides nothing: the standard error of an accuracy of {100 * accuracy:.2f} % is {error:.2f} "
+        f"One run each decides nothing: the standard error of an accuracy of {format_percent(accuracy)} % is {error} "
         f"points (binomial, n = {images:,} images), and the first of {len(found.completed):,} is the luckiest as well."
     )
 
 
 def confirmed_text(table: pd.DataFrame) -> Grid:
-    """A confirmation's table; a config that diverged has its verdict alone."""
+    """Return a confirmation's table as texts; a config that diverged has its verdict alone."""
     body = []
     for _, row in table.iterrows():
         if row["n"] == 0:
             body.append([row["config"], "0", *[""] * 9, row["verdict"]])
             continue
-        cells = [row["config"] + (" (champion)" if row["champion"] else ""), str(row["n"])]
-        cells += [f"{100 * row['mean']:.2f} %", f"{100 * row['sd']:.2f}"]
-        cells += [f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"]
-        if row["config"] == "baseline":
-            cells += [""] * 5
-        else:
-            cells += [f"{100 * row['difference']:+.2f}"]
-            cells += [f"{100 * row['difference_low']:+.2f} to {100 * row['difference_high']:+.2f}"]
-            cells += [f"{row['p_holm']:.2g}"]
-            cells += [f"{row['only_candidate_right']}, {row['only_baseline_right']}", f"{row['mcnemar_p']:.2g}"]
-        body.append([*cells, f"{row['cpu_seconds']:.1f}", row["verdict"]])
+        compared = [""] * 5
+        if row["config"] != "baseline":
+            compared = [
+                format_points(row["difference"]),
+                format_interval(row["difference_low"], row["difference_high"], signed=True),
+                format_p(row["p_holm"]),
+                f"{row['only_candidate_right']}, {row['only_baseline_right']}",
+                format_p(row["mcnemar_p"]),
+            ]
+        body.append(
+            [
+                row["config"] + (" (champion)" if row["champion"] else ""),
+                str(row["n"]),
+                f"{format_percent(row['mean'])} %",
+                format_percent(row["sd"]),
+                format_interval(row["low"], row["high"]),
+                *compared,
+                f"{row['cpu_seconds']:.1f}",
+                row["verdict"],
+            ]
+        )
     head = ("config", "n", "mean", "sd", "95 % interval", "difference (points)", "95 % interval", "p (Holm)")
     return Grid((*head, "right alone, wrong alone", "McNemar p", "CPU s", "verdict"), body)
 
 
 def ranked(found: StudyRecord) -> str:
-    """What the leaderboard shows and how it is ordered."""
+    """Return the leaderboard's caption: its rows and their order."""
     number = len(found.table)
     shown = f"The first {_MOST_ROWS} of {number:,} trials" if number > _MOST_ROWS else "Every trial"
     by = "the number of its Pareto front" if len(found.objectives) > 1 else f"{found.objectives[0]}, one run each"
@@ -179,21 +190,21 @@ def ranked(found: StudyRecord) -> str:
 
 
 def ranking(table: pd.DataFrame) -> Grid:
-    """Rows of the leaderboard."""
+    """Return the first rows of a leaderboard as texts."""
     head = tuple(study.column_heading(str(name)) for name in table.columns)
     rows = table.head(_MOST_ROWS).to_dict("records")
     return Grid(head, [[study.format_cell(str(name), value) for name, value in row.items()] for row in rows])
 
 
 def of_parallel_coordinates(found: StudyRecord) -> str:
-    """What the lines and colours of the chart are."""
+    """Return the caption of the parallel coordinates."""
     number, colour = len(found.completed), "Pareto rank" if len(found.objectives) > 1 else "objective"
     which = f"the {charts.MOST_LINES} best" if number > charts.MOST_LINES else "each"
     return f"A line for {which} of the completed trials; the colour is its {colour}, the darker the better."
 
 
 def of_importance(found: StudyRecord) -> str:
-    """What the bars of the chart are, and whether to believe them."""
+    """Return the caption of the parameters' importance, with the reservation of a small study."""
     number = len(found.completed)
     hint = ": too few for more than a hint" if number < _ENOUGH_FOR_IMPORTANCE else ""
     return (
@@ -203,51 +214,51 @@ def of_importance(found: StudyRecord) -> str:
 
 
 def of_champion(found: StudyRecord, wrong: int, images: int) -> str:
-    """Which model the champion is, and how many of the test images it has wrong."""
+    """Return the champion's name and run, and how many of the test images it has wrong."""
     if found.confirmation is None:
-        finds = f"digitcnn confirm study={found.study.study_name}"
-        return f"There is no champion yet: {finds} finds it."
-    frozen = found.confirmation.frozen
+        return f"There is no champion yet: digitcnn confirm study={found.study.study_name} finds it."
+    manifest = found.confirmation.manifest
     return (
-        f"The champion is {found.confirmation.champion}. Its model, of run {frozen.run_id} with seed "
-        f"{frozen.config.training.seed}, has {wrong} of {images:,} test images wrong."
+        f"The champion is {found.confirmation.champion}. Its model, of run {manifest.run_id} with seed "
+        f"{manifest.config.training.seed}, has {wrong} of {images:,} test images wrong."
     )
 
 
 def commands(found: StudyRecord) -> list[str]:
-    """The commands that were recorded, and those that lead on from here."""
-    name = found.study.study_name
+    """Return the recorded commands, and those that lead on from here."""
+    written = f"digitcnn report study={found.study.study_name}"
     if found.confirmation is None:
-        further = [
-            f"digitcnn confirm study={name}",
-            f"digitcnn report study={name}",
-        ]
+        further = [f"digitcnn confirm study={found.study.study_name}", written]
     else:
-        run_id = found.confirmation.frozen.run_id
-        further = [
-            f"digitcnn report study={name}",
-            f"digitcnn reproduce run={run_id}",
-        ]
+        further = [written, f"digitcnn reproduce run={found.confirmation.manifest.run_id}"]
     return list(dict.fromkeys([*found.commands, *further]))
 
 
 def environment(found: StudyRecord) -> Grid:
-    """What the runs depended on; where they differ, every value with its number of runs."""
-
-    def text(values: Mapping[str, int]) -> str:
-        if len(values) == 1:
-            return next(iter(values))
-        return "; ".join(f"{value} ({number} runs)" for value, number in values.items())
-
-    return Grid(("what", "recorded by the runs"), [[name, text(each)] for name, each in found.environment.items()])
+    """Return the runs' environments; where they differ, every value with its number of runs."""
+    body = []
+    for name, values in found.environment.items():
+        counted = [f"{value} ({number} runs)" for value, number in values.items()]
+        body.append([name, "; ".join(counted if len(values) > 1 else values)])
+    return Grid(("what", "recorded by the runs"), body)
 
 
 def summary(found: StudyRecord) -> str:
-    """The report in short, as Markdown for a README."""
+    """Return the report in short, as Markdown for a README."""
     confirmed = [] if found.confirmation is None else evaluation.verdict_sentences(found.confirmation.table)
     lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]
-    lines += [f"- {markdown.escape_markdown(line)}" for line in [*confirmed, *of_search(found)]]
+    lines += [f"- {_escaped(line)}" for line in [*confirmed, *of_search(found)]]
     if len(found.table):
         grid = ranking(found.table.drop(columns=["run_id", "note"]).head(_ROWS_OF_SUMMARY))
-        lines += ["", markdown.markdown_table(grid.head, grid.body)]
+        lines += ["", markdown_table(grid.head, grid.body)]
     return "\n".join([*lines, "", "```bash", *commands(found), "```", ""])
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown of texts that may hold anything."""
+    return "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _escaped(text: str) -> str:
+    # Markdown would take them for a table's bar, for HTML and for a row's end.
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from digitcnn.config import LATER_KEYS, RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Artifact, Tag
 from digitcnn.tracking.client import Store, deliver, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHAMPION_MODEL = "digitcnn"
 CHAMPION_ALIAS = "champion"
@@ -65,9 +69,11 @@ def was_trained_with(run: Any, config: RunConfig) -> bool:
     return all(recorded.get(name) == value for name, value in wanted.items())
 
 
-def read_predictions(store: Store, run_id: str) -> str:
-    """The predicted class of every test image, as CSV: image, label, predicted, probability."""
-    return read_text(store, run_id, Artifact.PREDICTIONS)
+def read_predictions(store: Store, run_id: str) -> pd.DataFrame:
+    """Return the predicted class of every test image: image, label, predicted, probability."""
+    import pandas as pd
+
+    return pd.read_csv(io.StringIO(read_text(store, run_id, Artifact.PREDICTIONS)))
 
 
 def logged_model(store: Store, run_id: str) -> Any:

@@ -122,7 +122,7 @@ def collect_default(store: Store, config: TrackingConfig) -> Part:
     }
     confirming = [run for run in runs.values() if Tag.CONFIRMS in run.data.tags]
     made = provenance.rows(name, _of_trials(runs)) + provenance.rows(f"{name} confirmed", confirming)
-    return Part(tables, made, found.confirmation.frozen)
+    return Part(tables, made, found.confirmation.manifest)
 
 
 def collect_backends(store: Store, config: TrackingConfig) -> Part:

@@ -19,6 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
+from plotly.offline import get_plotlyjs
 
 from digitcnn import evaluation, report, study, tracking
 from digitcnn.config import ConfirmConfig, ReportConfig, StudyReference, SweepConfig, TrackingConfig, load_config
@@ -172,7 +173,7 @@ def _counts(figure: dict[str, Any]) -> list[int]:
 def test_the_page_is_whole_and_names_no_address(confirmed: Path) -> None:
     page = _Page(confirmed / "reports" / "small" / "report.html")
     figures, library, drawing = page.scripts
-    assert library == charts.library()
+    assert library == get_plotlyjs()
     policy = next(value for _, name, value in page.attributes if name == "content" and "default-src" in value)
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
@@ -322,7 +323,7 @@ def test_importance_is_that_of_the_best_trials_whatever_the_direction() -> None:
             ranges = {"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1)}
             value = -10.0 - b if b > 0.8 else a
             searched.add_trial(create_trial(params={"a": a, "b": b}, distributions=ranges, values=[value, 1.0]))
-        figure = charts.importances(charts.pictured(searched))
+        figure = charts.importances(charts.with_chart_units(searched))
         assert figure is not None
         bars = dict(zip(figure.data[0].y, figure.data[0].x, strict=True))
         assert max(bars, key=bars.__getitem__) == deciding
@@ -345,7 +346,7 @@ def test_accuracies_are_drawn_in_percent_and_trials_that_ended_early_faded() -> 
     one.set_metric_names(["validation_accuracy"])
     choices = {"training.batch_size": CategoricalDistribution([20, 50])}
     one.add_trial(create_trial(params={"training.batch_size": 20}, distributions=choices, value=0.97))
-    assert charts.history(charts.pictured(one), 0).data[0].y == (97.0,)
+    assert charts.history(charts.with_chart_units(one), 0).data[0].y == (97.0,)
 
 
 def test_runs_side_by_side_show_what_differs(confirmed: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import os
 import subprocess
@@ -86,9 +85,9 @@ def test_a_model_of_any_backend_predicts_the_same_on_tensorflow(trained: Trained
     data = DataConfig(path=trained.run.data.params["data.path"], validation="test_once")
     images = load_splits(data).validation.images
     probabilities = model.predict(images, verbose=0)
-    there = list(csv.DictReader(tracking.read_predictions(trained.store, trained.run.info.run_id).splitlines()))
-    assert [int(row["predicted"]) for row in there] == probabilities.argmax(axis=1).tolist()
-    np.testing.assert_allclose([float(row["probability"]) for row in there], probabilities.max(axis=1), atol=1e-5)
+    recorded = tracking.read_predictions(trained.store, trained.run.info.run_id)
+    assert recorded["predicted"].tolist() == probabilities.argmax(axis=1).tolist()
+    np.testing.assert_allclose(recorded["probability"], probabilities.max(axis=1), atol=1e-5)
     # It has learned something: there are ten classes.
     assert trained.run.data.metrics["test_accuracy"] > 0.5
 
