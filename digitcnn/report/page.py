@@ -33,7 +33,7 @@ def write_report(config: ReportConfig) -> Path:
     folder = config.tracking.folder / "reports" / config.study.name
     url = study.storage_url(config.tracking.folder)
     with tracking.store_errors(config.tracking), study.storage_errors(url):
-        store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}", say)
+        store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}")
         found = read_study(store, config.study, config.tracking)
         contents = {
             Artifact.REPORT_PAGE: page(found, store),
