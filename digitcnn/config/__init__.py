@@ -10,7 +10,6 @@ from digitcnn.config.commands import (
 )
 from digitcnn.config.loading import Config, flatten, known_keys, load_config, nearest_key, nested
 from digitcnn.config.schema import (
-    LATER_KEYS,
     Backend,
     CnnConfig,
     Count,
@@ -28,7 +27,6 @@ from digitcnn.config.schema import (
 from digitcnn.config.urls import without_credentials
 
 __all__ = [
-    "LATER_KEYS",
     "Backend",
     "CnnConfig",
     "Config",

@@ -34,8 +34,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What file systems allow, in bytes.
 _LONGEST_PATH, _LONGEST_NAME = 4000, 255
 _MOST_COUNTED = 10_000_000
-# Keys that runs and studies recorded before them do not name, and what those had.
-LATER_KEYS = {"backend": "tensorflow"}
 
 
 def parse_duration(duration: str) -> float:

@@ -16,7 +16,7 @@ from digitcnn.evaluation import manifest
 from digitcnn.evaluation.champion import Candidate, confirmation_tables, model_card
 from digitcnn.evaluation.manifest import write_manifest
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Metric, StudyAttribute, Tag, is_maximized
+from digitcnn.records import Artifact, Metric, Tag
 from digitcnn.runner import (
     Job,
     Pool,
@@ -86,7 +86,7 @@ class ConfirmationResult:
 def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     """Checks everything that a confirmation needs. Raises ConfigError; creates nothing."""
     existing = study.recorded_study(config.study, config.tracking.folder)
-    with study.storage_errors(study.storage_url(config.tracking.folder)):
+    with study.storage_errors(config.tracking.folder):
         contenders = _contenders(existing, config)
     runner.check_run(contenders[0].config)
     # Not the seed that the search was judged with: its luck made the best trials the best.
@@ -94,27 +94,21 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     seeds = tuple(range(first, first + config.confirm.seeds))
     jobs = len(contenders) * len(seeds)
     workers = min(config.confirm.workers or len(core_shares(1)[0]), jobs)
-    return ConfirmationPlan(config, contenders, seeds, workers, str(existing.user_attrs[StudyAttribute.PARENT_RUN_ID]))
+    return ConfirmationPlan(config, contenders, seeds, workers, str(existing.parent_run_id))
 
 
-def _contenders(existing: study.Study, config: ConfirmConfig) -> tuple[Candidate, ...]:
-    """The baseline and the trials with the best first objective, each config once."""
-    flat = {**existing.user_attrs[StudyAttribute.IDENTITY]["baseline"], "data.validation": "test_once"}
+def _contenders(existing: study.OpenStudy, config: ConfirmConfig) -> tuple[Candidate, ...]:
+    """The baseline and the best trials, each config once."""
+    flat = {**existing.identity["baseline"], "data.validation": "test_once"}
     base = load_config(RunConfig, {**nested(flat), "tracking": config.tracking.model_dump()})
-    searched = [name for name in existing.user_attrs[StudyAttribute.IDENTITY]["space"] if name != "training.seed"]
+    searched = [name for name in existing.identity["space"] if name != "training.seed"]
     start = {name: base.parameters()[name] for name in searched}
     table = study.rank_trials(existing)
     found = [Candidate("baseline", study.baseline_trial_number(table) or 0, start, base)]
-    completed = table[table["state"] == "complete"] if len(table) else table
-    if len(completed):
-        maximize = is_maximized(existing.metric_names[0]) if existing.metric_names else True
-        objective = (existing.metric_names or ["value"])[0]
-        completed = completed.sort_values([objective, "trial"], ascending=[not maximize, True], kind="stable")
-    trials = existing.get_trials(deepcopy=False)
-    for number in completed["trial"] if len(completed) else []:
-        parameters = {name: value for name, value in trials[number].params.items() if name in start}
+    for trial in study.best_first(existing, study.ended_trials(existing).values()):
+        parameters = {name: value for name, value in trial.parameters.items() if name in start}
         if len(found) <= config.confirm.top and all(parameters != each.parameters for each in found):
-            found.append(Candidate(f"trial {number}", int(number), parameters, base.replace(parameters)))
+            found.append(Candidate(f"trial {trial.number}", trial.number, parameters, base.replace(parameters)))
     if len(found) == 1:
         raise ConfigError(f"study.name={config.study.name}: no trial beside the baseline has completed")
     return tuple(found)
@@ -125,7 +119,7 @@ def run_confirmation(plan: ConfirmationPlan, shown: SweepDisplay, trainer: Train
     config, name = plan.config, plan.config.study.name
     opened = study.recorded_study(config.study, config.tracking.folder)
     with (
-        study.storage_errors(study.storage_url(config.tracking.folder)),
+        study.storage_errors(config.tracking.folder),
         tracking.store_errors(config.tracking),
         study.only_process(config.tracking.folder, name),
     ):

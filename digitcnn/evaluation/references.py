@@ -43,8 +43,8 @@ def find_run(
 def _best(of: StudyReference, config: TrackingConfig) -> str:
     """The run of the trial with the best first objective."""
     opened = study.recorded_study(of, config.folder)
-    with study.storage_errors(study.storage_url(config.folder)):
+    with study.storage_errors(config.folder):
         best = study.best_trial(opened)
     if best is None:
         raise ConfigError(f"study.name={of.name}: no trial of it has completed yet")
-    return str(study.read_trial(best).run_id)
+    return str(best.record.run_id)

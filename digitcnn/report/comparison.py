@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from digitcnn import evaluation, tracking
-from digitcnn.config import LATER_KEYS, StudyReference, TrackingConfig
+from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError
 from digitcnn.records import Tag
 
@@ -40,7 +40,7 @@ def compare_runs(named: str, study: StudyReference, config: TrackingConfig) -> R
     for run in found:
         tags = {k: v for k, v in run.data.tags.items() if k in _TAGS or k.startswith(Tag.VERSION_PREFIX)}
         status = {"name": run.info.run_name, "status": run.info.status}
-        parameters = dict(sorted((LATER_KEYS | run.data.params).items()))
+        parameters = dict(sorted(run.data.params.items()))
         columns.append(status | parameters | dict(sorted(run.data.metrics.items())) | tags)
     names = list(dict.fromkeys(name for column in columns for name in column))
     values = {name: [column.get(name) for column in columns] for name in names}

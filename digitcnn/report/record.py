@@ -13,10 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from digitcnn import evaluation, study, tracking
-from digitcnn.config import LATER_KEYS, StudyReference, TrackingConfig
+from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest
-from digitcnn.records import EPOCH_METRICS, Artifact, StudyAttribute, Tag
+from digitcnn.records import EPOCH_METRICS, Artifact, Tag
 from digitcnn.training import load_splits
 
 _ENVIRONMENT = (
@@ -63,7 +63,7 @@ class StudyRecord:
     @property
     def baseline(self) -> dict[str, Any]:
         """Every value of the baseline's config, by dotted name."""
-        return {**LATER_KEYS, **self.identity["baseline"]}
+        return dict(self.identity["baseline"])
 
     @property
     def completed(self) -> pd.DataFrame:
@@ -89,7 +89,7 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     snapshot = study.snapshot_study(opened)
     table = study.rank_trials(snapshot)
     found = {run.info.run_id: run for run in tracking.study_runs(store, reference.name)}
-    parent_run_id = opened.user_attrs.get(StudyAttribute.PARENT_RUN_ID)
+    parent_run_id = opened.parent_run_id
     parent = found.pop(parent_run_id, None)
     runs = sorted(found.values(), key=lambda run: run.info.start_time)
     settings = {} if parent is None else dict(parent.data.params)
@@ -97,7 +97,7 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     every = [run.data.tags for run in ([] if parent is None else [parent]) + runs]
     return StudyRecord(
         study=snapshot,
-        identity=dict(opened.user_attrs[StudyAttribute.IDENTITY]),
+        identity=opened.identity,
         objectives=tuple(snapshot.metric_names or ["value"]),
         table=table,
         curves=_curves(store, table),

@@ -15,8 +15,8 @@ from digitcnn.study import OpenStudy, parse_space
 
 def begin_study_run(opened: OpenStudy, store: tracking.Store, config: SweepConfig) -> str:
     """The id of the study's run: a new one, or the one that there is, RUNNING again."""
-    noted = opened.user_attrs.get(StudyAttribute.PARENT_RUN_ID)
-    run_id = str(noted) if noted and recovery.has_run(store, noted) else _found_or_new(opened, store, config)
+    noted = opened.parent_run_id
+    run_id = noted if noted and recovery.has_run(store, noted) else _found_or_new(opened, store, config)
     opened.set_user_attr(StudyAttribute.PARENT_RUN_ID, run_id)
     for other in _runs(opened, store):
         if other != run_id:

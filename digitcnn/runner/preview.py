@@ -19,7 +19,7 @@ from digitcnn.formatting import format_count, format_duration
 from digitcnn.runner.run import check_run
 from digitcnn.runner.sweep import SweepPlan
 from digitcnn.runner.workers import Job, Outcome, Pool, RunFailed, WorkerDied
-from digitcnn.study import Range, Scalar, Space, space_size
+from digitcnn.study import draw_points, space_size
 from digitcnn.training import (
     build_model,
     count_multiplications,
@@ -106,7 +106,7 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     for name, parameter in plan.space.items():
         inside = "" if parameter.contains(baseline[name]) else ", off the grid"
         lines.append(f"  {name:<{width}}  {parameter}; baseline {baseline[name]}{inside}")
-    existing = study.existing_study(plan.url, config.study.name)
+    existing = study.existing_study(config.tracking.folder, config.study.name)
     finished = 0 if existing is None else study.count_finished(existing)
     left = max(plan.total - finished, 0)
     recorded = "none recorded yet" if existing is None else f"{finished} recorded"
@@ -123,8 +123,7 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
 
 def _expected(plan: SweepPlan, speed: Speed) -> tuple[float, float]:
     """The mean seconds and parameters of a trial over random draws; time grows with a network's multiplications."""
-    generator = np.random.default_rng(0)
-    drawn = [plan.baseline.replace(_draw(plan.space, generator)) for _ in range(_DRAWS)]
+    drawn = [plan.baseline.replace(point) for point in draw_points(plan.space, _DRAWS)]
     splits = check_run(plan.baseline)
     shape = (*splits.image_shape, splits.classes)
     parameters = [count_parameters(config.model, *shape) for config in drawn]
@@ -143,18 +142,3 @@ def estimate_seconds(config: RunConfig, baseline: RunConfig, speed: Speed) -> fl
     training = epochs * samples_per_epoch(config.training, len(splits.train)) / speed.training
     judged = len(splits.validation) * (1 if splits.judged_once else epochs) / speed.validation
     return _SECONDS_BESIDE_EPOCHS + (training + judged) * work
-
-
-def _draw(space: Space, generator: np.random.Generator) -> dict[str, Scalar]:
-    point: dict[str, Scalar] = {}
-    for name, parameter in space.items():
-        if isinstance(parameter, Range) and not parameter.is_finite:
-            low, high = (math.log(v) if parameter.log else v for v in (parameter.low, parameter.high))
-            value = generator.uniform(low, high)
-            value = math.exp(value) if parameter.log else value
-            point[name] = round(value) if parameter.is_integer else value
-        elif isinstance(parameter, Range):
-            point[name] = parameter.value(int(generator.integers(parameter.steps + 1)))
-        else:
-            point[name] = parameter.values[generator.integers(len(parameter.values))]
-    return point

@@ -8,7 +8,7 @@ from typing import Any
 
 from digitcnn import study, tracking
 from digitcnn.errors import MachineError
-from digitcnn.records import StudyAttribute, Tag, TrialRecord
+from digitcnn.records import Tag, TrialRecord
 from digitcnn.runner.workers import Job, Outcome, RunFailed, Worker, WorkerDied
 from digitcnn.values import Decision, EpochMetrics
 
@@ -22,7 +22,7 @@ def repair_records(opened: study.OpenStudy, store: tracking.Store) -> str:
     that were running are lost, and will be repeated. A run that is open is ended as its trial was. Three queries and
     some for each trial that was cut off, however many are recorded.
     """
-    parent = str(opened.user_attrs.get(StudyAttribute.PARENT_RUN_ID))
+    parent = str(opened.parent_run_id)
     # By its run: another study in this MLflow store may have the same name.
     own = find_runs(store, f"attributes.run_id = '{parent}'")
     open_runs = [run for run in own if run.info.status == "RUNNING"]
@@ -118,9 +118,9 @@ def _finish(opened: study.OpenStudy, store: tracking.Store, trial: study.FrozenT
     return True
 
 
-def _end_runs(opened: study.Study, store: tracking.Store, open_runs: Sequence[Any]) -> tuple[int, int]:
+def _end_runs(opened: study.OpenStudy, store: tracking.Store, open_runs: Sequence[Any]) -> tuple[int, int]:
     """Ends runs as their trials ended; returns how many were open, and how many said FAILED of a completed trial."""
-    parent = opened.user_attrs.get(StudyAttribute.PARENT_RUN_ID)
+    parent = opened.parent_run_id
     by_run = {study.read_trial(trial).run_id: trial for trial in opened.get_trials(deepcopy=False)}
     closed = corrected = 0
     for run in open_runs:
@@ -140,7 +140,7 @@ def _end_runs(opened: study.Study, store: tracking.Store, open_runs: Sequence[An
 def _missing(opened: study.OpenStudy, store: tracking.Store, own: Sequence[Any]) -> str:
     """Says it if one of the two stores was deleted while the other was kept, as far as that can be told."""
     name = opened.study_name
-    if StudyAttribute.PARENT_RUN_ID in opened.user_attrs:
+    if opened.parent_run_id is not None:
         return "" if own else "MLflow's records of it are gone; its trials count without them"
     others = find_runs(store, f"attributes.run_name = '{name}' and tags.{Tag.STUDY} = '{name}'")
     if any(run.data.tags.get(Tag.STUDY_KEY) != opened.key for run in others):

@@ -17,7 +17,7 @@ from digitcnn import study, tracking, training
 from digitcnn.config import RunConfig, SweepConfig, parse_duration
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Tag, TrialRecord, is_maximized
+from digitcnn.records import Artifact, Tag, TrialRecord
 from digitcnn.runner import parent_run, recovery
 from digitcnn.runner.run import check_run
 from digitcnn.runner.workers import (
@@ -61,7 +61,6 @@ class SweepPlan:
 
     config: SweepConfig
     space: Space
-    url: str
     total: int
     workers: int
     threads: int
@@ -98,18 +97,16 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         except ConfigError as error:
             raise ConfigError(f"study.space: at {point}: {error}") from None
     study.check_sampler(config.study, space)
-    url = study.storage_url(config.tracking.folder)
-    existing = study.existing_study(url, config.study.name)
+    existing = study.existing_study(config.tracking.folder, config.study.name)
     total = missing = study.total_trials(config.study, space, baseline)
     if existing is not None:
-        with study.storage_errors(url):
+        with study.storage_errors(config.tracking.folder):
             study.refuse_another(existing, study.study_identity(config.study, space, baseline))
             missing -= study.count_finished(existing)
     workers = min(config.study.workers or len(core_shares(1)[0]), max(missing, 1))
     return SweepPlan(
         config=config,
         space=space,
-        url=url,
         total=total,
         workers=workers,
         threads=baseline.training.threads or len(core_shares(workers)[-1]),
@@ -128,8 +125,8 @@ def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = No
         try:
             with pool.stopped_by_signals() as received:
                 store = tracking.open_store(config.tracking, pool.stop.is_set)
-                opened = study.open_study(plan.url, config.study, plan.space, config.baseline)
-                with study.storage_errors(plan.url), tracking.store_errors(config.tracking):
+                opened = study.open_study(config.tracking.folder, config.study, plan.space, config.baseline)
+                with study.storage_errors(config.tracking.folder), tracking.store_errors(config.tracking):
                     close_abandoned_runs(store)
                     return _Sweep(plan, shown, pool, store, opened, received).work()
         finally:
@@ -150,8 +147,6 @@ class _Sweep:
     abort: MachineError | None = None
     same_parameters: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     ended: dict[str, study.EndedTrial] = field(default_factory=dict)
-    leader: tuple[float, int] | None = None
-    leading: threading.Lock = field(default_factory=threading.Lock)
     failures: dict[str, str] = field(default_factory=dict)
 
     def work(self) -> SweepResult:
@@ -159,10 +154,8 @@ class _Sweep:
         repaired = recovery.repair_records(self.opened, self.store)
         if repaired:
             logger.warning(repaired)
-        # Both are kept here from now on: looking them up in the study at every trial's end costs more with each trial.
+        # Kept here from now on: looking them up in the study at every trial's end costs more with each trial.
         self.ended = study.ended_trials(self.opened)
-        best = study.best_trial(self.opened)
-        self.leader = None if best is None else (best.values[0], best.number)
         self.parent = parent_run.begin_study_run(self.opened, self.store, config)
         finished = study.count_finished(self.opened)
         self.shown.began(config.study.name, self.plan.total, finished, self.plan.workers, config.study.objective[0])
@@ -171,6 +164,7 @@ class _Sweep:
         try:
             study.run_trials(
                 self.opened,
+                self.plan.space,
                 self._objective,
                 self.plan.total,
                 deadline,
@@ -193,11 +187,11 @@ class _Sweep:
         return SweepResult(table, path, finished, self.plan.total, self.parent, interrupted)
 
     def _objective(self, trial: study.Trial) -> list[float]:
-        parameters = study.suggest_parameters(trial, self.plan.space)
+        parameters = trial.params
         key = study.parameters_key(parameters)
         with self.same_parameters[key]:
             if self.pool.stop.is_set():
-                raise self._interrupted(trial)
+                raise study.Lost("interrupted")
             config = self.plan.baseline.replace(parameters)
             name = f"{self.plan.config.study.name}-{trial.number}"
             tags = {Tag.STUDY: self.plan.config.study.name, Tag.TRIAL: str(trial.number)}
@@ -232,21 +226,17 @@ class _Sweep:
         study.record_trial(self.opened, trial, study.outcome_record(outcome.epochs, outcome.summary))
         self.failures.clear()
         if outcome.ending == "completed":
-            self.ended[key] = study.ended_trial(trial, values)
+            self._remember(trial, values)
             self._show_end(trial, index, "complete", values[0])
             return values
         reached: dict[str, float] = dict(zip(self.plan.config.study.objective, values, strict=True))
         study.record_trial(self.opened, trial, TrialRecord(reached=reached))
         if outcome.ending == "pruned":
-            self.ended[key] = study.ended_trial(trial, None)
+            self._remember(trial, None)
             self._show_end(trial, index, "pruned", values[0])
             raise study.Pruned
         self._show_end(trial, index, "interrupted", None)
-        raise self._interrupted(trial)
-
-    def _interrupted(self, trial: study.Trial) -> study.Lost:
-        study.record_trial(self.opened, trial, TrialRecord(lost="interrupted"))
-        return study.Lost("interrupted")
+        raise study.Lost("interrupted")
 
     def _failed(self, trial: study.Trial, index: int, run_id: str, error: Exception) -> Exception:
         """Records a trial without a result in both stores and returns what its objective raises."""
@@ -254,7 +244,7 @@ class _Sweep:
         if isinstance(error, WorkerDied) and self.pool.stop.is_set():
             tracking.close_run(self.store, run_id, "KILLED", "interrupted")
             self._show_end(trial, index, "interrupted", None)
-            return self._interrupted(trial)
+            return study.Lost("interrupted")
         tracking.close_run(self.store, run_id, "FAILED", cause)
         self._show_end(trial, index, f"{'failed' if isinstance(error, RunFailed) else 'lost'}: {cause}", None)
         if isinstance(error, MachineError):
@@ -262,10 +252,9 @@ class _Sweep:
         elif not isinstance(error, RunDiverged) and not (isinstance(error, WorkerDied) and error.killed):
             self._count_failure(study.parameters_key(trial.params), cause)
         if isinstance(error, RunFailed):
-            study.record_trial(self.opened, trial, TrialRecord(failure=cause))
             return study.Failed(cause)
-        deaths = study.read_trial(trial).deaths + isinstance(error, WorkerDied)
-        study.record_trial(self.opened, trial, TrialRecord(lost=cause, deaths=deaths))
+        if isinstance(error, WorkerDied):
+            study.record_trial(self.opened, trial, TrialRecord(deaths=study.read_trial(trial).deaths + 1))
         return study.Lost(cause)
 
     def _count_failure(self, parameters: str, cause: str) -> None:
@@ -300,14 +289,15 @@ class _Sweep:
         return twin.values
 
     def _show_end(self, trial: study.Trial, index: int | None, ending: str, value: float | None) -> None:
-        maximize = is_maximized(self.plan.config.study.objective[0])
-        with self.leading:
-            # A pruned trial's value is what it had reached: it leads nothing.
-            if value is not None and ending != "pruned":
-                ahead = self.leader is None or (value > self.leader[0] if maximize else value < self.leader[0])
-                self.leader = (value, trial.number) if ahead else self.leader
-            text = "" if self.leader is None else f"{self.leader[0]:.4f} (trial {self.leader[1]})"
+        # A list at once: other threads add to it.
+        best = study.best_first(self.opened, list(self.ended.values()))
+        text = f"{best[0].values[0]:.4f} (trial {best[0].number})" if best and best[0].values else ""
         self.shown.trial_ended(index, trial.number, ending, value, text)
+
+    def _remember(self, trial: study.Trial, values: list[float] | None) -> None:
+        """Keep the result of a trial for those that are drawn with its parameters."""
+        recorded = self.opened.get_trials(deepcopy=False)[trial.number]
+        self.ended[study.parameters_key(trial.params)] = study.ended_trial(recorded, values)
 
     def _write_leaderboard(self) -> tuple[Path, pd.DataFrame]:
         config = self.plan.config
@@ -320,7 +310,7 @@ class _Sweep:
 
 def _best_metrics(opened: study.Study) -> dict[str, float]:
     best = study.best_trial(opened)
-    if best is None:
+    if best is None or best.values is None:
         return {}
     names = opened.metric_names or ["value"]
     return {f"best_trial.{name}": value for name, value in zip(names, best.values, strict=True)}

@@ -1,5 +1,8 @@
 """Optuna: the search space, the study, samplers, pruners, the queue of trials and the leaderboard."""
 
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial
+
 from digitcnn.study.leaderboard import (
     baseline_trial_number,
     best_against_baseline,
@@ -13,13 +16,19 @@ from digitcnn.study.leaderboard import (
 )
 from digitcnn.study.queue import Failed, Lost, Pruned, count_finished, end_running_trials, run_trials, tell_recorded
 from digitcnn.study.samplers import check_sampler
-from digitcnn.study.space import Choices, Range, Scalar, Space, parse_space, space_corners, space_size
-from digitcnn.study.storage import only_process, storage_errors, storage_url
+from digitcnn.study.space import (
+    Choices,
+    Range,
+    Space,
+    distributions,
+    draw_points,
+    parse_space,
+    space_corners,
+    space_size,
+)
+from digitcnn.study.storage import only_process, storage_errors
 from digitcnn.study.study import (
-    FrozenTrial,
     OpenStudy,
-    Study,
-    Trial,
     existing_study,
     fixed_values,
     objective_values,
@@ -29,11 +38,11 @@ from digitcnn.study.study import (
     report_epoch,
     snapshot_study,
     study_identity,
-    suggest_parameters,
     total_trials,
 )
 from digitcnn.study.trials import (
     EndedTrial,
+    best_first,
     best_trial,
     ended_trial,
     ended_trials,
@@ -52,18 +61,20 @@ __all__ = [
     "OpenStudy",
     "Pruned",
     "Range",
-    "Scalar",
     "Space",
     "Study",
     "Trial",
     "baseline_trial_number",
     "best_against_baseline",
+    "best_first",
     "best_trial",
     "best_trial_number",
     "check_sampler",
     "column_heading",
     "count_finished",
+    "distributions",
     "dominates",
+    "draw_points",
     "end_running_trials",
     "ended_trial",
     "ended_trials",
@@ -89,9 +100,7 @@ __all__ = [
     "space_corners",
     "space_size",
     "storage_errors",
-    "storage_url",
     "study_identity",
-    "suggest_parameters",
     "tell_recorded",
     "total_trials",
 ]

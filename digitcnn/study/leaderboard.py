@@ -1,7 +1,8 @@
-"""What a study found: its leaderboard as a table."""
+"""The leaderboard: a study's trials as a ranked table, and its cells as text."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from digitcnn.formatting import format_percent, format_points
 from digitcnn.records import Metric, TrialRecord
-from digitcnn.study.trials import parameters_of, read_trial
+from digitcnn.study.trials import parameters_of, read_trial, signed_values
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -25,19 +26,24 @@ _STATES = {
 
 
 def rank_trials(study: optuna.Study) -> pd.DataFrame:
-    """A row per trial that has begun: rank, parameters, objectives, accuracy, cost, epochs, state, run id, note.
+    """Return a row per trial that has begun: rank, parameters, objectives, accuracy, cost, epochs, state, run id, note.
 
-    Completed trials are ranked by the objective; with several objectives the rank is the number of the Pareto
-    front. Pruned trials follow in the order of what they had reached when they were ended, without a rank.
+    Completed trials are ranked by the objective; with several objectives the rank is the number of the Pareto front.
+    Equals are in the order of `best_first`. Pruned trials follow, by what they had reached, without a rank.
     """
     names = study.metric_names or ["value"]
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    signs = [1 if direction == optuna.study.StudyDirection.MAXIMIZE else -1 for direction in study.directions]
     completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    ranks = _ranks([[sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in completed])
+    ranks = _ranks([signed_values(study, trial.values) for trial in completed])
     rank_of = {trial.number: rank for trial, rank in zip(completed, ranks, strict=True)}
     rows = [_row(trial, rank_of.get(trial.number), names) for trial in trials]
-    rows.sort(key=lambda row: (row["rank"] is None, row["rank"] or 0, *_worth(row, names, signs), row["trial"]))
+    last = [math.inf] * len(names)
+
+    def order(row: dict[str, Any]) -> tuple[float, list[float], int]:
+        values = [row[name] for name in names]
+        return row["rank"] or math.inf, last if None in values else signed_values(study, values), row["trial"]
+
+    rows.sort(key=order)
     table = pd.DataFrame(rows)
     if "rank" in table:
         table["rank"] = table["rank"].astype("Int64")
@@ -72,16 +78,11 @@ def _note(record: TrialRecord) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def _worth(row: dict[str, Any], names: Sequence[str], signs: Sequence[int]) -> list[float]:
-    worst = float("inf")
-    return [worst if row[name] is None else -sign * row[name] for name, sign in zip(names, signs, strict=True)]
-
-
 def _ranks(points: list[list[float]]) -> list[int]:
-    """Ranks from 1 of points of which larger is better: equal values share one, fronts are peeled off one by one."""
+    """Return ranks from 1 of points of which smaller is better: equal values share one, fronts are peeled off."""
     if not points:
         return []
-    values = np.array(points)
+    values = -np.array(points)
     if values.shape[1] == 1:
         return [int(rank) for rank in 1 + np.searchsorted(np.sort(-values[:, 0]), -values[:, 0])]
     dominated = dominates(values)
@@ -97,7 +98,10 @@ def _ranks(points: list[list[float]]) -> list[int]:
 
 
 def dominates(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Of points (n, objectives), larger being better: whether i is nowhere worse than j and somewhere better, n x n."""
+    """Return a matrix (n, n) for points (n, objectives), larger being better: True where i dominates j.
+
+    A point dominates another that is nowhere better and somewhere worse.
+    """
     nowhere_worse = np.ones((len(values), len(values)), dtype=bool)
     somewhere_better = np.zeros_like(nowhere_worse)
     for column in values.T:
@@ -107,7 +111,7 @@ def dominates(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str:
-    """One line: the first-ranked trial's first objective beside the baseline's. A comparison, not yet a finding."""
+    """Return one line: the first-ranked trial's first objective beside the baseline's. A comparison, not a finding."""
     completed = table[table["state"] == "complete"] if len(table) else table
     if completed.empty:
         return "no trial has completed"
@@ -125,12 +129,12 @@ def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str
 
 
 def best_trial_number(table: pd.DataFrame) -> int | None:
-    """The number of the first-ranked completed trial; None before there is one."""
+    """Return the number of the best completed trial; None before there is one."""
     return _first(table[table["state"] == "complete"]) if len(table) else None
 
 
 def baseline_trial_number(table: pd.DataFrame) -> int | None:
-    """The number of the baseline's trial, the last one if it was repeated; None before there is one."""
+    """Return the number of the baseline's trial, the last one if it was repeated; None before there is one."""
     if table.empty:
         return None
     return _first(table[table["note"].str.startswith("baseline")].sort_values("trial", ascending=False))
@@ -141,7 +145,7 @@ def _first(rows: pd.DataFrame) -> int | None:
 
 
 def format_cell(column: str, value: Any) -> str:
-    """A value of the table as a person reads it: accuracies in percent, a run by the beginning of its id."""
+    """Return a value of the table as text: accuracies in percent, a run by the beginning of its id."""
     if value is None or pd.isna(value):
         return ""
     if column.endswith("accuracy"):
@@ -154,17 +158,17 @@ def format_cell(column: str, value: Any) -> str:
 
 
 def column_heading(column: str) -> str:
-    """The name of a column as a person reads it; a parameter's keeps its config key."""
+    """Return the name of a column in words; a parameter's is its config key."""
     return _HEADINGS.get(column, column if "." in column else column.replace("_", " "))
 
 
 def parameter_in_words(parameter: str) -> str:
-    """A parameter by its last name, in words: `model.conv1_filters` is conv1 filters."""
+    """Return a parameter's last name in words: `model.conv1_filters` is conv1 filters."""
     return parameter.rpartition(".")[2].replace("_", " ")
 
 
 def parameters_among(columns: Iterable[Any]) -> list[str]:
-    """Those of a table's columns that are parameters: their names are dotted."""
+    """Return the columns that are parameters, which have dotted names."""
     return [str(column) for column in columns if "." in str(column)]
 
 

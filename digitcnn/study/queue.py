@@ -1,4 +1,4 @@
-"""A study's trials at work: which is next, which count, which were lost and are tried again."""
+"""The queue of a study's trials: the next one, the total that is never exceeded, and retries of lost ones."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from digitcnn.records import TrialRecord
+from digitcnn.study.space import Space, distributions
+from digitcnn.study.storage import STORAGE_FAILURES
 from digitcnn.study.study import OpenStudy
 from digitcnn.study.trials import parameters_of, read_trial, record_trial
 
-# How often a worker that finds no room for a trial looks whether one that runs was lost.
+# How often a thread that finds no room for a trial looks whether one that runs was lost.
 _POLL_SECONDS = 0.5
 
 
-class Pruned(optuna.TrialPruned):
+class Pruned(Exception):
     """The pruner ended this trial."""
 
 
 class Lost(Exception):
-    """The trial did not get to its end for a reason outside it: it will be tried again."""
+    """The trial got to no result for a reason outside it, the message: it will be tried again."""
 
 
 class Failed(Exception):
-    """The trial failed in a way that would happen again."""
+    """The trial failed for its own reason, the message: it would fail again."""
 
 
 def end_running_trials(study: OpenStudy) -> list[FrozenTrial]:
-    """End the trials that were running when their process ended without a word, as lost; return them.
+    """End the trials that a process left running when it was killed, as lost; return them.
 
-    Only for the one process that owns the study.
+    For the one process that owns the study.
     """
     running = study.get_trials(states=(TrialState.RUNNING,))
     for trial in running:
@@ -48,7 +49,7 @@ def end_running_trials(study: OpenStudy) -> list[FrozenTrial]:
 
 
 def tell_recorded(study: OpenStudy, trial: FrozenTrial, values: Mapping[str, float], pruned: bool) -> None:
-    """Ends a trial whose process is gone with the values of the objectives that its run recorded."""
+    """End a trial whose process is gone with the values of the objectives that its run recorded."""
     if pruned:
         record_trial(study, trial, TrialRecord(reached=dict(values)))
         study.tell(trial.number, state=TrialState.PRUNED)
@@ -56,33 +57,13 @@ def tell_recorded(study: OpenStudy, trial: FrozenTrial, values: Mapping[str, flo
         study.tell(trial.number, list(values.values()))
 
 
-def _requeue_lost(study: OpenStudy, retries: int) -> list[FrozenTrial]:
-    """Queues every lost trial's parameters again, unless that was done or its worker has died too often on them.
-
-    Returns all trials as they are then. For one thread at a time: two would queue a trial twice.
-    """
-    trials = study.get_trials(deepcopy=False)
-    lost = 0
-    repeated = {read_trial(trial).repeats for trial in trials}
-    for trial in trials:
-        record = read_trial(trial)
-        if trial.state != TrialState.FAIL or record.lost is None or trial.number in repeated:
-            continue
-        if record.deaths > retries or not parameters_of(trial):
-            continue
-        again = TrialRecord(repeats=trial.number, deaths=record.deaths, baseline=record.baseline)
-        study.enqueue_trial(parameters_of(trial), user_attrs=again.attributes())
-        lost += 1
-    return study.get_trials(deepcopy=False) if lost else trials
-
-
 def count_finished(study: Study) -> int:
-    """The trials that count: completed, pruned or failed for good. A lost one counts when it is not repeated."""
-    return _finished(study.get_trials(deepcopy=False))
+    """Return the number of trials that count: completed, pruned, failed for good, or lost and not tried again."""
+    return _count_finished(study.get_trials(deepcopy=False))
 
 
-def _finished(trials: list[FrozenTrial]) -> int:
-    repeated = {read_trial(trial).repeats for trial in trials}
+def _count_finished(trials: list[FrozenTrial]) -> int:
+    repeated = _repeated(trials)
     return sum(
         trial.state != TrialState.FAIL or trial.number not in repeated
         for trial in trials
@@ -91,8 +72,31 @@ def _finished(trials: list[FrozenTrial]) -> int:
     )
 
 
+def _repeated(trials: list[FrozenTrial]) -> set[int | None]:
+    return {read_trial(trial).repeats for trial in trials}
+
+
+def _requeue_lost(study: OpenStudy, retries: int) -> list[FrozenTrial]:
+    """Queue the parameters of every lost trial again, unless that was done or its worker has died too often on them.
+
+    Returns all trials as they are then. For one thread at a time: two would queue a trial twice.
+    """
+    trials = study.get_trials(deepcopy=False)
+    repeated = _repeated(trials)
+    queued = False
+    for trial in trials:
+        record, parameters = read_trial(trial), parameters_of(trial)
+        lost = trial.state == TrialState.FAIL and record.lost is not None and trial.number not in repeated
+        if lost and record.deaths <= retries and parameters:
+            again = TrialRecord(repeats=trial.number, deaths=record.deaths, baseline=record.baseline)
+            study.enqueue_trial(parameters, user_attrs=again.attributes())
+            queued = True
+    return study.get_trials(deepcopy=False) if queued else trials
+
+
 def run_trials(
     study: OpenStudy,
+    space: Space,
     objective: Callable[[Trial], list[float]],
     total: int,
     deadline: float | None,
@@ -107,17 +111,15 @@ def run_trials(
     trial begins only if those that are finished and those that are running leave room for it. A thread that finds no
     room waits, in case one of them is lost.
     """
-    work = _Work(study, objective, total, deadline, retries, stop)
+    work = _Work(study, distributions(space), objective, total, deadline, retries, stop)
     with ThreadPoolExecutor(workers) as threads:
         for thread in [threads.submit(work.loop) for _ in range(workers)]:
             thread.result()
-    if work.failure is None:
-        _requeue_lost(study, retries)
-        return
     # Lost trials that are not queued again would count as finished.
-    with contextlib.suppress(StorageInternalError, SQLAlchemyError):
+    with contextlib.suppress(*STORAGE_FAILURES) if work.failure else contextlib.nullcontext():
         _requeue_lost(study, retries)
-    raise work.failure
+    if work.failure is not None:
+        raise work.failure
 
 
 @dataclass
@@ -125,6 +127,7 @@ class _Work:
     """The state of a study at work in this process."""
 
     study: OpenStudy
+    space: dict[str, BaseDistribution]
     objective: Callable[[Trial], list[float]]
     total: int
     deadline: float | None
@@ -133,54 +136,52 @@ class _Work:
     choosing: threading.Lock = field(default_factory=threading.Lock)
     failure: Exception | None = None
 
-    def fail(self, error: Exception) -> None:
-        """Ends the work of all threads because of an error."""
-        self.failure = self.failure or error
-        self.stop.set()
-
     def loop(self) -> None:
-        """What each thread does: one trial after the other."""
+        """Run one trial after the other. An error ends the work of all threads."""
         try:
             while (trial := self._next()) is not None:
                 self._run(trial)
         except Exception as error:
-            self.fail(error)
+            self.failure = self.failure or error
+            self.stop.set()
 
     def _next(self) -> Trial | None:
-        """The next trial, when there is room for one; None when the study is over."""
+        """Return the next trial, with its parameters, when there is room for one; None when the study is over."""
         while not self.stop.is_set():
+            # Samplers are not made for several threads either.
             with self.choosing:
                 trials = _requeue_lost(self.study, self.retries)
-                done = _finished(trials)
+                done = _count_finished(trials)
                 if done >= self.total or (self.deadline is not None and time.monotonic() >= self.deadline):
                     return None
                 if done + sum(trial.state == TrialState.RUNNING for trial in trials) < self.total:
-                    return self.study.ask()
+                    return self.study.ask(self.space)
             self.stop.wait(_POLL_SECONDS)
         return None
 
     def _run(self, trial: Trial) -> None:
-        values, state = None, TrialState.FAIL
+        values, state, record = None, TrialState.FAIL, TrialRecord()
         try:
             values = self.objective(trial)
             state = TrialState.COMPLETE
         except Pruned:
             state = TrialState.PRUNED
-        except (Lost, Failed):
-            pass
+        except Lost as lost:
+            record = TrialRecord(lost=str(lost))
+        except Failed as failed:
+            record = TrialRecord(failure=str(failed))
+        except STORAGE_FAILURES:
+            # The run may have finished: the next start then gives the trial its result.
+            raise
         except Exception as error:
-            self.fail(error)
-            # Where the study's store fails, the run may have finished: the next start then gives the trial its result.
-            if not isinstance(error, StorageInternalError | SQLAlchemyError):
-                self._mark_and_tell(trial, type(error).__name__)
-            return
+            self.stop.set()
+            # A store that fails here too leaves the trial running: the next start ends it.
+            with contextlib.suppress(*STORAGE_FAILURES):
+                record_trial(self.study, trial, TrialRecord(lost=type(error).__name__))
+                self.study.tell(trial, state=TrialState.FAIL)
+            raise
+        record_trial(self.study, trial, record)
         self.study.tell(trial, values, state)
         if self.study._storage.get_trial(trial._trial_id).state != state:
             # Optuna passes over some errors of its store without a word.
             raise StorageInternalError(f"the result of trial {trial.number} was not taken")
-
-    def _mark_and_tell(self, trial: Trial, cause: str) -> None:
-        """Ends a trial as lost; one that the store cannot take is found by whoever looks for lost trials next."""
-        with contextlib.suppress(StorageInternalError, SQLAlchemyError):
-            record_trial(self.study, trial, TrialRecord(lost=cause))
-            self.study.tell(trial, state=TrialState.FAIL)

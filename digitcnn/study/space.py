@@ -1,4 +1,4 @@
-"""The search space: which keys of a run's config a study varies, and over which values."""
+"""The search space: the keys of a run's config that a study varies, and their values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from digitcnn.config import RunConfig, nearest_key
 from digitcnn.errors import ConfigError
@@ -27,14 +30,21 @@ class Choices:
 
     @property
     def extremes(self) -> tuple[Scalar, ...]:
+        """All values: none of them is between the others."""
         return self.values
 
     @property
     def size(self) -> float:
+        """The number of values."""
         return len(self.values)
 
+    @property
+    def distribution(self) -> CategoricalDistribution:
+        """The parameter as Optuna draws it."""
+        return CategoricalDistribution(self.values)
+
     def contains(self, value: Scalar) -> bool:
-        """Whether the value is one of the choices."""
+        """Return True for one of the choices."""
         return value in self.values
 
     def __str__(self) -> str:
@@ -51,41 +61,40 @@ class Range:
     log: bool
 
     @property
-    def is_integer(self) -> bool:
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-    @property
-    def is_finite(self) -> bool:
-        return self.step is not None
-
-    @property
-    def steps(self) -> int:
-        """How many steps lead from the lowest to the highest value of a finite range."""
-        if self.step is None:
-            raise ValueError("a continuous range has no steps")
+    def steps(self) -> int | None:
+        """The number of steps from the lowest to the highest value; None for a continuous range."""
         # 1e-9: a float step such as 0.1 must reach its end in spite of rounding.
-        return math.floor((self.high - self.low) / self.step + 1e-9)
+        return None if self.step is None else math.floor((self.high - self.low) / self.step + 1e-9)
 
     def value(self, step: int) -> int | float:
-        """The value after some steps of a finite range."""
+        """Return the value after some steps."""
         return self.low + step * (self.step or 0)
 
     @property
     def extremes(self) -> tuple[int | float, int | float]:
         """The lowest and the highest value: a range need not end on a step."""
-        return (self.low, self.value(self.steps) if self.is_finite else self.high)
+        return (self.low, self.high if self.steps is None else self.value(self.steps))
 
     @property
     def values(self) -> tuple[int | float, ...]:
-        """Every value of a finite range, in ascending order."""
-        return tuple(self.value(step) for step in range(self.steps + 1))
+        """Every value of a range with steps, in ascending order."""
+        return tuple(self.value(step) for step in range((self.steps or 0) + 1))
 
     @property
     def size(self) -> float:
-        return self.steps + 1 if self.is_finite else math.inf
+        """The number of values, infinite for a continuous range."""
+        return math.inf if self.steps is None else self.steps + 1
+
+    @property
+    def distribution(self) -> IntDistribution | FloatDistribution:
+        """The parameter as Optuna draws it."""
+        low, high = self.extremes
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=self.log, step=int(self.step or 1))
+        return FloatDistribution(low, high, log=self.log, step=self.step)
 
     def contains(self, value: Scalar) -> bool:
-        """Whether the value is one that the range reaches."""
+        """Return True for a value that the range reaches."""
         if not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         return self.step is None or value == self.value(round((value - self.low) / self.step))
@@ -99,7 +108,7 @@ Space = dict[str, Choices | Range]
 
 
 def parse_space(tree: Mapping[str, Any], baseline: RunConfig) -> Space:
-    """The space that a `study.space` tree describes, by dotted name, in the tree's order.
+    """Return the space that a `study.space` tree describes, by dotted name, in the tree's order.
 
     A value is `{choices: [..]}`, or a list as its short form; `{low, high, step, log}`; or null for a key that is
     not varied after all. The baseline's own value joins the choices: it is trial 0, so it is part of the study.
@@ -121,9 +130,9 @@ def parse_space(tree: Mapping[str, Any], baseline: RunConfig) -> Space:
 
 
 def grid_points(space: Space) -> list[dict[str, Scalar]]:
-    """Every point of a finite space. Raises ConfigError if the space is continuous or too large to walk."""
+    """Return every point of a finite space. Raises ConfigError if the space is continuous or too large to walk."""
     for name, parameter in space.items():
-        if isinstance(parameter, Range) and not parameter.is_finite:
+        if math.isinf(parameter.size):
             raise ConfigError(
                 f"study.sampler=grid: study.space.{name} is continuous; give it a step or choices, or another sampler"
             )
@@ -136,12 +145,12 @@ def grid_points(space: Space) -> list[dict[str, Scalar]]:
 
 
 def space_size(space: Space) -> float:
-    """The number of points, infinite if any parameter is continuous."""
+    """Return the number of points, infinite if any parameter is continuous."""
     return math.prod(parameter.size for parameter in space.values())
 
 
 def space_corners(space: Space) -> list[dict[str, Scalar]]:
-    """The points at which every parameter is at an extreme; of a wide space only the all-low and all-high ones."""
+    """Return the points with every parameter at an extreme; of a wide space only the all-low and all-high ones."""
     extremes = [parameter.extremes for parameter in space.values()]
     if math.prod(len(values) for values in extremes) > _MOST_CORNERS:
         points = [tuple(values[0] for values in extremes), tuple(values[-1] for values in extremes)]
@@ -150,8 +159,19 @@ def space_corners(space: Space) -> list[dict[str, Scalar]]:
     return [dict(zip(space, point, strict=True)) for point in points]
 
 
+def draw_points(space: Space, number: int) -> list[dict[str, Scalar]]:
+    """Return random points, the same ones every time."""
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [drawn.ask(distributions(space)).params for _ in range(number)]
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Return the parameters as Optuna draws them, for `Study.ask`."""
+    return {name: parameter.distribution for name, parameter in space.items()}
+
+
 def describe_space(space: Space) -> dict[str, Any]:
-    """The space as plain values: what a study remembers of it, to refuse being resumed with another one."""
+    """Return the space as plain values, which identify it in a study's record."""
     return {
         name: list(parameter.values)
         if isinstance(parameter, Choices)
@@ -246,7 +266,7 @@ def _range(key: str, given: Mapping[str, Any], baseline_value: Any) -> Range:
 
 
 def _check_values(space: Space, baseline: RunConfig) -> None:
-    """Every extreme value must be one that the config allows under that key."""
+    """Raise ConfigError unless the config allows every extreme value under its key."""
     for name, parameter in space.items():
         for value in parameter.extremes:
             try:

@@ -1,64 +1,94 @@
-"""Where studies are stored: the address, the connection to it, and what its failures mean."""
+"""The store of studies: optuna.db in a records folder, its lock, and its failures as errors of one line."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import optuna
 from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
-from digitcnn.errors import MachineError, StoreAway
-from digitcnn.files import LOCK_SECONDS, check_database, create_database, sqlite_path, sqlite_url
-from digitcnn.study import locks
+from digitcnn.errors import ConfigError, MachineError, StoreAway
+from digitcnn.files import LOCK_SECONDS, check_database, create_database, sqlite_url
+
+# Raised where the store failed, by Optuna or below it.
+STORAGE_FAILURES = (StorageInternalError, SQLAlchemyError)
 
 
-def storage_url(folder: Path) -> str:
-    """Return the address of the store of studies in a records folder."""
-    return sqlite_url(folder / "optuna.db")
+def storage_path(folder: Path) -> Path:
+    """Return the path of the store in a records folder."""
+    return folder / "optuna.db"
 
 
-def is_missing(url: str) -> bool:
-    """Return True if a store's file is not there."""
-    return not sqlite_path(url).exists()
+def connect(folder: Path) -> RDBStorage:
+    """Open the store of a records folder; create what is missing of it.
 
-
-def connect(url: str) -> optuna.storages.RDBStorage:
-    """Opens a store, and creates what is missing of it.
-
-    Raises MachineError if its file is another program's, another version's or torn: it is not changed.
+    Raises MachineError, with the file unchanged, if it is another program's, another version's or corrupt.
     """
-    path = sqlite_path(url)
+    path = storage_path(folder)
     check_database(path, "Optuna", frozenset({"studies", "version_info"}))
-    create_database(path, lambda new: optuna.storages.RDBStorage(sqlite_url(new)).engine.dispose())
+    create_database(path, lambda new: RDBStorage(sqlite_url(new)).engine.dispose())
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
+        return RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
     except RuntimeError as error:
-        # This is how Optuna says that the tables are those of another version.
+        # Optuna's way to say that the tables are those of another version.
         raise MachineError(f"{path} cannot be used, and has been left as it is: {error}") from None
 
 
 @contextlib.contextmanager
-def only_process(folder: Path, study: str) -> Iterator[None]:
-    """Hold the lock of a study that one process at a time sweeps or confirms.
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn a failure of the store inside the body into a MachineError of one line, StoreAway if it is locked."""
+    try:
+        yield
+    except STORAGE_FAILURES as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        kind = StoreAway if "database is locked" in cause else MachineError
+        message = f"the study's store {storage_path(folder)} failed: {cause}; what had been recorded is safe"
+        raise kind(message) from None
 
-    If optuna.db is a link, also the one beside the file that it leads to: other folders may have that file too. Raises
-    ConfigError, naming who holds it, if another process does.
+
+@contextlib.contextmanager
+def only_process(folder: Path, study: str) -> Iterator[None]:
+    """Hold the lock of a study while the body runs: one process at a time sweeps or confirms it.
+
+    If optuna.db is a link, hold the lock beside the file that it leads to as well: other folders may have that file
+    too. Raises ConfigError, naming the process that holds it, if another one does.
     """
     with contextlib.ExitStack() as held:
-        for each in sorted({folder.resolve(), (folder / "optuna.db").resolve().parent}):
-            held.enter_context(locks.only_one(each, study))
+        for each in sorted({folder.resolve(), storage_path(folder).resolve().parent}):
+            held.enter_context(lock(each, study))
         yield
 
 
 @contextlib.contextmanager
-def storage_errors(url: str) -> Iterator[None]:
-    """Turns a failure of the study's store inside the body into a MachineError of one line, StoreAway if it is away."""
+def lock(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock file of a study in a folder. The system releases it when the process ends, in whatever way.
+
+    Raises ConfigError if another process holds it, MachineError if the folder cannot be written.
+    """
+    path = folder / "locks" / f"{name}.lock"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # O_NOFOLLOW: through a link of that name any file could be emptied.
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
+    except OSError as error:
+        raise MachineError(f"the records folder {folder} cannot be used: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read().strip() or "another process"
+            raise ConfigError(
+                f"study.name={name}: {holder} is at work on this study; wait for it, or end it and give it more "
+                "study.workers"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
+        file.flush()
         yield
-    except (StorageInternalError, SQLAlchemyError) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
-        kind = StoreAway if "database is locked" in cause else MachineError
-        raise kind(f"the study's store {url} failed: {cause}; what had been recorded is safe") from None
+        file.truncate(0)

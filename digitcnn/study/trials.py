@@ -1,9 +1,9 @@
-"""The trials of a study: their typed records, parameters and results, and the best one."""
+"""The trials of a study: their typed records, parameters and results, and which is the best."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from optuna.study import Study, StudyDirection
@@ -50,19 +50,18 @@ def parameters_key(parameters: Mapping[str, Scalar]) -> str:
 
 @dataclass(frozen=True)
 class EndedTrial:
-    """A trial with a result, for another one with its parameters: the objectives' values, None if it was pruned; what
-    is recorded of it; and the values by epoch that its pruner was told."""
+    """A trial with a result: the objectives' values, None if it was pruned; and the values its pruner saw by epoch."""
 
     number: int
+    parameters: dict[str, Scalar]
     values: list[float] | None
     record: TrialRecord
     reports: dict[int, float]
 
 
-def ended_trial(trial: Trial, values: list[float] | None) -> EndedTrial:
-    """Return the result of a trial that has not been told to its study yet."""
-    recorded = trial.study.get_trials(deepcopy=False)[trial.number]
-    return EndedTrial(trial.number, values, read_trial(recorded), recorded.intermediate_values)
+def ended_trial(trial: FrozenTrial, values: list[float] | None) -> EndedTrial:
+    """Return a trial with its result, of which the study itself may not have been told yet."""
+    return EndedTrial(trial.number, trial.params, values, read_trial(trial), trial.intermediate_values)
 
 
 def ended_trials(study: Study) -> dict[str, EndedTrial]:
@@ -70,15 +69,22 @@ def ended_trials(study: Study) -> dict[str, EndedTrial]:
     found: dict[str, EndedTrial] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
         values = None if trial.state == TrialState.PRUNED else list(trial.values)
-        ended = EndedTrial(trial.number, values, read_trial(trial), trial.intermediate_values)
-        found.setdefault(parameters_key(trial.params), ended)
+        found.setdefault(parameters_key(trial.params), ended_trial(trial, values))
     return found
 
 
-def best_trial(study: Study) -> FrozenTrial | None:
-    """Return the completed trial with the best first objective, the earliest of equals; None before there is one."""
-    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not completed:
-        return None
-    sign = 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
-    return max(completed, key=lambda trial: (sign * trial.values[0], -trial.number))
+def signed_values(study: Study, values: Iterable[float]) -> list[float]:
+    """Return values of the study's objectives such that smaller is better for each."""
+    maximized = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+    return [-value if larger else value for larger, value in zip(maximized, values, strict=True)]
+
+
+def best_first(study: Study, ended: Iterable[EndedTrial]) -> list[EndedTrial]:
+    """Return the completed ones of some trials, the best first: by the objectives in their order, then the earliest."""
+    completed = [trial for trial in ended if trial.values is not None]
+    return sorted(completed, key=lambda trial: (signed_values(study, trial.values or []), trial.number))
+
+
+def best_trial(study: Study) -> EndedTrial | None:
+    """Return the best completed trial, which is the first of the leaderboard; None before there is one."""
+    return next(iter(best_first(study, ended_trials(study).values())), None)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from digitcnn.config import LATER_KEYS, RunConfig, TrackingConfig
+from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Artifact, Tag
 from digitcnn.tracking.client import Store, deliver, open_store
@@ -65,8 +65,7 @@ def search_runs(store: Store, filters: str) -> list[Any]:
 def was_trained_with(run: Any, config: RunConfig) -> bool:
     """Whether a run was trained with this config; threads aside, which change its last bits and its speed."""
     wanted = {name: str(value) for name, value in config.parameters().items() if name != "training.threads"}
-    recorded = LATER_KEYS | run.data.params
-    return all(recorded.get(name) == value for name, value in wanted.items())
+    return all(run.data.params.get(name) == value for name, value in wanted.items())
 
 
 def read_predictions(store: Store, run_id: str) -> pd.DataFrame:

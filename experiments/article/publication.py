@@ -41,8 +41,7 @@ def publish(config: PublishConfig) -> Path:
     Raises ConfigError if there is no other part. Nothing is written before all is made.
     """
     folder = Path(config.folder)
-    url = study.storage_url(config.tracking.folder)
-    with tracking.store_errors(config.tracking), study.storage_errors(url):
+    with tracking.store_errors(config.tracking), study.storage_errors(config.tracking.folder):
         store = tracking.open_recorded(config.tracking, "publish")
         parts, missing = collection.collect_parts(store, config.tracking)
     if not parts:

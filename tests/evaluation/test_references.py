@@ -27,10 +27,10 @@ def test_a_run_is_found_by_each_of_its_names_and_nothing_else_is_taken_for_one(
 ) -> None:
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
     work(with_study(sweep_config, trials=2, workers=1), InstantTrainer())
-    url = sqlite_url(root / "optuna.db")
-    opened = study.existing_study(url, "small")
+    opened = study.existing_study(root, "small")
     assert opened is not None
-    optuna.create_study(study_name="foreign", storage=url).add_trial(optuna.trial.create_trial(value=1.0))
+    foreign = optuna.create_study(study_name="foreign", storage=sqlite_url(root / "optuna.db"))
+    foreign.add_trial(optuna.trial.create_trial(value=1.0))
     store = tracking.open_store(sweep_config.tracking)
 
     def find(reference: str, name: str = "small", key: str = "run") -> str:

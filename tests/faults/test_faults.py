@@ -29,10 +29,9 @@ from optuna.trial import TrialState
 from digitcnn import evaluation, runner, study, tracking, training
 from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.files import sqlite_url
 from digitcnn.records import TrialRecord
 from digitcnn.runner import Job, recovery
-from digitcnn.study import locks
+from digitcnn.study import storage
 from digitcnn.tracking import operations
 from digitcnn.tracking import queue as queue_module
 from digitcnn.values import EpochMetrics
@@ -68,7 +67,7 @@ def _epochs_recorded(root: Path) -> int:
 
 def _results(root: Path) -> dict[int, Any]:
     """The values of the trials that have a result."""
-    opened = study.existing_study(sqlite_url(root / "optuna.db"), "small")
+    opened = study.existing_study(root, "small")
     return (
         {}
         if opened is None
@@ -357,7 +356,7 @@ def copied(finished_study: SweepConfig, tmp_path: Path) -> SweepConfig:
 
 @pytest.fixture
 def opened(copied: SweepConfig) -> study.OpenStudy:
-    found = study.existing_study(sqlite_url(copied.tracking.folder / "optuna.db"), "small")
+    found = study.existing_study(copied.tracking.folder, "small")
     assert found is not None
     return found
 
@@ -375,7 +374,7 @@ def _confirm_config(config: SweepConfig) -> ConfirmConfig:
 @pytest.mark.usefixtures("quick_workers")
 def test_a_second_process_on_a_study_is_refused_in_one_line(copied: SweepConfig, command: Command) -> None:
     refused = []
-    with locks.only_one(copied.tracking.folder, "small"):
+    with storage.lock(copied.tracking.folder, "small"):
         for again in (lambda: work(copied, InstantTrainer()), lambda: _confirm(copied)):
             with pytest.raises(ConfigError) as caught:
                 again()
@@ -462,10 +461,10 @@ def _unfinish(root: Path, number: int) -> None:
 
 def test_a_result_that_the_study_was_never_told_counts(copied: SweepConfig, store: tracking.Store) -> None:
     root = copied.tracking.folder
-    before = study.existing_study(sqlite_url(root / "optuna.db"), "small").trials  # type: ignore[union-attr]
+    before = study.existing_study(root, "small").trials  # type: ignore[union-attr]
     for number in (0, 2):
         _unfinish(root, number)
-    opened = study.existing_study(sqlite_url(root / "optuna.db"), "small")
+    opened = study.existing_study(root, "small")
     assert opened is not None
     assert runner.repair_records(opened, store) == "trials 0, 2 had finished unnoticed; their results count"
     for trial, was in zip(opened.trials, before, strict=True):
@@ -492,7 +491,7 @@ def test_a_trial_whose_pruning_the_study_was_never_told_is_not_trained_again(
     """Given a trial that was pruned after its second epoch, in whose place another would be trained."""
     root = copied.tracking.folder
     _unfinish(root, 2)
-    opened = study.existing_study(sqlite_url(root / "optuna.db"), "small")
+    opened = study.existing_study(root, "small")
     assert opened is not None
     trial = opened.trials[2]
     tags = {"study": "small", "trial": "2"}
@@ -528,7 +527,7 @@ def test_a_trial_without_a_run_and_runs_without_a_trial_are_ended(
 ) -> None:
     space = runner.plan_sweep(copied).space
     opened.enqueue_trial({"training.batch_size": 150})
-    study.suggest_parameters(opened.ask(), space)
+    opened.ask(study.distributions(space))
     noted = opened.ask()
     parent = opened.user_attrs["parent_run_id"]
     unnoted = tracking.create_training_run(store, copied.baseline, "small-4", {"study": "small", "trial": "4"}, parent)

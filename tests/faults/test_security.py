@@ -44,7 +44,7 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest, write_manifest
 from digitcnn.evaluation.manifest import read_manifest
 from digitcnn.runner import signals
-from digitcnn.study.locks import only_one
+from digitcnn.study.storage import lock
 from digitcnn.tracking import open_store
 from tests.conftest import REPOSITORY
 from tests.support.servers import free_port
@@ -157,7 +157,7 @@ def test_a_link_in_the_records_is_not_written_through(tmp_path: Path) -> None:
     victim.write_text("precious")
     link.parent.mkdir()
     link.symlink_to(victim)
-    with pytest.raises(MachineError, match="symbolic links"), only_one(tmp_path, "small"):
+    with pytest.raises(MachineError, match="symbolic links"), lock(tmp_path, "small"):
         pass
     champion = tmp_path / "champion.yaml"
     champion.symlink_to(victim)

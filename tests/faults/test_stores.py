@@ -516,7 +516,7 @@ def test_a_study_whose_database_is_locked_for_two_minutes_stops_in_one_line_and_
 
 def assert_served_sweep_is_complete(config: SweepConfig) -> None:
     """Each trial's run has its epochs once, and ended as its trial did."""
-    opened = study.existing_study(sqlite_url(config.tracking.folder / "optuna.db"), "small")
+    opened = study.existing_study(config.tracking.folder, "small")
     assert opened is not None
     client = MlflowClient(config.tracking.store_uri)
     assert len(opened.get_trials(states=(TrialState.COMPLETE,))) == 6

@@ -24,7 +24,6 @@ from plotly.offline import get_plotlyjs
 from digitcnn import evaluation, report, study, tracking
 from digitcnn.config import ConfirmConfig, ReportConfig, StudyReference, SweepConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
-from digitcnn.files import sqlite_url
 from digitcnn.report import charts
 from digitcnn.study import parse_space
 from digitcnn.tracking import recorder
@@ -65,7 +64,7 @@ def _report(root: Path) -> ReportConfig:
 
 
 def _opened(root: Path) -> optuna.Study:
-    opened = study.existing_study(sqlite_url(root / "optuna.db"), "small")
+    opened = study.existing_study(root, "small")
     assert opened is not None
     return opened
 
@@ -281,13 +280,12 @@ def test_a_study_has_a_report_at_every_stage(small_npz: Path, tmp_path: Path) ->
     tracking.open_store(config.tracking)
     space = parse_space(config.study.space, config.baseline)
     # Given a study that has just been created,
-    opened = study.open_study(sqlite_url(tmp_path / "optuna.db"), config.study, space, config.baseline)
+    opened = study.open_study(tmp_path, config.study, space, config.baseline)
     page = _Page(_written(tmp_path) / "report.html")
     assert "No trial has completed yet." in page.text
     assert page.figures == {}
     # one whose first trial is running,
-    trial = opened.ask()
-    study.suggest_parameters(trial, space)
+    opened.ask(study.distributions(space))
     page = _Page(_written(tmp_path) / "report.html")
     assert "(1 running); a sweep is at work on it, or was cut off." in page.text
     # and one that was cut off then, resumed and finished,

@@ -24,18 +24,15 @@ def _space(config: SweepConfig) -> Space:
 
 
 def _open(config: SweepConfig, folder: Path) -> optuna.Study:
-    url = sqlite_url(folder / "optuna.db")
-    return study.open_study(url, config.study, _space(config), config.baseline)
+    return study.open_study(folder, config.study, _space(config), config.baseline)
 
 
 def _work(opened: optuna.Study, config: SweepConfig, total: int | None = None) -> None:
     def objective(trial: optuna.Trial) -> list[float]:
-        parameters = study.suggest_parameters(trial, _space(config))
-        assert not isinstance(parameters["training.batch_size"], str)
-        return [float(parameters["training.batch_size"])] * len(config.study.objective)
+        return [float(trial.params["training.batch_size"])] * len(config.study.objective)
 
     total = total or study.total_trials(config.study, _space(config), config.baseline)
-    study.run_trials(opened, objective, total, None, 2, config.study.retries, threading.Event())
+    study.run_trials(opened, _space(config), objective, total, None, 2, config.study.retries, threading.Event())
 
 
 SAMPLERS = ["tpe", "random", "grid", "qmc", "cmaes", "nsgaii"]
@@ -140,18 +137,6 @@ def test_another_study_under_the_same_name_is_refused(
     assert "choose another study.name" in str(caught.value)
 
 
-def test_a_study_from_before_there_was_a_choice_of_backend_is_one_of_tensorflow(
-    sweep_config: SweepConfig, tmp_path: Path
-) -> None:
-    opened = _open(sweep_config, tmp_path)
-    recorded = opened.user_attrs["identity"]
-    assert recorded["baseline"].pop("backend") == "tensorflow"
-    opened.set_user_attr("identity", recorded)
-    _open(sweep_config, tmp_path)
-    with pytest.raises(ConfigError, match="backend=jax: study small was begun with tensorflow"):
-        _open(sweep_config.model_copy(update={"backend": "jax"}), tmp_path)
-
-
 def test_a_foreign_study_is_refused(sweep_config: SweepConfig, tmp_path: Path) -> None:
     optuna.create_study(study_name="small", storage=sqlite_url(tmp_path / "optuna.db")).ask()
     with pytest.raises(ConfigError, match="was not made by digitcnn"):
@@ -160,18 +145,16 @@ def test_a_foreign_study_is_refused(sweep_config: SweepConfig, tmp_path: Path) -
 
 def test_lost_trials_are_queued_again_but_not_for_ever(sweep_config: SweepConfig, tmp_path: Path) -> None:
     opened = _open(sweep_config, tmp_path)
-    space, deaths = _space(sweep_config), []
+    deaths = []
 
     def objective(trial: optuna.Trial) -> list[float]:
-        parameters = study.suggest_parameters(trial, space)
         if trial.user_attrs.get("baseline"):
             deaths.append(trial.number)
             trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) + 1)
-            trial.set_user_attr("lost", "its worker process ended (SIGKILL)")
-            raise study.Lost
-        return [float(parameters["training.epochs"])]
+            raise study.Lost("its worker process ended (SIGKILL)")
+        return [float(trial.params["training.epochs"])]
 
-    study.run_trials(opened, objective, 6, None, 2, 2, threading.Event())
+    study.run_trials(opened, _space(sweep_config), objective, 6, None, 2, 2, threading.Event())
     # The baseline was tried three times (two retries) and then counts as one failed trial of six.
     assert len(deaths) == 3
     assert study.count_finished(opened) == 6
@@ -183,9 +166,9 @@ def test_trials_that_a_dead_sweep_left_running_are_ended_and_repeated(
     sweep_config: SweepConfig, tmp_path: Path
 ) -> None:
     opened = _open(sweep_config, tmp_path)
-    study.suggest_parameters(opened.ask(), _space(sweep_config))
-    sampled = opened.ask()
-    study.suggest_parameters(sampled, _space(sweep_config))
+    drawn = study.distributions(_space(sweep_config))
+    opened.ask(drawn)
+    sampled = opened.ask(drawn)
     opened.ask()  # killed before it had parameters: nothing is lost
     opened = _open(sweep_config, tmp_path)
     assert [trial.number for trial in study.end_running_trials(opened)] == [0, 1, 2]
@@ -199,5 +182,5 @@ def test_trials_that_a_dead_sweep_left_running_are_ended_and_repeated(
 
 def test_time_that_is_up_starts_no_trial(sweep_config: SweepConfig, tmp_path: Path) -> None:
     opened = _open(sweep_config, tmp_path)
-    study.run_trials(opened, lambda _: [0.0], 6, time.monotonic(), 2, 2, threading.Event())
+    study.run_trials(opened, _space(sweep_config), lambda _: [0.0], 6, time.monotonic(), 2, 2, threading.Event())
     assert study.count_finished(opened) == 0

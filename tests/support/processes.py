@@ -107,7 +107,7 @@ KILLED = {
     "the study is said to be ours": Point(optuna.Study, "set_user_attr"),
     "the study's run is created": Point(parent_run, "create_study_run"),
     "a trial is asked for": Point(optuna.Study, "ask"),
-    "a trial's parameters are drawn": Point(sweep.study, "suggest_parameters"),
+    "a trial's parameters are drawn": Point(optuna.Trial, "_suggest"),
     "a trial's run is created": Point(tracking, "create_training_run"),
     "a retry is about to be queued": Point(optuna.Study, "enqueue_trial", after=False, when=_repeats),
     "a retry has been queued": Point(optuna.Study, "enqueue_trial", when=_repeats),

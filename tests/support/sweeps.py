@@ -12,7 +12,6 @@ from optuna.trial import TrialState
 
 from digitcnn import runner, study
 from digitcnn.config import SweepConfig
-from digitcnn.files import sqlite_url
 from digitcnn.runner import Trainer, sweep
 from digitcnn.values import EpochMetrics
 
@@ -42,7 +41,7 @@ def work(config: SweepConfig, trainer: Trainer, shown: Quiet | None = None) -> s
 
 def open_records(root: Path, name: str = "small") -> tuple[optuna.Study, MlflowClient, list[Any]]:
     """Return a study, a client of the MLflow store beside it, and all runs there."""
-    opened = study.existing_study(sqlite_url(root / "optuna.db"), name)
+    opened = study.existing_study(root, name)
     assert opened is not None
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     experiment = client.get_experiment_by_name("digitcnn")

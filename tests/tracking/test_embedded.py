@@ -89,7 +89,7 @@ def test_a_torn_or_foreign_database_is_named_and_left_as_it_is(
     files = sorted(root.rglob("*"))
     opening: dict[str, Callable[[], object]] = {
         "mlflow.db": lambda: tracking.open_store(TrackingConfig(root=str(root))),
-        "optuna.db": lambda: study.existing_study(url, "x"),
+        "optuna.db": lambda: study.existing_study(root, "x"),
     }
     with pytest.raises(MachineError, match=TORN[tear]) as caught:
         opening[name]()
