@@ -6,7 +6,7 @@ PYTHON ?= python3
 OVERRIDES = $(foreach word,$(filter-out PYTHON=% PORT=%,$(MAKEOVERRIDES)),'$(word)')
 PORT ?= 5000
 
-.PHONY: help study train ui results test soak lint lock audit .venv
+.PHONY: help study train ui results docs test soak lint lock audit .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0
 
 results: .venv/complete ## experiments/results/RESULTS.md and its figure again, from the tables beside them
 	@.venv/bin/python -m experiments.article from_tables=true
+
+docs: .venv/complete ## the generated pages of docs/, from the schema, the configs' comments and the code
+	@.venv/bin/python docs/generate.py
 
 test: lint ## all tests, after lint
 	@.venv/bin/python -m pytest --numprocesses 2

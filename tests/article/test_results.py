@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digitcnn import evaluation
 from digitcnn.errors import ConfigError
-from experiments.article import publication, results
+from experiments.article import answers, contrasts, publication, results
 from tests.conftest import REPOSITORY
 from tests.support.published import PUBLISHED
 
@@ -35,6 +36,20 @@ def test_from_tables_needs_tables(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_readme_begins_with_the_published_result() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    assert "\n".join(results.headline(results.read_tables(PUBLISHED))) in readme
+def test_readme_findings_are_those_of_the_published_tables() -> None:
+    # Given
+    tables = results.read_tables(PUBLISHED)
+    readme = " ".join((REPOSITORY / "README.md").read_text().split())
+    cnn, mlp = (contrasts.accuracies(tables["article"], network=name) for name in answers.NETWORKS)
+    as_article, equal = (contrasts.batch_size_comparisons(tables, study)[50] for study in contrasts.BATCH_SIZE_STUDIES)
+    (champion,) = tables["confirmation"].query("champion")["config"]
+    # Then
+    assert f"It gets {100 * cnn.mean():.1f} % of the test images right" in readme
+    assert evaluation.prediction_interval(cnn.tolist())[1] > answers.NETWORKS["cnn"]
+    assert f"Its fully connected network gets {100 * mlp.mean():.1f} %, less than the 98.01 %" in readme
+    assert evaluation.prediction_interval(mlp.tolist())[1] < answers.NETWORKS["mlp"]
+    assert f"batch size 50 loses {-100 * as_article.difference.mean:.1f} points to 250" in readme
+    assert (as_article.verdict, equal.verdict) == ("worse", "not distinguishable")
+    assert "the two cannot be told apart" in readme
+    assert champion == "baseline"
+    assert "The article's settings were not beaten." in readme
