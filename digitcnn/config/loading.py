@@ -81,33 +81,32 @@ def _configs(annotation: Any) -> list[type[BaseModel]]:
     return [config for part in getattr(annotation, "__args__", ()) for config in _configs(part)]
 
 
-def _choices(kind: type[BaseModel], name: str) -> dict[str, type[BaseModel]]:
-    """Return the configs that a field chooses from, such as the networks, by the `name` that chooses them."""
-    field = kind.model_fields.get(name)
-    configs = _configs(field.annotation) if field else []
-    return {config.model_fields["name"].default: config for config in configs} if len(configs) > 1 else {}
+def _typed_key(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[str, list[str], list[str]]:
+    """Return the key of an error's location as a person types it, the keys known there, and the names it chooses from.
 
-
-def _typed_key(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[str, list[str]]:
-    """Return the key of an error's location, as a person types it, and the keys that are known in its place."""
+    Pydantic's location also names the chosen one of several configs, such as `cnn` in model.cnn.conv1_filters.
+    """
     parts: list[str] = []
-    choices: dict[str, type[BaseModel]] = {}
+    holder: type[BaseModel] | None = kind
     keys = known_keys(kind)
+    choices: dict[str, type[BaseModel]] = {}
     for part in map(str, location):
         if part in choices:
-            # Pydantic names the chosen network, of which a person typed only the key.
-            keys = known_keys(choices[part], f"{parts[0]}.")
-        else:
-            parts.append(part)
-        choices = _choices(kind, part) if len(parts) == 1 else {}
-    return ".".join(parts), keys
+            holder, choices = choices[part], {}
+            keys = known_keys(holder, f"{'.'.join(parts)}.")
+            continue
+        parts.append(part)
+        field = holder.model_fields.get(part) if holder else None
+        configs = _configs(field.annotation) if field else []
+        holder = configs[0] if len(configs) == 1 else None
+        choices = {config.model_fields["name"].default: config for config in configs} if len(configs) > 1 else {}
+    return ".".join(parts), keys, list(choices)
 
 
 def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    key, keys = _typed_key(kind, problem["loc"])
+    key, keys, choices = _typed_key(kind, problem["loc"])
     value = problem["input"]
-    choices = _choices(kind, key)
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; {nearest_key(key, keys)}"
     if problem["type"] == "missing":

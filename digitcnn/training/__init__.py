@@ -1,6 +1,5 @@
 """Training: data, networks, backends, engines and the loop; knows neither MLflow nor Optuna."""
 
-from digitcnn.training.architecture import MOST_PARAMETERS, check_fits, count_multiplications, count_parameters
 from digitcnn.training.backends import BACKEND_PACKAGES, check_installed
 from digitcnn.training.data import load_splits
 from digitcnn.training.engines.engine import make_engine
@@ -15,7 +14,14 @@ from digitcnn.training.environment import (
     resident_memory_mb,
 )
 from digitcnn.training.loop import samples_per_epoch, train
-from digitcnn.training.network import build_model, weights_sha256
+from digitcnn.training.network import (
+    MOST_PARAMETERS,
+    build_model,
+    check_fits,
+    count_multiplications,
+    count_parameters,
+    weights_sha256,
+)
 
 __all__ = [
     "BACKEND_PACKAGES",
