@@ -70,7 +70,8 @@ def reproduce(frozen: RunManifest, store: TrackingConfig, threads: int | None, o
     result = finished.result
     final = result.summary() if result.judged_once else {}
     metrics = _side_by_side(frozen, result.epochs, final, splits)
-    now = training.describe_environment(config.training.threads or 1, config.backend) | {Tag.ENGINE: result.engine}
+    now = training.describe_environment(training.thread_count(config.training), config.backend)
+    now |= {Tag.ENGINE: result.engine}
     differences = _differences({**frozen.environment, Tag.ENGINE: frozen.engine}, now)
     verdict, reasons = judge(frozen.weights_sha256, result.weights_sha256, differences, metrics)
     code = _code(frozen.environment.get("git", {}), training.git_state())

@@ -50,7 +50,7 @@ def create_study_run(opened: OpenStudy, store: tracking.Store, config: SweepConf
 
 
 def _tags(opened: OpenStudy, config: SweepConfig) -> dict[str, str]:
-    description = training.describe_environment(config.training.threads or training.available_cores(), config.backend)
+    description = training.describe_environment(training.thread_count(config.training), config.backend)
     # A grid may have fewer points than the trials that were asked for.
     total = study.total_trials(config.study, parse_space(config.study.space, config.baseline), config.baseline)
     tags = {Tag.STUDY: config.study.name, Tag.STUDY_KEY: opened.key, Tag.STUDY_TRIALS: str(total)}

@@ -41,7 +41,7 @@ def check_run(config: RunConfig) -> Splits:
 
 def with_threads(config: RunConfig) -> RunConfig:
     """The config with `training.threads` settled: what is recorded is what was used."""
-    return config.replace({"training.threads": config.training.threads or training.available_cores()})
+    return config.replace({"training.threads": training.thread_count(config.training)})
 
 
 def record_run(
@@ -59,12 +59,12 @@ def record_run(
     """
     config = with_threads(config)
     splits = check_run(config)
-    training.import_keras(config.training.threads or 1, config.backend)
+    training.import_keras(training.thread_count(config.training), config.backend)
     import keras
 
     # Layers of earlier runs in this process are let go.
     keras.backend.clear_session()
-    environment = training.describe_environment(config.training.threads or 1, config.backend)
+    environment = training.describe_environment(training.thread_count(config.training), config.backend)
     with tracking.start_run(config, tags, environment, run_id) as run:
         run.log_data(splits)
         height, width = splits.image_shape

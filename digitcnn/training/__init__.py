@@ -1,14 +1,12 @@
 """Training: data, networks, backends, engines and the loop; knows neither MLflow nor Optuna."""
 
-from digitcnn.training.backends import BACKEND_PACKAGES, check_installed
+from digitcnn.training.backends import BACKEND_PACKAGES, available_cores, check_installed, import_keras, thread_count
 from digitcnn.training.data import load_splits
-from digitcnn.training.engines.engine import make_engine
+from digitcnn.training.engines import make_engine
 from digitcnn.training.environment import (
-    available_cores,
     cpu_model,
     describe_environment,
     git_state,
-    import_keras,
     package_versions,
     repeatable_flags,
     resident_memory_mb,
@@ -42,6 +40,7 @@ __all__ = [
     "repeatable_flags",
     "resident_memory_mb",
     "samples_per_epoch",
+    "thread_count",
     "train",
     "weights_sha256",
 ]

@@ -1,14 +1,18 @@
-"""The frameworks that Keras computes with: what each needs installed, how its threads are set, and exact repetition."""
+"""Backends that Keras computes with: their packages, threads and flags, and exact repetition."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-from digitcnn.config import Backend
+from digitcnn.config import Backend, TrainingConfig
 from digitcnn.errors import ConfigError
 
-# What decides a backend's arithmetic, and must be installed for it.
+# The packages that decide a backend's arithmetic, and must be installed for it.
 BACKEND_PACKAGES: dict[Backend, tuple[str, ...]] = {
     "tensorflow": ("tensorflow",),
     "jax": ("jax", "jaxlib"),
@@ -25,8 +29,20 @@ _XLA_FLAGS = (
 THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "PJRT_NPROC")
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_count(config: TrainingConfig) -> int:
+    """Return the threads that a training uses: `threads`, or one for each core that this process may run on."""
+    return config.threads or available_cores()
+
+
 def check_installed(backend: Backend) -> None:
-    """Raises ConfigError, and imports nothing, if a package that the backend needs is not installed."""
+    """Raise ConfigError, and import nothing, if a package that the backend needs is not installed."""
     missing = [package for package in BACKEND_PACKAGES[backend] if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(
@@ -34,8 +50,41 @@ def check_installed(backend: Backend) -> None:
         )
 
 
-def load_backend(backend: Backend, threads: int) -> None:
-    """Imports Keras on a backend, with its threads and flags and without a GPU, into a process that has not yet.
+def import_keras(threads: int | None = None, backend: Backend | None = None) -> None:
+    """Import Keras on a backend with this many threads, without the notices that frameworks print.
+
+    Both are settled before the import, as they cannot be changed after it. Without a backend: TensorFlow; without a
+    number: one a core; or as this process has begun. Raises ConfigError if it has begun with others.
+    """
+    if "keras" in sys.modules:
+        import keras
+
+        begun, before = keras.backend.backend(), os.environ.get("OMP_NUM_THREADS")
+        if backend not in (None, begun):
+            raise ConfigError(f"backend={backend}: this process has begun with {begun}; give each a command of its own")
+        if threads is not None and before != str(threads):
+            raise ConfigError(f"training.threads={threads}: this process has begun with {before or 'other'} threads")
+        return
+    with _silent_stderr():
+        _load(backend or "tensorflow", threads or available_cores())
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discard what native code writes to standard error; Python's own exceptions still reach the caller."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _load(backend: Backend, threads: int) -> None:
+    """Import Keras on a backend, with its threads and flags and without a GPU.
 
     Flags that a person set stay; those of TensorFlow that a parent process set here do not.
     """
@@ -64,7 +113,7 @@ def load_backend(backend: Backend, threads: int) -> None:
 
 
 def repeat_exactly(backend: Backend) -> None:
-    """Has the imported backend give the same bits whenever it computes the same. JAX does so on a processor."""
+    """Make the imported backend give the same bits whenever it computes the same. JAX does so on a processor."""
     if backend == "tensorflow":
         import tensorflow as tf
 

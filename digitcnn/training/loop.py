@@ -1,13 +1,10 @@
-"""Training one model on one data set: epochs, their metrics, and what the whole came to."""
+"""The training loop: epochs, their order of images, their metrics, and the result."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,7 +12,8 @@ from numpy.typing import NDArray
 
 from digitcnn.config import TrainingConfig
 from digitcnn.errors import TrainingDiverged
-from digitcnn.training.engines.engine import make_engine
+from digitcnn.training.engines import make_engine
+from digitcnn.training.environment import peak_memory_mb, reset_peak_memory
 from digitcnn.training.network import weights_sha256
 from digitcnn.values import Decision, EpochMetrics, Evaluation, Splits, TrainingResult
 
@@ -24,19 +22,19 @@ if TYPE_CHECKING:
 
 
 def batches_per_epoch(config: TrainingConfig, examples: int) -> int:
-    """How many updates an epoch makes; a full pass ends with a partial batch if the sizes do not divide."""
+    """Return the updates of an epoch; a full pass ends with a partial batch if the sizes do not divide."""
     if config.steps_per_epoch is None:
         return math.ceil(examples / config.batch_size)
     return config.batch_size if config.steps_per_epoch == "batch_size" else config.steps_per_epoch
 
 
 def samples_per_epoch(config: TrainingConfig, examples: int) -> int:
-    """How many images an epoch sees, repeated ones counted each time."""
+    """Return the images that an epoch sees, repeated ones counted each time."""
     return examples if config.steps_per_epoch is None else batches_per_epoch(config, examples) * config.batch_size
 
 
 def epoch_orders(config: TrainingConfig, examples: int) -> Iterator[NDArray[np.int64]]:
-    """For each epoch the indices of its samples, in order; consecutive `batch_size` of them are a batch.
+    """Yield for each epoch the indices (samples,) of its images, in order; each `batch_size` of them are a batch.
 
     A full pass is one permutation. With `steps_per_epoch` the epochs are consecutive pieces of an endless stream of
     permutations, so that every image is seen equally often however long an epoch is. Depends on the seed alone.
@@ -62,7 +60,7 @@ def train(
     on_epoch: Callable[[EpochMetrics], Decision],
     on_progress: Callable[[int, float], None] | None = None,
 ) -> TrainingResult:
-    """Trains the model in place with Adam on cross-entropy and judges it after every epoch, or after the last alone.
+    """Train the model in place with Adam on cross-entropy; judge it after every epoch, or after the last alone.
 
     `on_epoch` sees each epoch's metrics as they come and decides whether to go on. `on_progress(epoch, fraction)`
     is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite number.
@@ -72,7 +70,7 @@ def train(
     ending: Literal["completed", "pruned", "stopped"] = "completed"
     samples_seen = 0
     final: Evaluation | None = None
-    _reset_peak_memory()
+    reset_peak_memory()
     began, cpu_began = time.perf_counter(), time.process_time()
     for epoch, order in enumerate(epoch_orders(config, len(splits.train)), start=1):
         epoch_began = time.perf_counter()
@@ -122,18 +120,3 @@ def train(
         weights_sha256=weights_sha256(model),
         engine=engine.name,
     )
-
-
-def _reset_peak_memory() -> None:
-    """Begins a new high-water mark, where the system can: a warm worker's earlier trials are not this run's."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_mb() -> float:
-    """The most memory (resident, MB) that this process has held since the mark was reset, or ever."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -16,7 +16,7 @@ from digitcnn import runner, training
 from digitcnn.config import CnnConfig, MlpConfig, RunConfig, TrainingConfig
 from digitcnn.errors import ConfigError
 from digitcnn.training import build_model, make_engine, train
-from digitcnn.training.engines.engine import CompiledEngine, KerasEngine
+from digitcnn.training.engines.reference import KerasEngine
 from digitcnn.values import Examples
 
 # Adam divides by the gradient's own size, so that rounding in a gradient near zero moves a weight by the whole learning
@@ -42,8 +42,10 @@ def _examples(height: int = 28, width: int = 28, count: int = 400, blank: bool =
 
 def _engines(
     model: CnnConfig | MlpConfig, examples: Examples, batch_size: int, rate: float
-) -> tuple[Any, CompiledEngine, KerasEngine]:
+) -> tuple[Any, Any, KerasEngine]:
     """A Keras model with one engine of each kind that starts from its weights."""
+    from digitcnn.training.engines.compiled import CompiledEngine
+
     config = TrainingConfig(batch_size=batch_size, learning_rate=rate, threads=1)
     _, height, width = examples.images.shape
     built = build_model(model, height, width, 10, 5)
@@ -144,7 +146,7 @@ def test_the_first_gradient(model: CnnConfig | MlpConfig) -> None:
     built, compiled, keras = _engines(model, _examples(), 250, 0.001)
     compiled.train_epoch(np.arange(250), None)
     keras.train_epoch(np.arange(250), None)
-    for momentum, expected in zip(compiled.training._state[1], built.optimizer._momentums, strict=True):
+    for momentum, expected in zip(compiled._state[1], built.optimizer._momentums, strict=True):
         np.testing.assert_allclose(momentum, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
 
 

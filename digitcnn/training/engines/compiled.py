@@ -1,28 +1,9 @@
 """The compiled engine: the article's kind of network trained as compiled matrix products.
 
-Blocks of convolution, ReLU and pooling (convolution.py) run on micro-batches that stay in the second-level cache, dense
+Blocks of convolution, ReLU and pooling (winograd.py) run on micro-batches that stay in the second-level cache, dense
 layers on up to 250 samples at once. Each thread takes one contiguous share of every batch and the shares' gradients are
 added in a fixed order, so that results depend on the number of threads and on nothing else.
-
-Tried, images/s of the article's network at batch 250 on one core (AMD EPYC, AVX2, shared: +-15 %):
-
-| form | micro-batch | images/s |
-|---|---|---|
-| phase products, dense layers at full batch | 25 | 2,300 |
-| the same | 10 | 2,600-3,000 |
-| Winograd, tiles by slices and pads, XLA's default scheduler | 10 | 2,100 |
-| the same, concurrent scheduler off | 10 | 3,100-3,400 |
-| Winograd, tiles by matrix products, concurrent scheduler off (this module) | 10 | 3,000-3,550 |
-| the same | 25 | 3,500 |
-| the same as one compiled epoch with XLA's own threads on two cores | 10 to 125 | 2,300-2,600 |
-| two shares of a batch as calls in one TensorFlow function, two cores | 10 | 3,000 (run one after the other) |
-| two shares of a batch from two Python threads, two cores (this module) | 10 | 4,200-5,500 |
-
-Without a gain: autograph off, optimization level 1, without LLVM's expensive passes, one or eight code-generation
-units, 256-bit vectors, the older runtime, optimization barriers, Winograd along rows only, Adam in place on TensorFlow
-variables (8.4 against 7.0 ms for 1.7 million parameters). A persistent compilation cache brings a network that was
-compiled before from 2.7 to 0.9 s; it is not used, as a sweep's networks are mostly new, and records would then hold
-native code that is run unchecked. Not tried: Adam on both threads (3 of 50 ms of a step).
+docs/performance.md lists what else was measured.
 """
 
 from __future__ import annotations
@@ -37,33 +18,35 @@ import numpy as np
 import tensorflow as tf
 
 from digitcnn.config import TrainingConfig
+from digitcnn.training.backends import thread_count
 from digitcnn.training.engines import winograd
 from digitcnn.training.engines.lowering import LoweredNetwork, lower_network
+from digitcnn.training.engines.reference import judge
 from digitcnn.training.engines.winograd import Array, Tensor
-from digitcnn.training.environment import available_cores
+from digitcnn.values import Evaluation, Examples
 
 MICRO_BATCH = 10
 LARGEST_CHUNK = 250
 PROGRESS_CALLS = 10
 # Networks whose compiled functions a warm worker keeps: compiling one takes 2 to 4 s.
-_CACHED_PLANS = 4
+_CACHED_NETWORKS = 4
 
 
-def _input(images: Tensor, plan: LoweredNetwork) -> Tensor:
-    """Images (micro, height, width) uint8 to scaled (outer, inner, micro), cropped to what is read."""
-    rows, columns = plan.blocks[0].size
-    x = tf.cast(images[:, :rows, :columns], tf.float32) * plan.scale + plan.offset
+def _input(images: Tensor, network: LoweredNetwork) -> Tensor:
+    """Return images (micro, height, width) uint8 as scaled (outer, inner, micro), cropped to the part that is read."""
+    rows, columns = network.blocks[0].size
+    x = tf.cast(images[:, :rows, :columns], tf.float32) * network.scale + network.offset
     return tf.transpose(x, (1, 2, 0))
 
 
-def _blocks_forward(images: Tensor, weights: list[Tensor], plan: LoweredNetwork) -> tuple[Tensor, Any, Any]:
-    """Flat features of (micro-batches, micro, height, width), each block's activations and winners."""
+def _blocks_forward(images: Tensor, weights: list[Tensor], network: LoweredNetwork) -> tuple[Tensor, Any, Any]:
+    """Return the flat features of (micro-batches, micro, height, width), each block's activations and winners."""
     count, micro = images.shape[:2]
-    blocks = plan.blocks
+    blocks = network.blocks
     factors = [winograd.factor(weights[2 * n], block) for n, block in enumerate(blocks)]
 
     def forward(index: Tensor, activations: Any, winners: Any) -> tuple[Tensor, Any, Any]:
-        x = _input(images[index], plan)
+        x = _input(images[index], network)
         activations, winners = list(activations), list(winners)
         for n, block in enumerate(blocks):
             pooled, winner = winograd.forward(x, factors[n], weights[2 * n + 1], block)
@@ -86,11 +69,11 @@ def _blocks_forward(images: Tensor, weights: list[Tensor], plan: LoweredNetwork)
 
 
 def _blocks_backward(
-    images: Tensor, weights: list[Tensor], activations: Any, winners: Any, gradient: Tensor, plan: LoweredNetwork
+    images: Tensor, weights: list[Tensor], activations: Any, winners: Any, gradient: Tensor, network: LoweredNetwork
 ) -> list[Tensor]:
-    """Gradients of the blocks' kernels and biases, summed in order; `gradient` is of the flat features."""
+    """Return the gradients of the blocks' kernels and biases, summed in order; `gradient` is of the flat features."""
     count, micro = images.shape[:2]
-    blocks = plan.blocks
+    blocks = network.blocks
     last = blocks[-1]
     factors = [winograd.factor(weights[2 * n], block) for n, block in enumerate(blocks)]
     height, width = last.out[::-1] if last.swapped else last.out
@@ -105,7 +88,7 @@ def _blocks_backward(
             if n:
                 x = tf.reshape(activations[n - 1].read(index), (*block.size, micro * block.channels))
             else:
-                x = _input(images[index], plan)
+                x = _input(images[index], network)
             winner = winners[n].read(index)
             flowing, factor, bias = winograd.backward(x, factors[n], winner, flowing, block, n == 0)
             sums[2 * n] += factor
@@ -120,7 +103,7 @@ def _blocks_backward(
 
 
 def _dense_forward(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
-    """Activations from the input to the logits."""
+    """Return the activations from the input to the logits."""
     activations = [x]
     for n in range(0, len(weights), 2):
         z = tf.matmul(activations[-1], weights[n]) + weights[n + 1]
@@ -128,53 +111,55 @@ def _dense_forward(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
     return activations
 
 
-def _features(images: Tensor, weights: list[Tensor], plan: LoweredNetwork) -> tuple[Tensor, Any, Any]:
-    """Input of the first dense layer, (count * micro, features), and what the blocks' backward pass needs."""
-    if plan.blocks:
-        return _blocks_forward(images, weights, plan)
+def _features(images: Tensor, weights: list[Tensor], network: LoweredNetwork) -> tuple[Tensor, Any, Any]:
+    """Return the first dense layer's input (count * micro, features), and the blocks' activations and winners."""
+    if network.blocks:
+        return _blocks_forward(images, weights, network)
     flat = tf.reshape(images, (images.shape[0] * images.shape[1], -1))
-    return tf.cast(flat, tf.float32) * plan.scale + plan.offset, None, None
+    return tf.cast(flat, tf.float32) * network.scale + network.offset, None, None
 
 
-def _chunk(weights: list[Tensor], images: Tensor, labels: Tensor, valid: Tensor, plan: LoweredNetwork) -> list[Tensor]:
-    """Sums over one chunk's valid samples: gradients of all weights, loss, correct answers, count."""
-    split = 2 * len(plan.blocks)
-    features, saved, winners = _features(images, weights, plan)
+def _chunk(
+    weights: list[Tensor], images: Tensor, labels: Tensor, valid: Tensor, network: LoweredNetwork
+) -> list[Tensor]:
+    """Return sums over one chunk's valid samples: gradients of all weights, loss, correct answers, count."""
+    split = 2 * len(network.blocks)
+    features, saved, winners = _features(images, weights, network)
     activations = _dense_forward(features, weights[split:])
     logits = activations[-1]
     log_probabilities = tf.nn.log_softmax(logits)
-    expected = tf.one_hot(labels, plan.units[-1])
+    expected = tf.one_hot(labels, network.units[-1])
     loss = -tf.reduce_sum(tf.reduce_sum(log_probabilities * expected, 1) * valid)
     hits = tf.cast(tf.argmax(logits, 1, output_type=tf.int32) == labels, tf.float32)
     gradient = (tf.exp(log_probabilities) - expected) * valid[:, None]
     gradients: list[Tensor] = []
-    for n in reversed(range(len(plan.units))):
-        if n + 1 < len(plan.units):
+    for n in reversed(range(len(network.units))):
+        if n + 1 < len(network.units):
             gradient = tf.where(activations[n + 1] > 0, gradient, 0.0)
         gradients = [
             tf.matmul(activations[n], gradient, transpose_a=True),
             tf.reduce_sum(gradient, 0),
             *gradients,
         ]
-        if n or plan.blocks:
+        if n or network.blocks:
             gradient = tf.matmul(gradient, weights[split + 2 * n], transpose_b=True)
-    if plan.blocks:
-        gradients = _blocks_backward(images, weights[:split], saved, winners, gradient, plan) + gradients
+    if network.blocks:
+        gradients = _blocks_backward(images, weights[:split], saved, winners, gradient, network) + gradients
     return [*gradients, loss, tf.reduce_sum(hits * valid), tf.reduce_sum(valid)]
 
 
-@functools.lru_cache(maxsize=_CACHED_PLANS)
-def _share_function(plan: LoweredNetwork) -> Any:
-    """Compiled sums over one thread's share of a batch, (chunks, micro-batches, micro, ...)."""
+@functools.lru_cache(maxsize=_CACHED_NETWORKS)
+def _share_function(network: LoweredNetwork) -> Any:
+    """Return the compiled function of `_chunk`'s sums over one thread's share (chunks, micro-batches, micro, ...)."""
 
     @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
     def share(weights: list[Tensor], images: Tensor, labels: Tensor, valid: Tensor) -> list[Tensor]:
         chunks = images.shape[0]
         if chunks == 1:
-            return _chunk(weights, images[0], labels[0], valid[0], plan)
+            return _chunk(weights, images[0], labels[0], valid[0], network)
 
         def add(index: Tensor, sums: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            parts = _chunk(weights, images[index], labels[index], valid[index], plan)
+            parts = _chunk(weights, images[index], labels[index], valid[index], network)
             return index + 1, [a + b for a, b in zip(sums, parts, strict=True)]
 
         zeros = [*(tf.zeros_like(weight) for weight in weights), 0.0, 0.0, 0.0]
@@ -183,11 +168,11 @@ def _share_function(plan: LoweredNetwork) -> Any:
     return share
 
 
-@functools.lru_cache(maxsize=_CACHED_PLANS)
-def _update_function(plan: LoweredNetwork) -> Any:
-    """Compiled: Keras's Adam (epsilon 1e-7) on the shares' mean gradient; metrics (2,) gain loss and correct.
+@functools.lru_cache(maxsize=_CACHED_NETWORKS)
+def _update_function(network: LoweredNetwork) -> Any:
+    """Return the compiled step: Keras's Adam (epsilon 1e-7) on the mean gradient; metrics (2,) gain loss, correct.
 
-    One function a plan, so that what was compiled for a network goes when the network is forgotten.
+    One function a network, so that what was compiled for a network goes when the network is forgotten.
     """
 
     @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
@@ -209,23 +194,23 @@ def _update_function(plan: LoweredNetwork) -> Any:
     return update
 
 
-@functools.lru_cache(maxsize=_CACHED_PLANS)
-def _probabilities_function(plan: LoweredNetwork) -> Any:
-    """Compiled class probabilities of (micro-batches, micro, height, width)."""
+@functools.lru_cache(maxsize=_CACHED_NETWORKS)
+def _probabilities_function(network: LoweredNetwork) -> Any:
+    """Return the compiled function of images (micro-batches, micro, height, width) to class probabilities."""
 
     @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
     def probabilities(weights: list[Tensor], images: Tensor) -> Tensor:
-        features = _features(images, weights, plan)[0]
-        return tf.nn.softmax(_dense_forward(features, weights[2 * len(plan.blocks) :])[-1])
+        features = _features(images, weights, network)[0]
+        return tf.nn.softmax(_dense_forward(features, weights[2 * len(network.blocks) :])[-1])
 
     return probabilities
 
 
-def _layout(rows: int, plan: LoweredNetwork) -> tuple[int, int, int]:
-    """(chunks, micro-batches, micro) for `rows` samples, least padding near the measured best size."""
+def _layout(rows: int, network: LoweredNetwork) -> tuple[int, int, int]:
+    """Return (chunks, micro-batches, micro) for `rows` samples: least padding near the measured best size."""
     chunks = -(-rows // LARGEST_CHUNK)
     rows = -(-rows // chunks)
-    if not plan.blocks:
+    if not network.blocks:
         return chunks, 1, rows
     low, high = MICRO_BATCH * 7 // 10, MICRO_BATCH * 12 // 10
     micro = min(range(low, high + 1), key=lambda size: (-rows % size, abs(size - MICRO_BATCH)))
@@ -233,38 +218,37 @@ def _layout(rows: int, plan: LoweredNetwork) -> tuple[int, int, int]:
     return chunks, -(-rows // micro), micro
 
 
-class CompiledTraining:
-    """A model's training state outside Keras: weights, Adam's moments, steps; see `compiled_training`."""
+class CompiledEngine:
+    """An engine that holds weights, Adam's moments and steps outside Keras; see Engine.
 
-    def __init__(
-        self, model: keras.Model, plan: LoweredNetwork, images: Array, labels: Array, config: TrainingConfig
-    ) -> None:
-        self._model, self._plan, self._batch_size = model, plan, config.batch_size
-        self._images, self._labels = images, labels.astype(np.int32)
+    Raises UnsupportedModel if it cannot train the model.
+    """
+
+    name = "compiled"
+
+    def __init__(self, model: keras.Model, examples: Examples, config: TrainingConfig) -> None:
+        self._model, self._network, self._batch_size = model, lower_network(model), config.batch_size
+        self._images, self._labels = examples.images, examples.labels.astype(np.int32)
         self._rate = tf.constant(config.learning_rate, tf.float32)
-        self._threads = config.threads or available_cores()
+        self._threads = thread_count(config)
         self._pool = ThreadPoolExecutor(self._threads)
         weights = [tf.constant(weight) for weight in model.get_weights()]
         self._state: Any = (weights, [tf.zeros_like(w) for w in weights], [tf.zeros_like(w) for w in weights])
         self._step = 0
 
     def train_epoch(self, order: Array, progress: Callable[[float], None] | None = None) -> tuple[float, float]:
-        """Train once through `order`; return mean loss and accuracy, at the weights before each update.
-
-        `order` (samples,) holds indices into the images, any number, repeats allowed; batches are its consecutive
-        slices and the last one may be smaller. `progress` gets the fraction done about ten times.
-        """
+        """See Engine. `progress` is called about ten times."""
         batches = -(-len(order) // self._batch_size)
         largest = min(self._batch_size, len(order))
         share = -(-largest // min(self._threads, largest))
-        layout = _layout(share, self._plan)
-        sums, update = _share_function(self._plan), _update_function(self._plan)
+        layout = _layout(share, self._network)
+        sums, update = _share_function(self._network), _update_function(self._network)
 
         def gradients(weights: list[Tensor], rows: Array) -> list[Tensor]:
             padded = np.zeros(int(np.prod(layout)), np.int64)
             padded[: len(rows)] = rows
             valid = (np.arange(len(padded)) < len(rows)).astype(np.float32).reshape(layout[0], -1)
-            images = self._images[padded].reshape(*layout, *self._plan.image)
+            images = self._images[padded].reshape(*layout, *self._network.image)
             answers = self._labels[padded].reshape(valid.shape)
             return list(sums(weights, tf.constant(images), tf.constant(answers), tf.constant(valid)))
 
@@ -285,33 +269,22 @@ class CompiledTraining:
         loss, correct = metrics.numpy() / len(order)
         return float(loss), float(correct)
 
-    def probabilities(self, images: Array) -> Array:
-        """The classes' probabilities (n, classes) float32 of images (n, height, width) uint8."""
-        _, count, micro = _layout(LARGEST_CHUNK, self._plan)
-        size = count * micro
-        predict = _probabilities_function(self._plan)
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """See Engine."""
+        _, count, micro = _layout(LARGEST_CHUNK, self._network)
+        size, image = count * micro, self._network.image
+        predict = _probabilities_function(self._network)
 
         def part(start: int) -> Array:
-            padded = np.zeros((size, *self._plan.image), np.uint8)
-            rows = images[start : start + size]
+            padded = np.zeros((size, *image), np.uint8)
+            rows = examples.images[start : start + size]
             padded[: len(rows)] = rows
-            result = predict(self._state[0], tf.constant(padded.reshape(count, micro, *self._plan.image)))
+            result = predict(self._state[0], tf.constant(padded.reshape(count, micro, *image)))
             return np.asarray(result)[: len(rows)]
 
-        return np.concatenate(list(self._pool.map(part, range(0, len(images), size))))
+        return judge(np.concatenate(list(self._pool.map(part, range(0, len(examples), size)))), examples)
 
     def finish(self) -> None:
-        """Puts the trained weights into the Keras model and ends the threads."""
+        """See Engine. The threads end, too."""
         self._model.set_weights([weight.numpy() for weight in self._state[0]])
         self._pool.shutdown()
-
-
-def compiled_training(model: keras.Model, images: Array, labels: Array, config: TrainingConfig) -> CompiledTraining:
-    """Training of `model`, from its weights, on images (n, height, width) uint8 and integer labels (n,).
-
-    Raises ValueError with the reason of plan.unsupported.
-    """
-    plan = lower_network(model)
-    if isinstance(plan, str):
-        raise ValueError(f"the compiled engine cannot train this model: {plan}")
-    return CompiledTraining(model, plan, images, labels, config)

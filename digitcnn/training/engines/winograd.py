@@ -50,7 +50,7 @@ class Block:
 
 
 def _axis_matrix(block: Block, axis: int) -> Array:
-    """Matrix (tap and tile, size) that cuts one axis into tiles, kernel + 1 wide and 2 apart, transformed."""
+    """Return the matrix (tap and tile, size) that cuts an axis into tiles, kernel + 1 wide and 2 apart, transformed."""
     taps, tiles, size = block.kernel[axis] + 1, block.out[axis], block.size[axis]
     matrix = np.zeros((taps, tiles, size), np.float32)
     for tap in range(taps):
@@ -61,7 +61,7 @@ def _axis_matrix(block: Block, axis: int) -> Array:
 
 
 def _cut(x: Tensor, block: Block) -> Tensor:
-    """Activations (outer, inner, n) to tiles (outer tap * inner tap, inner tile * outer tile * n)."""
+    """Return activations (outer, inner, n) as tiles (outer tap * inner tap, inner tile * outer tile * n)."""
     taps, tiles, (outer, inner), n = block.kernel[0] + 1, block.out[0], block.size, x.shape[2]
     x = tf.matmul(_axis_matrix(block, 0), tf.reshape(x, (outer, inner * n)))
     x = tf.reshape(tf.transpose(tf.reshape(x, (taps, tiles, inner, n)), (0, 2, 1, 3)), (taps, inner, tiles * n))
@@ -70,7 +70,7 @@ def _cut(x: Tensor, block: Block) -> Tensor:
 
 
 def _uncut(gradient: Tensor, block: Block, n: int) -> Tensor:
-    """Transpose of `_cut`: the gradient of every tile, added where tiles overlap, as (outer, inner, n)."""
+    """Apply the transpose of `_cut`: the gradient of every tile, added where tiles overlap, as (outer, inner, n)."""
     taps, tiles, (outer, inner) = block.kernel[0] + 1, block.out[0], block.size
     x = tf.reshape(gradient, (taps, -1, tiles * n))
     x = tf.matmul(np.stack([np.ascontiguousarray(_axis_matrix(block, 1).T)] * taps), x)
@@ -79,13 +79,13 @@ def _uncut(gradient: Tensor, block: Block, n: int) -> Tensor:
 
 
 def _output_matrix(block: Block) -> Array:
-    """(4 phases, 16): Winograd's output transform, phases in the block's order."""
+    """Return Winograd's output transform (4 phases, 16), phases in the block's order."""
     order = [2 * outer + inner for outer, inner in block.phases]
     return np.ascontiguousarray(np.kron(OUTPUT_TRANSFORM, OUTPUT_TRANSFORM)[order])
 
 
 def factor(kernel: Tensor, block: Block) -> Tensor:
-    """The kernel as a factor: (16, channels, filters) or (taps * channels, 4 phases * filters)."""
+    """Return the kernel as a factor: (16, channels, filters) or (taps * channels, 4 phases * filters)."""
     kernel = tf.transpose(kernel, (1, 0, 2, 3)) if block.swapped else kernel
     if block.winograd:
         product = tf.matmul(np.kron(KERNEL_TRANSFORM, KERNEL_TRANSFORM), tf.reshape(kernel, (9, -1)))
@@ -95,7 +95,7 @@ def factor(kernel: Tensor, block: Block) -> Tensor:
 
 
 def kernel_gradient(gradient: Tensor, block: Block) -> Tensor:
-    """Transpose of `factor`."""
+    """Apply the transpose of `factor`."""
     outer, inner = block.kernel
     if block.winograd:
         transform = np.ascontiguousarray(np.kron(KERNEL_TRANSFORM, KERNEL_TRANSFORM).T)
@@ -107,7 +107,7 @@ def kernel_gradient(gradient: Tensor, block: Block) -> Tensor:
 
 
 def _patches(tiles: Tensor, block: Block) -> Tensor:
-    """Untransformed tiles as (taps * channels, positions)."""
+    """Return untransformed tiles as (taps * channels, positions)."""
     if block.channels == 1:
         return tiles
     parts = tf.transpose(tf.reshape(tiles, (tiles.shape[0], -1, block.channels)), (0, 2, 1))
@@ -115,7 +115,7 @@ def _patches(tiles: Tensor, block: Block) -> Tensor:
 
 
 def forward(x: Tensor, factor: Tensor, bias: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-    """Pooled activations (positions, filters), and int8 which phase won (4: none, ReLU is closed)."""
+    """Return pooled activations (positions, filters), and int8 the phase that won (4: none, ReLU is closed)."""
     tiles = _cut(x, block)
     if block.winograd:
         products = tf.matmul(tf.reshape(tiles, (16, -1, block.channels)), factor)
@@ -136,7 +136,7 @@ def forward(x: Tensor, factor: Tensor, bias: Tensor, block: Block) -> tuple[Tens
 def backward(
     x: Tensor, factor: Tensor, winner: Tensor, gradient: Tensor, block: Block, first: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the input (None in the first block), factor and bias; `gradient` is shaped as `winner`."""
+    """Return the gradients of input (None in the first block), factor and bias; `gradient` is shaped as `winner`."""
     tiles = _cut(x, block)
     n = x.shape[2]
     bias_gradient = tf.reduce_sum(tf.reshape(tf.where(winner < 4, gradient, 0.0), (-1, block.filters)), 0)
@@ -159,7 +159,7 @@ def backward(
 
 
 def pooled_shape(block: Block, micro: int) -> tuple[int, ...]:
-    """Shape of a micro-batch's pooled activations as the block leaves them."""
+    """Return the shape of a micro-batch's pooled activations as the block leaves them."""
     if block.winograd:
         return (block.tiles * micro * block.filters,)
     return (block.tiles * micro, block.filters)

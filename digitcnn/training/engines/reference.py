@@ -1,0 +1,94 @@
+"""The interface of an engine, and the reference: Keras's own fit and predict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitcnn.config import TrainingConfig
+from digitcnn.training.backends import repeat_exactly
+from digitcnn.values import Evaluation, Examples
+
+if TYPE_CHECKING:
+    import keras
+
+Progress = Callable[[float], None]
+# Keras clips probabilities here before taking their logarithm (keras.backend.epsilon).
+_EPSILON = 1e-7
+
+
+class Engine(Protocol):
+    """Training of one model on some examples, an epoch at a time."""
+
+    name: str
+
+    def train_epoch(self, order: NDArray[np.int64], progress: Progress | None = None) -> tuple[float, float]:
+        """Train once through `order`; return the mean loss and accuracy, each at the weights before its batch's update.
+
+        `order` (samples,) holds indices of examples, any number, repeats allowed; batches are its consecutive slices
+        and the last one may be smaller. `progress` gets the fraction done, from time to time.
+        """
+        ...
+
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """Return the model's loss, accuracy and predictions on some examples."""
+        ...
+
+    def finish(self) -> None:
+        """Put the trained weights into the model."""
+        ...
+
+
+def judge(probabilities: NDArray[np.float32], examples: Examples) -> Evaluation:
+    """Return the evaluation of the classes' probabilities (n, classes) of n examples, as Keras computes it."""
+    likelihood = probabilities[np.arange(len(examples)), examples.labels].astype(np.float64)
+    loss = -np.log(np.clip(likelihood, _EPSILON, 1 - _EPSILON)).mean()
+    predictions = probabilities.argmax(axis=1)
+    accuracy = float((predictions == examples.labels).mean())
+    return Evaluation(float(loss), accuracy, predictions, probabilities.max(axis=1))
+
+
+class KerasEngine:
+    """Keras's own training; see Engine. `reason` says why the compiled engine cannot train the model."""
+
+    def __init__(self, model: keras.Model, examples: Examples, config: TrainingConfig, reason: str = "") -> None:
+        import keras
+
+        # Without it two runs of one config may differ in the last bits of their weights.
+        repeat_exactly(keras.backend.backend())
+        self.name = f"keras ({reason})" if reason else "keras"
+        self._model, self._examples, self._batch_size = model, examples, config.batch_size
+        model.compile(
+            keras.optimizers.Adam(config.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
+        )
+
+    def train_epoch(self, order: NDArray[np.int64], progress: Progress | None = None) -> tuple[float, float]:
+        """See Engine."""
+        import keras
+
+        # Cut to the epoch, so that Keras builds no larger buffers than the data.
+        batch_size = min(self._batch_size, len(order))
+        batches = math.ceil(len(order) / batch_size)
+        tell = progress or (lambda fraction: None)
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tell((batch + 1) / batches))
+        history = self._model.fit(
+            self._examples.images[order],
+            self._examples.labels[order],
+            batch_size=batch_size,
+            shuffle=False,
+            verbose=0,
+            callbacks=[callback] if progress else [],
+        ).history
+        return float(history["loss"][0]), float(history["accuracy"][0])
+
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """See Engine."""
+        # 1,000 images a batch: the activations stay within 100 MB, and larger batches are not faster.
+        return judge(self._model.predict(examples.images, batch_size=1000, verbose=0), examples)
+
+    def finish(self) -> None:
+        """See Engine. Keras trains in place."""
