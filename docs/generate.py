@@ -81,7 +81,10 @@ def configuration() -> str:
         links = ", ".join(f"[`{group}`](#{group})" for group in groups)
         lines += [*textwrap.wrap(f"Groups: {links}.", 120), ""]
         shared = tuple(f"{group}." for group in groups if group != "study")
-        rows = [row for row in _rows(schema, "", _comments(path, "")) if not row[0].startswith(shared)]
+        comments = _comments(path, "")
+        if name == "sweep":
+            comments = _comments(CONF / "study" / "around_article.yaml", "") | comments
+        rows = [row for row in _rows(schema, "", comments) if not row[0].startswith(shared)]
         lines += _table(rows)
         if name == "sweep":
             lines.append(_SPACE.rstrip("\n"))
