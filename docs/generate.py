@@ -236,7 +236,7 @@ def rooms() -> str:
         opened = ast.parse((folder / "__init__.py").read_text())
         public = _public_names(opened)
         parts += [f"### {folder.name}", "", *textwrap.wrap(ast.get_docstring(opened) or "", 120), ""]
-        parts += _module_table(folder.rglob("*.py"))
+        parts += _module_table(path for path in folder.rglob("*.py") if path != folder / "__init__.py")
         names = ", ".join(f"`{name}`" for name in public)
         parts += ["", *textwrap.wrap(f"Public: {names}.", 120), ""]
     return "\n".join(parts).rstrip("\n")
@@ -246,8 +246,9 @@ def _module_table(paths: Iterable[Path]) -> list[str]:
     """Return a table of modules: path below digitcnn/ and first line of the docstring."""
     rows = ["| module | |", "| --- | --- |"]
     for path in sorted(paths):
-        if path.name not in ("__init__.py", "__main__.py"):
-            line = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        module = ast.parse(path.read_text())
+        if path.name != "__init__.py" or any(isinstance(node, ast.FunctionDef) for node in module.body):
+            line = (ast.get_docstring(module) or "").partition("\n")[0]
             rows.append(f"| `{path.relative_to(REPOSITORY / 'digitcnn')}` | {_cell(line)} |")
     return rows
 
