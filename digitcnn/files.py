@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: reports, tables, pictures and frozen runs."""
+"""Files that are written whole or not at all: reports, tables, pictures and manifests."""
 
 from __future__ import annotations
 

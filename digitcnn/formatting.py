@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 
 def format_duration(seconds: float) -> str:
     """Return seconds as a duration: 45 s, 12 min, 3 h 20 min."""
@@ -40,3 +42,8 @@ def format_p(p: float, digits: int = 2) -> str:
 def printable(text: str) -> str:
     """Return the text as one line that a terminal shows and does not obey."""
     return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+
+
+def has_control_characters(text: str) -> bool:
+    """Return True for text that could command a terminal, or cannot be encoded as UTF-8."""
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)

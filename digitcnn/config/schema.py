@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +25,7 @@ from pydantic import (
 from digitcnn.config.loading import Config, flatten, load_config
 from digitcnn.config.urls import check_server
 from digitcnn.files import sqlite_url
+from digitcnn.formatting import has_control_characters
 from digitcnn.records import Objective
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -61,7 +61,7 @@ def _check_name(value: str) -> str:
 
 
 def _check_path(value: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+    if has_control_characters(value):
         raise ValueError("must hold no control characters and be UTF-8")
     encoded = os.fsencode(value)
     if len(encoded) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in encoded.split(b"/")):
