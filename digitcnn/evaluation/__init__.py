@@ -1,11 +1,11 @@
 """Confirmation with several seeds, statistics, the champion, a run's manifest and its reproduction."""
 
-from digitcnn.evaluation.champion import leading_row, read_confirmation, verdict_sentences
+from digitcnn.evaluation.champion import leading_row, verdict_sentences
+from digitcnn.evaluation.comparison import read_confirmation
 from digitcnn.evaluation.confirmation import plan_confirmation, run_confirmation
 from digitcnn.evaluation.manifest import RunManifest, manifest_of, write_manifest
 from digitcnn.evaluation.preview import describe_confirmation
-from digitcnn.evaluation.references import find_run, is_manifest_file
-from digitcnn.evaluation.reproduction import ComparedMetric, find_manifest, reproduce
+from digitcnn.evaluation.reproduction import ComparedMetric, find_manifest, find_run, is_manifest_file, reproduce
 from digitcnn.evaluation.statistics import (
     PairedComparison,
     Summary,

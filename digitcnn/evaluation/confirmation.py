@@ -12,9 +12,9 @@ import pandas as pd
 from digitcnn import runner, study, tracking
 from digitcnn.config import ConfirmConfig, RunConfig, load_config, nested
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.evaluation import manifest
-from digitcnn.evaluation.champion import Candidate, confirmation_tables, model_card
-from digitcnn.evaluation.manifest import write_manifest
+from digitcnn.evaluation.champion import model_card
+from digitcnn.evaluation.comparison import Candidate, compare_candidates
+from digitcnn.evaluation.manifest import manifest_of, write_manifest
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Metric, Tag
 from digitcnn.runner import (
@@ -134,7 +134,7 @@ def run_confirmation(plan: ConfirmationPlan, shown: SweepDisplay, trainer: Train
         training = trainer or RecordedTraining(plan.contenders[0].config.backend)
         _Confirmation(plan, shown, store, known).work(training)
         tracking.deliver(store)
-        table, rows = confirmation_tables(plan.contenders, store, known.runs, known.diverged)
+        table, rows = compare_candidates(plan.contenders, store, known.runs, known.diverged)
         return _conclude(plan, store, table, rows)
 
 
@@ -285,19 +285,19 @@ def _conclude(
     name = str(champion["config"])
     # The first seed, which was chosen before anything was seen: the luckiest one would be chosen by the test set.
     run_id = str(rows[rows["config"] == name].iloc[0]["run_id"])
-    frozen = manifest.manifest_of(store, run_id)
-    card = model_card(plan.config.study.name, plan.contenders, plan.seeds, table, name, run_id)
+    manifest = manifest_of(store, run_id)
+    card = model_card(plan.config.study.name, plan.contenders[0].config.data, plan.seeds, table, run_id)
     path = plan.folder / Artifact.CHAMPION
     for file, content in ((Artifact.CONFIRMATION, table), (Artifact.CONFIRMATION_RUNS, rows)):
         write_atomically(plan.folder / file, content.to_csv(index=False), "the runs are recorded")
-    write_manifest(frozen, path, card)
+    write_manifest(manifest, path, card)
     for file in (Artifact.CONFIRMATION, Artifact.CONFIRMATION_RUNS, Artifact.CHAMPION):
         store.client.log_artifact(plan.parent_run_id, str(plan.folder / file))
     tags = {
         Tag.STUDY: plan.config.study.name,
         "config": name,
         f"{Metric.TEST_ACCURACY}.mean": f"{champion['mean']:.6f}",
-        Tag.WEIGHTS_SHA256: frozen.weights_sha256,
+        Tag.WEIGHTS_SHA256: manifest.weights_sha256,
     }
     tracking.register_champion(store, run_id, tags, card)
     return ConfirmationResult(table, rows, name, path)

@@ -1,9 +1,8 @@
-"""A frozen run: all that it takes to repeat it and to know it again; its file is data and nothing else."""
+"""A run's manifest: all that it takes to repeat the run and to recognize it. Its file is data and nothing else."""
 
 from __future__ import annotations
 
 import json
-import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,23 +13,24 @@ from digitcnn import tracking
 from digitcnn.config import Config, RunConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
+from digitcnn.formatting import has_control_characters
 from digitcnn.records import EPOCH_METRICS, TEST_METRICS, TRAIN_METRICS, Artifact, Metric, Tag
 
-# What a run's config and seed decide. Seconds and memory are the machine's.
-METRICS = (*EPOCH_METRICS, *TEST_METRICS)
+# The metrics that config and seed decide. Seconds and memory are the machine's.
+_METRICS = (*EPOCH_METRICS, *TEST_METRICS)
 _FORMAT = 1
-# 25,000 epochs. A file of aliases could say more in little, and one that is nested deeply exhaust the stack.
+# Enough for 25,000 epochs. Aliases would expand beyond any limit, deep nesting would exhaust the stack.
 _MOST_BYTES = 4 * 2**20
 _DEEPEST = 10
 
 
-def _printable(value: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+def _check_text(value: str) -> str:
+    if has_control_characters(value):
         raise ValueError("must hold no control characters")
     return value
 
 
-def _environment(value: dict[str, Any]) -> dict[str, Any]:
+def _check_environment(value: dict[str, Any]) -> dict[str, Any]:
     for name, part in value.items():
         parts = part if isinstance(part, dict) else {name: part}
         if isinstance(part, dict) != (name in ("packages", "flags", "git")):
@@ -38,30 +38,30 @@ def _environment(value: dict[str, Any]) -> dict[str, Any]:
         for key, text in parts.items():
             if not isinstance(key, str) or not isinstance(text, str | bool | int | float | None):
                 raise ValueError(f"must hold words and numbers, also in {name}")
-            _printable(f"{key} {text}")
+            _check_text(f"{key} {text}")
     return value
 
 
-Text = Annotated[str, AfterValidator(_printable)]
-Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
-Metrics = dict[Literal[METRICS], float]  # type: ignore[valid-type]
+_Text = Annotated[str, AfterValidator(_check_text)]
+_Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+_Metrics = dict[Literal[_METRICS], float]  # type: ignore[valid-type]
 
 
 class RunManifest(Config):
-    """A run that got to its end.
+    """The manifest of a finished run.
 
     `epochs` are the metrics of each epoch by name, `final` those of the final model on the test set, if it was judged
-    once. `environment` is what environment.json holds.
+    once. `environment` is the content of environment.json.
     """
 
     run_id: Annotated[str, Field(pattern=r"\A[0-9a-f]{32}\z")]
     config: RunConfig
-    epochs: list[Metrics]
-    final: Metrics
-    weights_sha256: Sha256
-    data_sha256: Sha256
+    epochs: list[_Metrics]
+    final: _Metrics
+    weights_sha256: _Sha256
+    data_sha256: _Sha256
     engine: Literal["keras", "compiled"]
-    environment: Annotated[dict[Text, Any], AfterValidator(_environment)]
+    environment: Annotated[dict[_Text, Any], AfterValidator(_check_environment)]
 
     @model_validator(mode="after")
     def _fits_its_config(self) -> RunManifest:
@@ -74,33 +74,33 @@ class RunManifest(Config):
         return self
 
 
-def write_manifest(frozen: RunManifest, path: Path, comment: str) -> None:
-    """Writes a frozen run as YAML, headed by a comment. Raises MachineError if it cannot."""
-    content = {"format": _FORMAT, **frozen.model_dump(exclude={"config": {"tracking"}})}
+def write_manifest(manifest: RunManifest, path: Path, comment: str) -> None:
+    """Write a manifest as YAML, headed by a comment. Raise MachineError if it cannot be written."""
+    content = {"format": _FORMAT, **manifest.model_dump(exclude={"config": {"tracking"}})}
     heading = "".join(f"# {line}\n" for line in comment.splitlines())
-    write_atomically(
-        path, heading + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "the run is recorded"
-    )
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_atomically(path, heading + text, "the run is recorded")
 
 
 def read_manifest(path: Path) -> RunManifest:
-    """A frozen run from its file. Raises ConfigError with one line if that is none."""
+    """Read a manifest from its file. Raise ConfigError with one line if the file holds none."""
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a regular file")
         with path.open("rb") as file:
-            content = plain_yaml(file.read(_MOST_BYTES + 1))
+            content = _plain_mapping(file.read(_MOST_BYTES + 1))
         if content.pop("format", None) != _FORMAT:
             raise ValueError(f"its format is not {_FORMAT}")
         return load_config(RunManifest, content)
     except OSError as error:
         raise ConfigError(f"run={path}: cannot be read: {error.strerror}") from None
     except (ValueError, ConfigError) as error:
-        raise ConfigError(f"run={path}: is not a frozen run, or is torn ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"run={path}: is not a run's manifest, or is corrupt or truncated ({reason})") from None
 
 
-def plain_yaml(text: bytes | str) -> dict[str, Any]:
-    """The mapping that a YAML text holds: no tags, no aliases, bounded. Raises ValueError for anything else."""
+def _plain_mapping(text: bytes | str) -> dict[str, Any]:
+    """Parse a YAML mapping without tags and aliases, of bounded size and depth. Raise ValueError for anything else."""
     if len(text) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
     depth = 0
@@ -115,12 +115,12 @@ def plain_yaml(text: bytes | str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
     if not isinstance(content, dict):
-        raise ValueError("it holds no keys")
+        raise ValueError("it holds no mapping of keys to values")
     return content
 
 
 def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
-    """The frozen form of a recorded run that got to its end. Raises ConfigError for any other."""
+    """Return the manifest of a recorded run. Raise ConfigError unless the run is finished."""
     found = store.client.get_run(run_id)
     if found.info.status != "FINISHED" or Tag.WEIGHTS_SHA256 not in found.data.tags:
         raise ConfigError(f"run={run_id}: is {found.info.status}; only a run that got to its end can be reproduced")
@@ -129,14 +129,14 @@ def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
     environment_text = tracking.read_text(store, run_id, Artifact.ENVIRONMENT)
     histories = {
         name: {point.step: point.value for point in store.client.get_metric_history(run_id, name)}
-        for name in METRICS
+        for name in _METRICS
         if name in found.data.metrics
     }
     try:
         last = max(histories[Metric.TRAIN_LOSS])
         content = {
             "run_id": run_id,
-            "config": plain_yaml(config_text),
+            "config": _plain_mapping(config_text),
             "epochs": [
                 {name: history[epoch] for name, history in histories.items() if name in EPOCH_METRICS}
                 for epoch in range(1, last + 1)
@@ -146,5 +146,5 @@ def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
             "environment": json.loads(environment_text),
         }
     except (ValueError, KeyError, RecursionError) as error:
-        raise MachineError(f"run {run_id}: its records are incomplete or torn ({error})") from None
+        raise MachineError(f"run {run_id}: its records are incomplete or corrupt ({error})") from None
     return load_config(RunManifest, content)

@@ -1,30 +1,31 @@
-"""Trains a recorded run again and judges whether it is the same: identical, equivalent or different."""
+"""Find a recorded run, train it again, and judge the two: identical, equivalent or different."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from digitcnn import runner, tracking, training
-from digitcnn.config import ReproduceConfig, TrackingConfig, expand_user
+from digitcnn import runner, study, tracking, training
+from digitcnn.config import ReproduceConfig, StudyReference, TrackingConfig, expand_user
 from digitcnn.errors import ConfigError
-from digitcnn.evaluation import references
 from digitcnn.evaluation.manifest import RunManifest, manifest_of, read_manifest
 from digitcnn.records import Tag
-from digitcnn.training import samples_per_epoch
-from digitcnn.values import EpochMetrics, Splits
+from digitcnn.values import Decision, EpochMetrics, Splits
 
 Verdict = Literal["IDENTICAL", "EQUIVALENT", "DIFFERENT"]
 # Of the difference of two counts: about one comparison in 370 exceeds it by chance.
 _STANDARD_ERRORS = 3.0
+_SHORTEST_ID = 6
+_REFERENCES = ("champion", "best with study=NAME", "a run id", f"at least its first {_SHORTEST_ID} characters")
 
 
 @dataclass(frozen=True)
 class ComparedMetric:
-    """One metric, recorded and repeated. `tolerance` is by how much a run on another machine may differ."""
+    """One metric, recorded and repeated. A run on another machine may differ by `tolerance`."""
 
     epoch: int
     metric: str
@@ -35,7 +36,7 @@ class ComparedMetric:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of repeating a run: the verdict, its reasons, and every metric side by side."""
+    """A repeated run: the verdict, its reasons, a line on other code, and every metric side by side."""
 
     verdict: Verdict
     reasons: tuple[str, ...]
@@ -45,43 +46,89 @@ class Reproduction:
     weights_sha256: str
 
 
+def is_manifest_file(reference: str) -> bool:
+    """Return True if a run is given by the file of its manifest."""
+    return reference.endswith((".yaml", ".yml"))
+
+
 def find_manifest(config: ReproduceConfig) -> RunManifest:
-    """The run that a config names, as it was recorded or frozen. Raises ConfigError if there is none."""
-    if references.is_manifest_file(config.run):
+    """Return the manifest of the run that a config names, from its file or from the records.
+
+    Raise ConfigError if there is none.
+    """
+    if is_manifest_file(config.run):
         return read_manifest(expand_user(config.run))
     with tracking.store_errors(config.tracking):
         store = tracking.open_recorded(config.tracking, f"run={config.run}")
-        return manifest_of(store, references.find_run(store, config.run, config.study, config.tracking))
+        return manifest_of(store, find_run(store, config.run, config.study, config.tracking))
 
 
-def reproduce(frozen: RunManifest, store: TrackingConfig, threads: int | None, on_epoch: Any) -> Reproduction:
-    """Trains the run again in this process, with its own threads unless others are asked for, and compares.
+def find_run(
+    store: tracking.Store, reference: str, of: StudyReference, config: TrackingConfig, key: str = "run"
+) -> str:
+    """Return the id of the run that `champion`, `best` (of a study) or the beginning of a run id refers to.
 
-    For a process that has not imported Keras: threads and flags are settled before that.
+    Raise ConfigError, which names the config's `key`, if there is no such run or more than one.
     """
-    os.environ.update(training.repeatable_flags(frozen.environment.get("flags", {})))
-    config = frozen.config.model_copy(update={"tracking": store})
+    if reference == "champion":
+        return tracking.champion_run(store)
+    if reference == "best":
+        return _best_run(of, config)
+    if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_ID},32}}", reference):
+        # Only `run` may be a file; `compare` puts recorded runs side by side.
+        allowed = [*_REFERENCES, "a manifest's FILE.yaml"] if key == "run" else _REFERENCES
+        raise ConfigError(f"{key}={reference}: must be {', '.join(allowed[:-1])}, or {allowed[-1]}")
+    found = store.client.search_runs([store.experiment_id], f"attributes.run_id LIKE '{reference}%'", max_results=2)
+    if not found:
+        raise ConfigError(f"{key}={reference}: no such run is recorded")
+    if len(found) > 1:
+        raise ConfigError(f"{key}={reference}: several runs begin with that; give more of the id")
+    return str(found[0].info.run_id)
+
+
+def _best_run(of: StudyReference, config: TrackingConfig) -> str:
+    opened = study.recorded_study(of, config.folder)
+    with study.storage_errors(config.folder):
+        best = study.best_trial(opened)
+    if best is None:
+        raise ConfigError(f"study.name={of.name}: no trial of it has completed yet")
+    return str(best.record.run_id)
+
+
+def reproduce(
+    manifest: RunManifest,
+    store: TrackingConfig,
+    threads: int | None,
+    on_epoch: Callable[[EpochMetrics], Decision],
+) -> Reproduction:
+    """Train a run again in this process, with its own threads unless others are given, and compare.
+
+    For a process that has not imported Keras: threads and flags are settled before that. Raise ConfigError if the data
+    are others than the run's.
+    """
+    os.environ.update(training.repeatable_flags(manifest.environment.get("flags", {})))
+    config = manifest.config.model_copy(update={"tracking": store})
     if threads is not None:
         config = config.replace({"training.threads": threads})
     splits = runner.check_run(config)
-    if splits.sha256 != frozen.data_sha256:
+    if splits.sha256 != manifest.data_sha256:
         raise ConfigError(f"data.path={config.data.path}: holds other data than the run was trained on (SHA-256)")
-    finished = runner.record_run(config, tags={Tag.REPRODUCES: frozen.run_id}, on_epoch=on_epoch)
+    finished = runner.record_run(config, tags={Tag.REPRODUCES: manifest.run_id}, on_epoch=on_epoch)
     result = finished.result
     final = result.summary() if result.judged_once else {}
-    metrics = _side_by_side(frozen, result.epochs, final, splits)
+    metrics = _side_by_side(manifest, result.epochs, final, splits)
     now = training.describe_environment(training.thread_count(config.training), config.backend)
     now |= {Tag.ENGINE: result.engine}
-    differences = _differences({**frozen.environment, Tag.ENGINE: frozen.engine}, now)
-    verdict, reasons = judge(frozen.weights_sha256, result.weights_sha256, differences, metrics)
-    code = _code(frozen.environment.get("git", {}), training.git_state())
+    differences = _differences({**manifest.environment, Tag.ENGINE: manifest.engine}, now)
+    verdict, reasons = judge(manifest.weights_sha256, result.weights_sha256, differences, metrics)
+    code = _code(manifest.environment.get("git", {}), training.git_state())
     return Reproduction(verdict, reasons, code, metrics, finished.run_id, result.weights_sha256)
 
 
 def judge(
     recorded: str, repeated: str, differences: Mapping[str, str], metrics: tuple[ComparedMetric, ...]
 ) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict on two weights digests and their metrics, with the reasons.
+    """Return the verdict on two weights digests and their metrics, with its reasons.
 
     IDENTICAL: equal weights and equal metrics. EQUIVALENT: something named in the environment differs, and every metric
     is within its tolerance. DIFFERENT: anything else.
@@ -105,35 +152,35 @@ def _named(differences: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _side_by_side(
-    frozen: RunManifest, epochs: tuple[EpochMetrics, ...], final: Mapping[str, float], splits: Splits
+    manifest: RunManifest, epochs: tuple[EpochMetrics, ...], final: Mapping[str, float], splits: Splits
 ) -> tuple[ComparedMetric, ...]:
     counts = {
-        "train": samples_per_epoch(frozen.config.training, len(splits.train)),
+        "train": training.samples_per_epoch(manifest.config.training, len(splits.train)),
         "validation": len(splits.validation),
         "test": len(splits.validation),
     }
     pairs = [
         (number, recorded, epoch.metrics())
-        for number, (recorded, epoch) in enumerate(zip(frozen.epochs, epochs, strict=True), start=1)
+        for number, (recorded, epoch) in enumerate(zip(manifest.epochs, epochs, strict=True), start=1)
     ]
-    pairs.append((len(epochs), frozen.final, dict(final)))
-    found = []
+    pairs.append((len(epochs), manifest.final, dict(final)))
+    compared = []
     for number, recorded, repeated in pairs:
         for name, value in recorded.items():
             images = counts[name.partition("_")[0]]
             # Of the smaller one: a recorded value that was made larger must not widen its own tolerance.
             smaller = min(value, repeated[name])
             bound = tolerance(name, smaller, recorded[name.replace("loss", "accuracy")], images)
-            found.append(ComparedMetric(number, name, value, repeated[name], bound))
-    return tuple(found)
+            compared.append(ComparedMetric(number, name, value, repeated[name], bound))
+    return tuple(compared)
 
 
 def tolerance(name: str, value: float, accuracy: float, images: int) -> float:
-    """By how much a metric of two trainings may differ that rounding has led apart.
+    """Return the difference up to which rounding alone may lead a metric of two trainings apart.
 
     They err on images as two independent draws would: the number of errors has a binomial standard error, and that of
     the difference of two such numbers is the square root of 2 times as large. A mean loss comes from the same few
-    images, so it is given the errors' relative spread. Three standard errors.
+    images, so it is given the errors' relative spread. The tolerance is three standard errors.
     """
     errors = min(max(images * (1 - accuracy), 1.0), max(images - 1.0, 0.5))
     if name.endswith("accuracy"):
@@ -142,7 +189,7 @@ def tolerance(name: str, value: float, accuracy: float, images: int) -> float:
 
 
 def _differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """What differs of two environments, by name; not the code, the command line, or what cannot change a number."""
+    """Return the differences of two environments by name, but of code, command line and what cannot change a number."""
     names = (Tag.PYTHON, "packages", Tag.PLATFORM, Tag.CPU, Tag.THREADS, Tag.BACKEND, Tag.FLAGS, Tag.ENGINE)
     before = tracking.environment_tags({name: recorded.get(name, {}) for name in names})
     after = tracking.environment_tags({name: now[name] for name in names})
@@ -155,7 +202,7 @@ def _differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
 
 
 def _code(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """One line on how today's code compares with the run's; empty if it is the same commit, unchanged."""
+    """Return a line that compares today's code with the run's; empty if it is the same commit, unchanged."""
 
     def text(state: Mapping[str, Any]) -> str:
         changed = " with uncommitted changes" if state.get("dirty") else ""

@@ -1,4 +1,4 @@
-"""What repeated runs say: means with intervals, paired differences to a baseline, and verdicts in words.
+"""Statistics of repeated runs: means with intervals, and paired tests of candidates against a baseline.
 
 Each config was trained with the same seeds, so that candidate and baseline are compared seed by seed.
 """
@@ -25,7 +25,7 @@ Verdict = Literal["better", "worse", "not distinguishable"]
 class Summary:
     """Mean of n values, their standard deviation (n - 1), and the 95 % Student t interval of the mean.
 
-    With one value there is no spread: sd, low and high are NaN.
+    Of one value there is no spread: sd, low and high are NaN.
     """
 
     n: int
@@ -37,7 +37,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Images on which two configs differ: how many the candidate has right more often, how many the baseline.
+    """Numbers of the images that only the candidate, or only the baseline, has right with more of its seeds.
 
     `p` is the exact two-sided McNemar test on these images.
     """
@@ -51,8 +51,8 @@ class Disagreement:
 class PairedComparison:
     """A candidate against the baseline: the summary of the paired differences and the two-sided paired t-test.
 
-    `p_holm` is corrected for the number of candidates (Holm, 1979). `more_seeds` is how many seeds more it takes to
-    show a difference of this size with a power of 80 %; None if the verdict is clear, or if over 1,000 would do.
+    `p_holm` is corrected for the number of candidates (Holm, 1979). `more_seeds` is the number of further seeds that
+    show a difference of this size with a power of 80 %; None if the verdict is clear, or if it takes over 1,000 seeds.
     """
 
     difference: Summary
@@ -63,7 +63,7 @@ class PairedComparison:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """The summary of at least one value."""
+    """Return the summary of at least one value."""
     from scipy import stats
 
     n, mean = len(values), float(np.mean(values))
@@ -75,7 +75,7 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Where 95 % of further single values lie, for normal values of which these are a sample of at least two."""
+    """Return the interval of 95 % of further single values, given a sample of at least two normal values."""
     from scipy import stats
 
     summary = summarize(values)
@@ -84,25 +84,18 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def standard_error(accuracy: float, images: int) -> float:
-    """The binomial standard error of an accuracy (a fraction) that was measured once on this many images."""
+    """Return the binomial standard error of an accuracy (a fraction) that was measured once on this many images."""
     return float((accuracy * (1 - accuracy) / images) ** 0.5)
-
-
-def compare_to_baseline(
-    baseline: Sequence[float], candidates: Sequence[Sequence[float]], resolution: float = 0.0
-) -> list[PairedComparison]:
-    """Each candidate's values against the baseline's, seed by seed.
-
-    `resolution` is the smallest step of a value (1 / images for an accuracy): a spread below it cannot be seen, so
-    the test does not assume a smaller one. With fewer than two seeds nothing is distinguishable.
-    """
-    return compare_pairs([(candidate, baseline) for candidate in candidates], resolution)
 
 
 def compare_pairs(
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]], resolution: float = 0.0
 ) -> list[PairedComparison]:
-    """Candidates, each against a baseline of its own; otherwise as `compare`."""
+    """Compare candidates, each with its baseline, seed by seed: pairs of (candidate's values, baseline's values).
+
+    `resolution` is the smallest step of a value (1 / images for an accuracy): a spread below it cannot be seen, so
+    the test does not assume a smaller one. With fewer than two seeds nothing is distinguishable.
+    """
     differences = [np.subtract(candidate, baseline) for candidate, baseline in pairs]
     p_values = [_paired_p(each, resolution) for each in differences]
     found = []
@@ -130,7 +123,7 @@ def _paired_p(differences: NDArray[np.float64], resolution: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order of the p-values given."""
+    """Correct p values by Holm's step-down procedure (Holm, 1979); return them in the order given."""
     corrected = [1.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
@@ -140,9 +133,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _seeds_needed(difference: Summary, resolution: float, candidates: int) -> int | None:
-    """Seeds with which a paired t-test at the strictest of Holm's levels would find this difference four times in five.
+    """Return the seeds with which a paired t-test at the strictest of Holm's levels has a power of 80 %.
 
-    From the noncentral t distribution; None if over 1,000, or if there is no spread to judge by.
+    From the noncentral t distribution; None if it takes over 1,000, or if there is no spread to judge by.
     """
     from scipy import stats
 
@@ -157,7 +150,7 @@ def _seeds_needed(difference: Summary, resolution: float, candidates: int) -> in
 
 
 def mcnemar(candidate: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Disagreement:
-    """McNemar's exact test on which images are right, (seeds, images) each.
+    """Compare the images that two configs have right, (seeds, images) each, by McNemar's exact test.
 
     The seeds of a config see the same images, so that they are no independent draws: an image counts once, for the
     config that has it right with more of the seeds.
@@ -168,13 +161,3 @@ def mcnemar(candidate: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Disagr
     ours, theirs = int((votes > 0).sum()), int((votes < 0).sum())
     p = 1.0 if ours + theirs == 0 else float(stats.binomtest(ours, ours + theirs).pvalue)
     return Disagreement(ours, theirs, p)
-
-
-def verdict_in_words(comparison: PairedComparison) -> str:
-    """The verdict as a person reads it."""
-    if comparison.verdict != "not distinguishable":
-        return f"{comparison.verdict} than the baseline"
-    if comparison.more_seeds is None:
-        return "not distinguishable: more than 1,000 seeds would not settle it"
-    plural = "s" if comparison.more_seeds > 1 else ""
-    return f"not distinguishable: needs about {comparison.more_seeds} more seed{plural}"

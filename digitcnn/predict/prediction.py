@@ -50,7 +50,7 @@ def predict(config: PredictConfig) -> list[Prediction]:
         raise ConfigError("image: names no picture; digitcnn predict FILE...")
     if evaluation.is_manifest_file(config.run):
         again = f"digitcnn reproduce run={config.run}"
-        raise ConfigError(f"run={config.run}: a frozen run holds no model; {again} makes one, of a run it names")
+        raise ConfigError(f"run={config.run}: a manifest holds no model; {again} makes one, of a run it names")
     with tracking.store_errors(config.tracking):
         store = tracking.open_recorded(config.tracking, f"run={config.run}")
         run_id = evaluation.find_run(store, config.run, config.study, config.tracking)

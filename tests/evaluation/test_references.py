@@ -17,9 +17,7 @@ from tests.support.processes import FORKS
 from tests.support.sweeps import work
 from tests.support.trainers import InstantTrainer
 
-ALLOWED = (
-    "must be champion, best with study=NAME, a run id, at least its first 6 characters, or a frozen run's FILE.yaml"
-)
+ALLOWED = "must be champion, best with study=NAME, a run id, at least its first 6 characters, or a manifest's FILE.yaml"
 
 
 def test_a_run_is_found_by_each_of_its_names_and_nothing_else_is_taken_for_one(

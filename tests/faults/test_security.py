@@ -77,8 +77,8 @@ def test_an_address_is_shown_without_its_credentials(address: str, shown: str) -
     assert without_credentials(shown) == shown
 
 
-def _frozen(**changes: Any) -> dict[str, Any]:
-    """The content of a frozen run's file of one epoch."""
+def _manifest(**changes: Any) -> dict[str, Any]:
+    """The content of a manifest's file of one epoch."""
     metrics = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     config = {"data": {"path": "mnist"}, "training": {"epochs": 1}}
     digest = {"weights_sha256": "a" * 64, "data_sha256": "b" * 64, "engine": "keras"}
@@ -86,9 +86,9 @@ def _frozen(**changes: Any) -> dict[str, Any]:
     return {**content, **digest, "environment": {"threads": 1, "flags": {}, "packages": {}, "git": {}}, **changes}
 
 
-def test_a_frozen_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "champion.yaml"
-    path.write_text(yaml.safe_dump(_frozen()))
+    path.write_text(yaml.safe_dump(_manifest()))
     written = read_manifest(path)
     write_manifest(written, tmp_path / "again.yaml", "two\nlines")
     assert read_manifest(tmp_path / "again.yaml") == written
@@ -99,9 +99,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n" for before, after in itertools.pairwise("abcdefghijkl")
 )
 # What a colleague's file may hold, and what the one line says.
-NOT_FROZEN = [
-    ("", "it holds no keys"),
-    ("- 1", "it holds no keys"),
+NOT_A_MANIFEST = [
+    ("", "it holds no mapping of keys to values"),
+    ("- 1", "it holds no mapping of keys to values"),
     ("format: 2", "its format is not 1"),
     ("a: !!python/object/apply:os.system ['touch {marker}']", "it holds an alias or a tag"),
     ("a: !!python/name:os.system", "it holds an alias or a tag"),
@@ -112,31 +112,31 @@ NOT_FROZEN = [
     ("a: " + "{a: " * 5_000 + "}" * 5_000, "it is nested more than 10 deep"),
     ("a: '" + "x" * 5_000_000 + "'", "it has more than 4,194,304 bytes"),
     ("a: \x00", "control characters are not allowed"),
-    ("\xff", "is not a frozen run, or is torn"),
-    ("a: [1", "is not a frozen run, or is torn"),
-    ("a: 1\n---\nb: 2", "is not a frozen run, or is torn"),
-    ("a: 2001-99-99", "is not a frozen run, or is torn"),
-    ("a: " + "9" * 5_000, "is not a frozen run, or is torn"),
-    (_frozen(_target_="os.system"), "_target_: unknown key"),
-    (_frozen(config={"_target_": "os.system"}), "config._target_: unknown key"),
-    (_frozen(config={"training": {"epochs": "${oc.env:HOME}"}}), "config.training.epochs=${oc.env:HOME}: must be"),
-    (_frozen(config={"data": {"path": "a\x1b[2Jb"}}), "must hold no control characters"),
-    (_frozen(run_id="../../x"), "run_id=../../x: "),
-    (_frozen(run_id="c" * 32 + "\n"), "run_id="),
-    (_frozen(engine="os.system"), "engine=os.system: must be 'keras' or 'compiled'"),
-    (_frozen(epochs=[]), "of each of the config's epochs"),
-    (_frozen(epochs=[{"train_loss": 0.5}]), "of each of the config's epochs"),
-    (_frozen(epochs=[{"seconds": 0.5}]), "must be 'train_loss'"),
-    (_frozen(epochs=[dict.fromkeys(("train_loss",), float("nan"))]), "must be a finite number"),
-    (_frozen(final={"test_loss": 0.5, "test_accuracy": 0.5}), "if data.validation is test_once"),
-    (_frozen(environment={"cpu": "x\x1b[2J"}), "must hold no control characters"),
-    (_frozen(environment={"flags": "x"}), "must hold mappings as packages, flags and git only"),
-    (_frozen(environment={"flags": {"a": ["x"]}}), "must hold words and numbers"),
+    ("\xff", "is not a run's manifest, or is corrupt or truncated"),
+    ("a: [1", "is not a run's manifest, or is corrupt or truncated"),
+    ("a: 1\n---\nb: 2", "is not a run's manifest, or is corrupt or truncated"),
+    ("a: 2001-99-99", "is not a run's manifest, or is corrupt or truncated"),
+    ("a: " + "9" * 5_000, "is not a run's manifest, or is corrupt or truncated"),
+    (_manifest(_target_="os.system"), "_target_: unknown key"),
+    (_manifest(config={"_target_": "os.system"}), "config._target_: unknown key"),
+    (_manifest(config={"training": {"epochs": "${oc.env:HOME}"}}), "config.training.epochs=${oc.env:HOME}: must be"),
+    (_manifest(config={"data": {"path": "a\x1b[2Jb"}}), "must hold no control characters"),
+    (_manifest(run_id="../../x"), "run_id=../../x: "),
+    (_manifest(run_id="c" * 32 + "\n"), "run_id="),
+    (_manifest(engine="os.system"), "engine=os.system: must be 'keras' or 'compiled'"),
+    (_manifest(epochs=[]), "of each of the config's epochs"),
+    (_manifest(epochs=[{"train_loss": 0.5}]), "of each of the config's epochs"),
+    (_manifest(epochs=[{"seconds": 0.5}]), "must be 'train_loss'"),
+    (_manifest(epochs=[dict.fromkeys(("train_loss",), float("nan"))]), "must be a finite number"),
+    (_manifest(final={"test_loss": 0.5, "test_accuracy": 0.5}), "if data.validation is test_once"),
+    (_manifest(environment={"cpu": "x\x1b[2J"}), "must hold no control characters"),
+    (_manifest(environment={"flags": "x"}), "must hold mappings as packages, flags and git only"),
+    (_manifest(environment={"flags": {"a": ["x"]}}), "must hold words and numbers"),
 ]
 
 
-@pytest.mark.parametrize(("content", "line"), NOT_FROZEN, ids=range(len(NOT_FROZEN)))
-def test_a_file_that_is_no_frozen_run_is_refused_in_one_line(content: Any, line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "line"), NOT_A_MANIFEST, ids=range(len(NOT_A_MANIFEST)))
+def test_manifest_refuses_any_other_file_in_one_line(content: Any, line: str, tmp_path: Path) -> None:
     marker, path = tmp_path / "marker", tmp_path / "champion.yaml"
     text = content if isinstance(content, str) else yaml.safe_dump(content)
     path.write_bytes(text.replace("{marker}", str(marker)).encode("latin-1"))
@@ -162,7 +162,9 @@ def test_a_link_in_the_records_is_not_written_through(tmp_path: Path) -> None:
     champion = tmp_path / "champion.yaml"
     champion.symlink_to(victim)
     write_manifest(
-        load_config(RunManifest, {key: value for key, value in _frozen().items() if key != "format"}), champion, "mine"
+        load_config(RunManifest, {key: value for key, value in _manifest().items() if key != "format"}),
+        champion,
+        "mine",
     )
     assert victim.read_text() == "precious"
     assert champion.read_text().startswith("# mine")

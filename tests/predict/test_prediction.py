@@ -95,7 +95,7 @@ def test_a_prediction_without_a_picture_or_a_model_is_one_line(
         (
             here,
             "x.yaml",
-            "run=x.yaml: a frozen run holds no model; digitcnn reproduce run=x.yaml makes",
+            "run=x.yaml: a manifest holds no model; digitcnn reproduce run=x.yaml makes",
         ),
     ):
         with pytest.raises(ConfigError) as caught:

@@ -9,8 +9,8 @@ from digitcnn.values import Decision, EpochMetrics
 
 def reproduce(config: ReproduceConfig) -> int:
     """Finds the run, trains it, and prints every metric side by side and the verdict."""
-    frozen = evaluation.find_manifest(config)
-    training = frozen.config.training
+    manifest = evaluation.find_manifest(config)
+    training = manifest.config.training
     with display.training_display(training) as shown, deferred_signals() as end_if_asked:
 
         def on_epoch(metrics: EpochMetrics) -> Decision:
@@ -18,12 +18,12 @@ def reproduce(config: ReproduceConfig) -> int:
             end_if_asked()
             return decision
 
-        found = evaluation.reproduce(frozen, config.tracking, config.threads, on_epoch)
+        found = evaluation.reproduce(manifest, config.tracking, config.threads, on_epoch)
     tables.print_reproduction(found.metrics)
-    print(f"weights {frozen.weights_sha256[:16]} recorded, {found.weights_sha256[:16]} repeated")
+    print(f"weights {manifest.weights_sha256[:16]} recorded, {found.weights_sha256[:16]} repeated")
     for line in (*found.reasons, *([found.code] if found.code else [])):
         print(line)
-    print(f"{found.verdict}: run {frozen.run_id} reproduced as run {found.run_id}")
+    print(f"{found.verdict}: run {manifest.run_id} reproduced as run {found.run_id}")
     return 1 if found.verdict == "DIFFERENT" else settled(config.tracking)
 
 
