@@ -14,8 +14,9 @@ from digitcnn.records import Metric
 Decision = Literal["continue", "prune", "stop"]
 
 
-def _bytes(array: NDArray[Any]) -> bytes:
-    return np.ascontiguousarray(array).tobytes()
+def sha256_of_arrays(*arrays: NDArray[Any]) -> str:
+    """Return the SHA-256 of the arrays' raw bytes, one after the other."""
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Examples:
         return len(self.labels)
 
     def sha256(self) -> str:
-        """The SHA-256 of images and labels, in their order."""
-        return hashlib.sha256(_bytes(self.images) + _bytes(self.labels)).hexdigest()
+        """Return the SHA-256 of images and labels, in their order."""
+        return sha256_of_arrays(self.images, self.labels)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What one run trains on and is judged by: after every epoch, or `judged_once` after the last.
+    """The examples that one run trains on and is judged by: after every epoch, or `judged_once` after the last.
 
     `sha256` identifies the arrays that were read, before splitting.
     """
@@ -57,8 +58,9 @@ class Splits:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model did on n examples: mean cross-entropy in nats, the fraction it had right, its predicted classes (n,)
-    and the probabilities (n,) that it gave them.
+    """A model's results on n examples.
+
+    Mean cross-entropy in nats, the fraction it had right, its predicted classes (n,) and their probabilities (n,).
     """
 
     loss: float
@@ -85,7 +87,7 @@ class EpochMetrics:
     images_per_second: float
 
     def metrics(self) -> dict[str, float]:
-        """The metrics by name, without the epoch's number and what was not measured."""
+        """Return the metrics by name, without the epoch's number and those that were not measured."""
         return {name: value for name, value in vars(self).items() if name != "epoch" and value is not None}
 
 
@@ -93,7 +95,7 @@ class EpochMetrics:
 class TrainingResult:
     """A training that ended by itself (`completed`) or was ended at an epoch (`pruned`, `stopped`).
 
-    `final` is how the final model did on the examples that judge the run, `labels` (n,) what they are; `judged_once`
+    `final` are the final model's results on the examples that judge the run, `labels` (n,) their classes; `judged_once`
     says that they are the test set, read for this alone. `confusion[i, j]` counts those of class i that the model
     takes for class j.
     """
@@ -114,7 +116,7 @@ class TrainingResult:
     engine: str
 
     def summary(self) -> dict[str, float]:
-        """The final metrics by name: the last and the best validation, or the test; and the cost."""
+        """Return the final metrics by name: the last and the best validation, or the test; and the cost."""
         if self.judged_once:
             judged = {Metric.TEST_LOSS: self.final.loss, Metric.TEST_ACCURACY: self.final.accuracy}
         else:

@@ -1,4 +1,4 @@
-"""The images: the packaged MNIST or any npz file in its layout, verified and split. numpy only."""
+"""Data: the packaged MNIST or any npz file in its layout, verified and split. numpy only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from digitcnn.config import DataConfig
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.values import Examples, Splits, _bytes
+from digitcnn.values import Examples, Splits, sha256_of_arrays
 
 # SHA-256 of each array's raw bytes, as published with the data set's card.
 MNIST_SHA256 = {
@@ -28,8 +28,8 @@ MNIST_SHA256 = {
     "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
 }
 PACKAGED_NAME = "mnist"
-_PACKAGED = files("digitcnn") / "datasets" / "mnist.npz"
-# An array that a file may make us allocate: 40 times MNIST.
+_PACKAGED = Path(str(files("digitcnn"))) / "datasets" / "mnist.npz"
+# The largest array that a file may make us allocate: 40 times MNIST.
 _MOST_BYTES = 2 * 1024**3
 # Deflate can expand a thousandfold; real images from some size on do not. MNIST expands fivefold.
 _MOST_EXPANSION, _FREE_BYTES = 100, 2**26
@@ -39,72 +39,84 @@ _MOST_CLASSES = 1000
 
 
 def load_splits(config: DataConfig) -> Splits:
-    """The training and validation examples of a config.
+    """Return the training and validation examples of a config.
 
     With `validation: holdout` the test arrays are not read. The holdout is the first `validation_size` of one seeded
     permutation of the training images and a subset is the next `train_size`, so that smaller subsets lie within
     larger ones and all share one holdout. Raises ConfigError for a file or sizes that cannot be used.
     """
-    digests: dict[str, str] = {}
-    everything, classes = _read(config, "train", digests)
-    if config.validation != "holdout":
-        validation, test_classes = _read(config, "test", digests)
-        if validation.images.shape[1:] != everything.images.shape[1:] or test_classes > classes:
-            raise ConfigError(f"data.path={config.path}: training and test images differ in size or classes")
-        held_out = 0
-    else:
+    everything, classes, digests = _read(config, "train")
+    order = np.random.default_rng(config.split_seed).permutation(len(everything))
+    if config.validation == "holdout":
         held_out = config.validation_size
         if held_out >= len(everything):
             raise ConfigError(
                 f"data.validation_size={held_out}: must be below the {len(everything)} training images of data.path"
             )
-    order = np.random.default_rng(config.split_seed).permutation(len(everything))
+        validation = _take(everything, order[:held_out])
+    else:
+        held_out = 0
+        validation, test_classes, test_digests = _read(config, "test")
+        digests |= test_digests
+        if validation.images.shape[1:] != everything.images.shape[1:] or test_classes > classes:
+            raise ConfigError(f"data.path={config.path}: training and test images differ in size or classes")
     left = len(everything) - held_out
     if config.train_size is not None and config.train_size > left:
         raise ConfigError(f"data.train_size={config.train_size}: must be at most {left}, what validation leaves")
-    if held_out:
-        validation = _take(everything, order[:held_out])
-    chosen = order[held_out : held_out + (config.train_size or left)]
-    combined = hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
-    name = Path(config.path).name.removesuffix(".npz")
-    path = str(_PACKAGED) if config.path == PACKAGED_NAME else config.path
-    judged_once = config.validation == "test_once"
-    return Splits(name, path, _take(everything, chosen), validation, classes, combined, judged_once)
+    return Splits(
+        name=Path(config.path).name.removesuffix(".npz"),
+        path=str(_PACKAGED) if config.path == PACKAGED_NAME else config.path,
+        train=_take(everything, order[held_out : held_out + (config.train_size or left)]),
+        validation=validation,
+        classes=classes,
+        sha256=hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode()).hexdigest(),
+        judged_once=config.validation == "test_once",
+    )
 
 
 def _take(examples: Examples, order: NDArray[np.int64]) -> Examples:
     return Examples(np.ascontiguousarray(examples.images[order]), examples.labels[order])
 
 
-def _read(config: DataConfig, part: str, digests: dict[str, str]) -> tuple[Examples, int]:
-    """One part (`train` or `test`) of the data set and its number of classes; adds the arrays' SHA-256 to digests."""
+def _read(config: DataConfig, part: str) -> tuple[Examples, int, dict[str, str]]:
+    """Return one part (`train` or `test`) of the data set, its number of classes, and its arrays' SHA-256 by name."""
     packaged = config.path == PACKAGED_NAME
-    if not packaged and any(is_it(Path(config.path)) for is_it in (Path.is_fifo, Path.is_socket, Path.is_char_device)):
-        raise ConfigError(f"data.path={config.path}: is not a regular file")
+    file = _PACKAGED if packaged else Path(config.path)
     try:
-        with (_PACKAGED if packaged else Path(config.path)).open("rb") as file:
-            _check_directory(file)
-            with zipfile.ZipFile(file) as archive:
-                images = _array(archive, f"x_{part}", config.path)
-                labels = _array(archive, f"y_{part}", config.path)
-    except FileNotFoundError:
-        raise ConfigError(f"data.path={config.path}: no such file; must be mnist or an npz file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"data.path={config.path}: is a folder; must be mnist or an npz file") from None
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OverflowError, ValueError) as error:
-        raise ConfigError(f"data.path={config.path}: is not an npz file, or is torn ({error})") from None
+        arrays = _read_arrays(file, [f"x_{part}", f"y_{part}"])
+        images, labels = arrays.values()
+        if not packaged:
+            _check_labels(len(images), labels, part)
+    except ConfigError as error:
+        raise ConfigError(f"data.path={config.path}: {error}") from None
     except OSError as error:
         raise MachineError(f"data.path={config.path}: cannot be read: {error.strerror}") from None
-    for name, array in ((f"x_{part}", images), (f"y_{part}", labels)):
-        digests[name] = hashlib.sha256(_bytes(array)).hexdigest()
-        if packaged and digests[name] != MNIST_SHA256[name]:
+    digests = {name: sha256_of_arrays(array) for name, array in arrays.items()}
+    for name in digests if packaged else ():
+        if digests[name] != MNIST_SHA256[name]:
             raise MachineError(f"the packaged MNIST is damaged: {name} has another SHA-256; install digitcnn again")
-    _check(images, labels, part, config.path)
-    return Examples(images, labels.astype(np.int64)), int(labels.max()) + 1
+    return Examples(images, labels.astype(np.int64)), int(labels.max()) + 1, digests
+
+
+def _read_arrays(path: Path, names: list[str]) -> dict[str, NDArray[Any]]:
+    """Return arrays of an npz file by name. Raises ConfigError, without the path, if they cannot be used."""
+    if any(is_it(path) for is_it in (Path.is_fifo, Path.is_socket, Path.is_char_device)):
+        raise ConfigError("is not a regular file")
+    try:
+        with path.open("rb") as file:
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                return {name: _array(archive, name) for name in names}
+    except FileNotFoundError:
+        raise ConfigError("no such file; must be mnist or an npz file") from None
+    except IsADirectoryError:
+        raise ConfigError("is a folder; must be mnist or an npz file") from None
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OverflowError, ValueError) as error:
+        raise ConfigError(f"is not an npz file, or is corrupt or truncated ({error})") from None
 
 
 def _check_directory(file: IO[bytes]) -> None:
-    """Raises ValueError if a zip file's directory, which zipfile reads whole, is that of no npz file."""
+    """Raise ValueError if a zip file's directory, which zipfile reads whole, is that of no npz file."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(size - 2**16 - 22, 0))
     tail = file.read()
@@ -116,13 +128,13 @@ def _check_directory(file: IO[bytes]) -> None:
         raise ValueError("its list of members is that of no npz file")
 
 
-def _array(archive: zipfile.ZipFile, name: str, path: str) -> NDArray[Any]:
-    """One array of an npz file. Its header is judged before anything is allocated; pickles are never opened."""
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """Return one array of an npz file. Its header is judged before anything is allocated; pickles are never opened."""
     if f"{name}.npy" not in archive.namelist():
-        raise ConfigError(f"data.path={path}: has no array {name}; needs x_train, y_train, x_test, y_test")
+        raise ConfigError(f"has no array {name}; needs x_train, y_train, x_test, y_test")
     member = archive.getinfo(f"{name}.npy")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ConfigError(f"data.path={path}: {name} is compressed in a way that numpy does not write")
+        raise ConfigError(f"{name} is compressed in a way that numpy does not write")
     with archive.open(member) as opened:
         start = io.BytesIO(opened.read(_MOST_HEADER))
     try:
@@ -130,39 +142,35 @@ def _array(archive: zipfile.ZipFile, name: str, path: str) -> NDArray[Any]:
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(start)
     except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"data.path={path}: {name} is not a numpy array ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"{name} is not a numpy array ({' '.join(str(error).split())})") from None
     if dtype.hasobject:
-        raise ConfigError(f"data.path={path}: {name} holds pickled objects, which are never opened")
-    wanted = "(n, height, width) uint8" if name.startswith("x") else "(n,) of whole numbers"
-    fits = (len(shape) == 3 and dtype == np.uint8) if name.startswith("x") else (len(shape) == 1 and dtype.kind in "iu")
+        raise ConfigError(f"{name} holds pickled objects, which are never opened")
+    if name.startswith("x"):
+        fits, wanted = len(shape) == 3 and dtype == np.uint8, "(n, height, width) uint8"
+    else:
+        fits, wanted = len(shape) == 1 and dtype.kind in "iu", "(n,) of whole numbers"
     if not fits or min(shape) < 0:
-        raise ConfigError(f"data.path={path}: {name} is {shape} {dtype}; must be {wanted}")
+        raise ConfigError(f"{name} is {shape} {dtype}; must be {wanted}")
     if 0 in shape:
-        raise ConfigError(f"data.path={path}: {name} is empty")
+        raise ConfigError(f"{name} is empty")
     size = math.prod(shape) * dtype.itemsize
     if size > _MOST_BYTES:
-        raise ConfigError(f"data.path={path}: {name} is {shape} {dtype}, over the limit of 2 GiB")
+        raise ConfigError(f"{name} is {shape} {dtype}, over the limit of 2 GiB")
     if size != member.file_size - start.tell():
-        raise ConfigError(f"data.path={path}: {name} is torn: {shape} {dtype} in {member.file_size:,} bytes")
+        raise ConfigError(f"{name} is corrupt or truncated: {shape} {dtype} in {member.file_size:,} bytes")
     if size > _FREE_BYTES and size > _MOST_EXPANSION * member.compress_size:
-        raise ConfigError(
-            f"data.path={path}: {name} expands from {member.compress_size:,} to {size:,} bytes: no images do"
-        )
+        raise ConfigError(f"{name} expands from {member.compress_size:,} to {size:,} bytes: no images do")
     with archive.open(member) as opened:
-        try:
-            return np.lib.format.read_array(opened, allow_pickle=False)
-        except ValueError as error:
-            raise ConfigError(f"data.path={path}: {name} is torn ({error})") from None
+        return np.lib.format.read_array(opened, allow_pickle=False)
 
 
-def _check(images: NDArray[Any], labels: NDArray[Any], part: str, path: str) -> None:
-    if len(images) != len(labels):
-        raise ConfigError(f"data.path={path}: {len(images)} images but {len(labels)} labels in {part}")
+def _check_labels(images: int, labels: NDArray[Any], part: str) -> None:
+    """Raise ConfigError, without the path, if there is not one label an image or labels are no classes."""
+    if images != len(labels):
+        raise ConfigError(f"{images} images but {len(labels)} labels in {part}")
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= _MOST_CLASSES:
-        raise ConfigError(
-            f"data.path={path}: y_{part} has labels from {lowest} to {highest}; must lie in 0 to {_MOST_CLASSES - 1}"
-        )
+        raise ConfigError(f"y_{part} has labels from {lowest} to {highest}; must lie in 0 to {_MOST_CLASSES - 1}")
     present = np.unique(labels)
     if part == "train" and (len(present) != highest + 1 or highest < 1):
-        raise ConfigError(f"data.path={path}: y_train must hold every label from 0 to the highest, at least 0 and 1")
+        raise ConfigError("y_train must hold every label from 0 to the highest, at least 0 and 1")

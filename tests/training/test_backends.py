@@ -59,7 +59,7 @@ def trained(request: pytest.FixtureRequest, small_npz: Path, tmp_path_factory: p
     return Trained(request.param, run, store, config, ended.stderr)
 
 
-def test_a_run_says_what_computed_it(trained: Trained) -> None:
+def test_backend_of_a_run_is_recorded_with_its_versions(trained: Trained) -> None:
     tags, versions = trained.run.data.tags, training.package_versions(trained.backend)
     assert trained.run.data.params["backend"] == tags["backend"] == trained.backend
     assert tags["engine"] == ("compiled" if trained.backend == "tensorflow" else "keras")
@@ -72,14 +72,14 @@ def test_a_run_says_what_computed_it(trained: Trained) -> None:
     assert {name for name in frameworks if f"{name}=={versions.get(name, '').partition('+')[0]}" in requirements} == own
 
 
-def test_no_other_framework_than_its_own_is_imported(trained: Trained) -> None:
+def test_backend_imports_no_other_framework(trained: Trained) -> None:
     """Keras imports parts of JAX for any backend; TensorFlow takes 8 s and hundreds of MB."""
     assert "mlflow.keras" in trained.stderr
     foreign = {"tensorflow": ["torch._C"], "jax": ["tensorflow.python", "torch._C"], "torch": ["tensorflow.python"]}
     assert [name for name in foreign[trained.backend] if f" {name}" in trained.stderr] == []
 
 
-def test_a_model_of_any_backend_predicts_the_same_on_tensorflow(trained: Trained) -> None:
+def test_backend_model_predicts_the_same_on_tensorflow(trained: Trained) -> None:
     training.import_keras(1)
     model = loading.load_recorded_model(trained.store, trained.tracking, trained.run.info.run_id)
     data = DataConfig(path=trained.run.data.params["data.path"], validation="test_once")
@@ -92,14 +92,14 @@ def test_a_model_of_any_backend_predicts_the_same_on_tensorflow(trained: Trained
     assert trained.run.data.metrics["test_accuracy"] > 0.5
 
 
-def test_a_fresh_process_trains_to_the_same_bits(trained: Trained, command: Command) -> None:
+def test_backend_trains_a_fresh_process_to_the_same_bits(trained: Trained, command: Command) -> None:
     ended = command("reproduce", f"run={trained.run.info.run_id}", f"tracking.root={trained.tracking.root}")
     assert ended.returncode == 0, ended.stderr
     assert f"IDENTICAL: run {trained.run.info.run_id} reproduced" in ended.stdout
 
 
 @pytest.mark.parametrize("backend", INSTALLED[1:])
-def test_a_study_and_its_confirmation_run_on_a_backend(
+def test_backend_runs_a_study_and_its_confirmation(
     backend: Backend, command: Command, small_overrides: list[str], tmp_path: Path
 ) -> None:
     study = ["study.name=small", "study.trials=2", "study.workers=1", "study.pruner=none"]
@@ -119,7 +119,7 @@ def test_a_study_and_its_confirmation_run_on_a_backend(
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_a_backend_that_is_not_installed_is_one_line(
+def test_check_installed_names_a_missing_backend_in_one_line(
     backend: Backend, small_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # How Python is told that there is no such module.
@@ -132,15 +132,17 @@ def test_a_backend_that_is_not_installed_is_one_line(
     assert not Path(small_config.tracking.root).exists()
 
 
-def test_a_process_keeps_the_backend_that_it_has_begun_with() -> None:
+def test_import_keras_refuses_another_backend_than_the_one_begun_with() -> None:
     training.import_keras(1)
     with pytest.raises(ConfigError, match="backend=jax: this process has begun with tensorflow"):
         training.import_keras(1, "jax")
 
 
-def test_flags_of_tensorflow_do_not_reach_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_keras_keeps_flags_of_tensorflow_from_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker inherits what its parent's TensorFlow was given; XLA ends a process at a flag that is not its own."""
-    program = "import os; from digitcnn import backends; backends.load('{}', 1); print(os.environ.get('XLA_FLAGS'))"
+    program = (
+        "import os; from digitcnn import training; training.import_keras(1, '{}'); print(os.environ.get('XLA_FLAGS'))"
+    )
     backend = next((name for name in ("torch", "jax") if importlib.util.find_spec(name)), None)
     if backend is None:
         pytest.skip("neither torch nor jax is installed")

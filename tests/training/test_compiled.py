@@ -71,11 +71,11 @@ def _assert_trains_as_keras(
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 97, 250])
-def test_the_articles_network(batch_size: int) -> None:
+def test_compiled_trains_the_articles_network_as_keras_does(batch_size: int) -> None:
     _assert_trains_as_keras(CnnConfig(), _examples(), batch_size)
 
 
-def test_at_its_own_learning_rate_large_batches_differ_as_keras_does_from_itself() -> None:
+def test_compiled_differs_from_keras_as_keras_does_from_itself() -> None:
     """Where rounding is amplified beyond 1e-4, it is not more than an order above what it does to Keras itself.
 
     Keras repeats the steps from weights that differ in their last bit, and with each batch in another order: on some
@@ -106,42 +106,42 @@ def test_at_its_own_learning_rate_large_batches_differ_as_keras_does_from_itself
     assert apart(built.get_weights()) < 10 * max(apart(other.get_weights()) for other in others) + 1e-4
 
 
-def test_a_batch_of_more_than_the_data_and_than_a_chunk() -> None:
+def test_compiled_takes_a_batch_larger_than_the_data_and_a_chunk() -> None:
     _assert_trains_as_keras(
         CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32), _examples(count=300), 777, steps=15
     )
 
 
 @pytest.mark.parametrize(("first", "second"), [(8, 8), (9, 13), (31, 128), (128, 65)])
-def test_filters(first: int, second: int) -> None:
+def test_compiled_takes_any_number_of_filters(first: int, second: int) -> None:
     model = CnnConfig(conv1_filters=first, conv2_filters=second, dense_units=64)
     _assert_trains_as_keras(model, _examples(), 32)
 
 
 @pytest.mark.parametrize(("height", "width"), [(27, 25), (23, 28), (14, 15)])
-def test_sizes_with_odd_edges(height: int, width: int) -> None:
+def test_compiled_takes_images_with_odd_edges(height: int, width: int) -> None:
     model = CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=64)
     _assert_trains_as_keras(model, _examples(height, width), 32)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 5])
-def test_other_kernels(kernel: int) -> None:
+def test_compiled_takes_other_kernels(kernel: int) -> None:
     model = CnnConfig(conv1_filters=8, conv1_kernel=kernel, conv2_filters=16, conv2_kernel=kernel, dense_units=64)
     _assert_trains_as_keras(model, _examples(), 32)
 
 
-def test_the_fully_connected_network() -> None:
+def test_compiled_trains_the_fully_connected_network() -> None:
     _assert_trains_as_keras(MlpConfig(), _examples(), 97)
     _assert_trains_as_keras(MlpConfig(), _examples(), 97, rate=0.001)
 
 
-def test_ties_on_a_blank_background() -> None:
+def test_compiled_resolves_ties_as_keras_does() -> None:
     model = CnnConfig(conv1_filters=16, conv2_filters=32, dense_units=64)
     _assert_trains_as_keras(model, _examples(blank=True), 64)
 
 
 @pytest.mark.parametrize("model", [CnnConfig(), MlpConfig()])
-def test_the_first_gradient(model: CnnConfig | MlpConfig) -> None:
+def test_compiled_computes_the_first_gradient(model: CnnConfig | MlpConfig) -> None:
     """The momentum after one step is 0.1 of the gradient, which Adam's division has not touched yet."""
     built, compiled, keras = _engines(model, _examples(), 250, 0.001)
     compiled.train_epoch(np.arange(250), None)
@@ -150,7 +150,7 @@ def test_the_first_gradient(model: CnnConfig | MlpConfig) -> None:
         np.testing.assert_allclose(momentum, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
 
 
-def test_an_epoch_with_a_partial_last_batch_and_its_evaluation() -> None:
+def test_compiled_handles_a_partial_last_batch_and_evaluates() -> None:
     examples = _examples()
     _, compiled, keras = _engines(
         CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32), examples, 37, QUIET_RATE
@@ -189,7 +189,7 @@ def _unsupported(change: Callable[[Any], Any]) -> Any:
         (lambda layers: layers.Dropout(0.5), "dropout"),
     ],
 )
-def test_a_model_that_cannot_be_compiled_is_told_why(change: Callable[[Any], Any], reason: str) -> None:
+def test_make_engine_says_why_a_model_cannot_be_compiled(change: Callable[[Any], Any], reason: str) -> None:
     model, examples = _unsupported(change), _examples()
     with pytest.raises(ConfigError, match=f"training.engine=compiled: cannot train this model: .*{reason}"):
         make_engine(model, examples, TrainingConfig(engine="compiled"))
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_compiled_is_told_why(change: Callable[[Any], Any
     assert reason in chosen.name
 
 
-def test_a_run_says_which_engine_trained_it_and_saves_the_same_layers(small_config: RunConfig) -> None:
+def test_train_says_which_engine_trained_and_keeps_the_layers(small_config: RunConfig) -> None:
     splits = runner.check_run(small_config)
     for engine, name in (("auto", "compiled"), ("compiled", "compiled"), ("keras", "keras")):
         config = small_config.replace({"training.engine": engine})
@@ -213,7 +213,7 @@ def test_a_run_says_which_engine_trained_it_and_saves_the_same_layers(small_conf
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_fresh_processes_train_to_the_same_bits(small_npz: Path, threads: int) -> None:
+def test_compiled_trains_fresh_processes_to_the_same_bits(small_npz: Path, threads: int) -> None:
     program = f"""
 from digitcnn import runner, training
 from digitcnn.config import RunConfig, load_config
@@ -230,6 +230,6 @@ print(train(model, splits, config.training, lambda _: "continue").weights_sha256
         return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
     with ThreadPoolExecutor(2) as pool:
-        digests = list(pool.map(digest, range(5)))
+        digests = list(pool.map(digest, range(3)))
     assert len(set(digests)) == 1
     assert len(digests[0].strip()) == 64

@@ -1,4 +1,4 @@
-"""The data: verified, split the same way every time, and refused with one line when they cannot be used."""
+"""Data: verified, split the same way every time, and refused with one line when they cannot be used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def config(**values: Any) -> DataConfig:
     return load_config(DataConfig, values)
 
 
-def test_the_packaged_mnist_is_split_into_50000_and_10000() -> None:
+def test_load_splits_divides_the_packaged_mnist_into_50000_and_10000() -> None:
     splits = training.load_splits(config())
     assert splits.train.images.shape == (50_000, 28, 28)
     assert splits.validation.images.shape == (10_000, 28, 28)
@@ -30,7 +30,7 @@ def test_the_packaged_mnist_is_split_into_50000_and_10000() -> None:
     assert splits.train.images.dtype == np.uint8
 
 
-def test_subsets_are_nested_and_share_the_holdout(small_npz: Path) -> None:
+def test_load_splits_nests_subsets_that_share_the_holdout(small_npz: Path) -> None:
     some = training.load_splits(config(path=str(small_npz), validation_size=100, train_size=50))
     more = training.load_splits(config(path=str(small_npz), validation_size=100, train_size=200))
     assert np.array_equal(some.train.images, more.train.images[:50])
@@ -39,7 +39,7 @@ def test_subsets_are_nested_and_share_the_holdout(small_npz: Path) -> None:
     assert not np.array_equal(some.validation.images, other.validation.images)
 
 
-def test_training_and_validation_images_are_apart(small_npz: Path) -> None:
+def test_load_splits_puts_no_image_into_both_parts(small_npz: Path) -> None:
     splits = training.load_splits(config(path=str(small_npz), validation_size=100))
     with np.load(small_npz) as file:
         everything = np.sort(file["x_train"].reshape(600, -1).sum(axis=1, dtype=np.int64))
@@ -47,7 +47,7 @@ def test_training_and_validation_images_are_apart(small_npz: Path) -> None:
     assert np.array_equal(np.sort(together.reshape(600, -1).sum(axis=1, dtype=np.int64)), everything)
 
 
-def test_the_test_set_is_not_read_for_a_holdout(small_npz: Path, tmp_path: Path) -> None:
+def test_load_splits_does_not_read_the_test_set_for_a_holdout(small_npz: Path, tmp_path: Path) -> None:
     path = tmp_path / "no-test.npz"
     with np.load(small_npz) as file:
         np.savez(path, x_train=file["x_train"], y_train=file["y_train"])
@@ -56,12 +56,12 @@ def test_the_test_set_is_not_read_for_a_holdout(small_npz: Path, tmp_path: Path)
         training.load_splits(config(path=str(path), validation="test"))
 
 
-def test_the_articles_protocol_uses_all_images_and_the_test_set(small_npz: Path) -> None:
+def test_load_splits_validates_on_the_test_set_as_the_article_did(small_npz: Path) -> None:
     splits = training.load_splits(config(path=str(small_npz), validation="test"))
     assert (len(splits.train), len(splits.validation)) == (600, 100)
 
 
-def test_damaged_packaged_data_is_noticed(monkeypatch: pytest.MonkeyPatch, small_npz: Path) -> None:
+def test_load_splits_notices_damaged_packaged_data(monkeypatch: pytest.MonkeyPatch, small_npz: Path) -> None:
     monkeypatch.setattr(data, "_PACKAGED", small_npz)
     with pytest.raises(Exception, match="x_train has another SHA-256"):
         training.load_splits(config())
@@ -88,7 +88,7 @@ def _truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100_000])
 
 
-def _torn_member(path: Path) -> None:
+def _corrupt_member(path: Path) -> None:
     np.savez_compressed(path, x_train=IMAGES, y_train=LABELS)
     content = bytearray(path.read_bytes())
     content[60:70] = b"0123456789"
@@ -176,8 +176,8 @@ def _overruled_directory(path: Path) -> None:
         (_shape("(-4, -5, 6)"), "x_train is (-4, -5, 6) uint8; must be (n, height, width) uint8"),
         (_shape(f"({2**64}, {2**64}, 0)"), "x_train is empty"),
         (_shape(f"({2**64}, 1, 1)"), "over the limit of 2 GiB"),
-        (_shape("(4, 5, 7)"), "x_train is torn: (4, 5, 7) uint8 in "),
-        (_shape("(1, 5, 7)"), "x_train is torn: (1, 5, 7) uint8 in "),
+        (_shape("(4, 5, 7)"), "x_train is corrupt or truncated: (4, 5, 7) uint8 in "),
+        (_shape("(1, 5, 7)"), "x_train is corrupt or truncated: (1, 5, 7) uint8 in "),
         (_shape("(4, 5, 'x')"), "x_train is not a numpy array"),
         (_with_header(b"(" * 9000), "x_train is not a numpy array"),
         (_with_header(b"__import__('os').system('true')"), "x_train is not a numpy array"),
@@ -187,12 +187,12 @@ def _overruled_directory(path: Path) -> None:
         (_many_members, "its list of members is that of no npz file"),
         (_overruled_directory, "its list of members is that of no npz file"),
         (_other_compression, "x_train is compressed in a way that numpy does not write"),
-        (_encrypted, "is not an npz file, or is torn"),
+        (_encrypted, "is not an npz file, or is corrupt or truncated"),
         (os.mkfifo, "is not a regular file"),
-        (_text, "is not an npz file, or is torn"),
-        (_empty, "is not an npz file, or is torn"),
-        (_truncated, "is not an npz file, or is torn"),
-        (_torn_member, "torn"),
+        (_text, "is not an npz file, or is corrupt or truncated"),
+        (_empty, "is not an npz file, or is corrupt or truncated"),
+        (_truncated, "is not an npz file, or is corrupt or truncated"),
+        (_corrupt_member, "corrupt or truncated"),
         (_absurd_shape, "over the limit of 2 GiB"),
         (_arrays(np.array([{"a": 1}] * 4, dtype=object)), "x_train holds pickled objects, which are never opened"),
         (_arrays(y=np.array(["a", "b"] * 2, dtype=object)), "y_train holds pickled objects"),
@@ -206,7 +206,7 @@ def _overruled_directory(path: Path) -> None:
         (_arrays(IMAGES[:0], LABELS[:0]), "x_train is empty"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_in_one_line(
+def test_load_splits_refuses_an_unusable_npz_in_one_line(
     write: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "bad.npz"
@@ -221,7 +221,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(
     assert str(path) in str(caught.value)
 
 
-def test_every_layout_that_numpy_writes_is_read(tmp_path: Path) -> None:
+def test_load_splits_reads_every_layout_that_numpy_writes(tmp_path: Path) -> None:
     """Given images in Fortran's order and labels of any whole type and byte order, what is read is the same."""
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 6), np.uint8)
     for kind in ("|u1", "<u2", ">i4", ">i8", "<u8"):
@@ -233,7 +233,7 @@ def test_every_layout_that_numpy_writes_is_read(tmp_path: Path) -> None:
         assert (train.images.flags.c_contiguous, train.labels.dtype) == (True, np.int64)
 
 
-def test_missing_files_and_impossible_sizes(small_npz: Path, tmp_path: Path) -> None:
+def test_load_splits_names_missing_files_and_impossible_sizes(small_npz: Path, tmp_path: Path) -> None:
     for values, message in (
         ({"path": str(tmp_path / "no.npz")}, "no such file"),
         ({"path": str(tmp_path)}, "is a folder"),

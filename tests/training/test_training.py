@@ -30,7 +30,7 @@ def _orders(examples: int, **values: Any) -> list[list[int]]:
     return [order.tolist() for order in epoch_orders(TrainingConfig(**values), examples)]
 
 
-def test_a_full_pass_sees_every_image_once_in_an_order_of_its_own() -> None:
+def test_epoch_orders_permute_all_images_in_a_full_pass() -> None:
     first, second = _orders(10, batch_size=3, epochs=2)
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
@@ -39,7 +39,7 @@ def test_a_full_pass_sees_every_image_once_in_an_order_of_its_own() -> None:
     assert batches_per_epoch(TrainingConfig(batch_size=3), 10) == 4
 
 
-def test_the_articles_epochs_are_pieces_of_one_repeating_stream() -> None:
+def test_epoch_orders_with_steps_are_pieces_of_one_repeating_stream() -> None:
     epochs = _orders(10, batch_size=4, epochs=5, steps_per_epoch="batch_size")
     assert [len(epoch) for epoch in epochs] == [16] * 5
     stream = sum(epochs, [])
@@ -51,14 +51,14 @@ def test_the_articles_epochs_are_pieces_of_one_repeating_stream() -> None:
     ("model", "parameters"),
     [(CnnConfig(), 843_658), (MlpConfig(), 104_938), (CnnConfig(conv1_filters=5, conv2_kernel=4, dense_units=3), None)],
 )
-def test_the_parameters_are_counted_as_keras_counts_them(model: CnnConfig | MlpConfig, parameters: int | None) -> None:
+def test_count_parameters_counts_as_keras_does(model: CnnConfig | MlpConfig, parameters: int | None) -> None:
     training.import_keras(1)
     built = build_model(model, 28, 28, 10, 0)
     assert built.count_params() == training.count_parameters(model, 28, 28, 10)
     assert parameters in (None, built.count_params())
 
 
-def test_the_network_is_the_articles_list_of_standard_layers() -> None:
+def test_build_model_gives_the_articles_list_of_standard_layers() -> None:
     training.import_keras(1)
     names = [type(layer).__name__ for layer in build_model(CnnConfig(), 28, 28, 10, 0).layers]
     assert names == [
@@ -66,7 +66,7 @@ def test_the_network_is_the_articles_list_of_standard_layers() -> None:
     ]
 
 
-def test_a_kernel_that_leaves_no_pixels_is_refused() -> None:
+def test_check_fits_refuses_kernels_and_networks_that_are_too_large() -> None:
     training.check_fits(CnnConfig(conv1_kernel=3, conv2_kernel=12), 28, 28, 10)
     with pytest.raises(ConfigError, match="model.conv2_kernel=13: leaves no pixels of images of 28 x 28"):
         training.check_fits(CnnConfig(conv1_kernel=3, conv2_kernel=13), 28, 28, 10)
@@ -74,7 +74,7 @@ def test_a_kernel_that_leaves_no_pixels_is_refused() -> None:
         training.check_fits(CnnConfig(conv2_filters=4096, dense_units=65_536), 28, 28, 10)
 
 
-def test_a_run_learns_and_counts_what_it_did(small_config: RunConfig) -> None:
+def test_train_learns_and_counts_its_work(small_config: RunConfig) -> None:
     result = _train(small_config.replace({"training.epochs": 6}))
     assert result.epochs[-1].train_loss < result.epochs[0].train_loss
     summary = result.summary()
@@ -89,7 +89,7 @@ def test_a_run_learns_and_counts_what_it_did(small_config: RunConfig) -> None:
     assert summary["cpu_seconds"] > 0
 
 
-def test_the_metrics_are_those_that_keras_reports(small_config: RunConfig) -> None:
+def test_train_reports_the_metrics_that_keras_does(small_config: RunConfig) -> None:
     """Given the same weights, our validation loss and accuracy are what model.evaluate gives."""
     training.import_keras(1)
     splits = runner.check_run(small_config)
@@ -101,22 +101,22 @@ def test_the_metrics_are_those_that_keras_reports(small_config: RunConfig) -> No
     assert result.epochs[-1].validation_accuracy == pytest.approx(accuracy)
 
 
-def test_a_batch_larger_than_the_data_is_one_batch(small_config: RunConfig) -> None:
+def test_train_takes_a_batch_larger_than_the_data(small_config: RunConfig) -> None:
     result = _train(small_config.replace({"training.batch_size": 5000}))
     assert (result.samples_seen, result.updates) == (1000, 2)
 
 
 @pytest.mark.parametrize(("decision", "ending"), [("prune", "pruned"), ("stop", "stopped")])
-def test_a_run_ends_at_the_epoch_it_is_told_to(small_config: RunConfig, decision: Decision, ending: str) -> None:
+def test_train_ends_at_the_epoch_of_the_decision(small_config: RunConfig, decision: Decision, ending: str) -> None:
     result = _train(small_config.replace({"training.epochs": 5}), lambda e: decision if e.epoch == 2 else "continue")
     assert (result.ending, len(result.epochs)) == (ending, 2)
 
 
-def test_a_decision_after_the_last_epoch_changes_nothing(small_config: RunConfig) -> None:
+def test_train_ignores_a_decision_after_the_last_epoch(small_config: RunConfig) -> None:
     assert _train(small_config, lambda _: "prune" if _.epoch == 2 else "continue").ending == "completed"
 
 
-def test_a_loss_that_is_not_a_number_is_a_failure(small_config: RunConfig) -> None:
+def test_train_raises_diverged_when_a_loss_is_not_finite(small_config: RunConfig) -> None:
     seen: list[EpochMetrics] = []
 
     def remember(metrics: EpochMetrics) -> Decision:
@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_a_number_is_a_failure(small_config: RunConfig) -> No
     assert all(math.isfinite(metrics.train_loss) for metrics in seen)
 
 
-def test_the_same_config_gives_the_same_weights_in_a_warm_process(small_config: RunConfig) -> None:
+def test_train_repeats_its_weights_in_a_warm_process(small_config: RunConfig) -> None:
     digests = [_train(small_config).weights_sha256 for _ in range(2)]
     _train(small_config.replace({"training.seed": 5}))
     digests.append(_train(small_config).weights_sha256)
@@ -137,7 +137,7 @@ def test_the_same_config_gives_the_same_weights_in_a_warm_process(small_config: 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_config_gives_the_same_weights_in_fresh_processes(small_npz: Path, threads: int) -> None:
+def test_keras_engine_trains_fresh_processes_to_the_same_bits(small_npz: Path, threads: int) -> None:
     program = f"""
 from digitcnn import runner, training
 from digitcnn.config import RunConfig, load_config
@@ -155,13 +155,13 @@ print(train(model, splits, config.training, lambda _: "continue").weights_sha256
     assert len(digests.pop()) == 64
 
 
-def test_threads_cannot_change_once_tensorflow_is_there(small_config: RunConfig) -> None:
+def test_import_keras_refuses_other_threads_than_those_begun_with(small_config: RunConfig) -> None:
     training.import_keras(1)
     with pytest.raises(ConfigError, match="training.threads=2: this process has begun with 1 threads"):
         training.import_keras(2)
 
 
-def test_the_digest_tells_any_change_of_a_weight(small_config: RunConfig) -> None:
+def test_weights_sha256_tells_any_change_of_a_weight(small_config: RunConfig) -> None:
     training.import_keras(1)
     model = build_model(small_config.model, 28, 28, 10, 0)
     before = weights_sha256(model)
@@ -171,7 +171,7 @@ def test_the_digest_tells_any_change_of_a_weight(small_config: RunConfig) -> Non
     assert weights_sha256(model) != before
 
 
-def test_judged_once_reads_the_test_set_after_the_last_epoch_alone(small_config: RunConfig) -> None:
+def test_train_judged_once_reads_the_test_set_after_the_last_epoch_alone(small_config: RunConfig) -> None:
     once = _train(small_config.replace({"data.validation": "test_once"}))
     assert [epoch.validation_accuracy for epoch in once.epochs] == [None, None]
     assert not set(once.summary()) & {"validation_accuracy", "best_epoch"}
