@@ -151,14 +151,3 @@ def test_import_keras_keeps_flags_of_tensorflow_from_another_backend(monkeypatch
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {mine}")
     ended = subprocess.run([sys.executable, "-c", program.format(backend)], capture_output=True, text=True, check=True)
     assert ended.stdout == f"{mine}\n"
-
-
-def test_a_run_from_before_there_was_a_choice_is_one_of_tensorflow(small_config: RunConfig, root: Path) -> None:
-    store = tracking.open_store(TrackingConfig(root=str(root)))
-    run = store.client.create_run(store.experiment_id)
-    for name, value in small_config.parameters().items():
-        if name != "backend":
-            store.client.log_param(run.info.run_id, name, value)
-    recorded = store.client.get_run(run.info.run_id)
-    assert tracking.was_trained_with(recorded, small_config)
-    assert not tracking.was_trained_with(recorded, small_config.replace({"backend": "jax"}))
