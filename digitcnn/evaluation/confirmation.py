@@ -129,7 +129,7 @@ def run_confirmation(plan: ConfirmationPlan, shown: SweepDisplay, trainer: Train
         for each in tracking.confirmation_runs(store, name):
             # Another study in this store may have the name too.
             if each.info.status == "RUNNING" and each.data.tags.get(Tag.PARENT) == plan.parent_run_id:
-                tracking.close_run(store, each.info.run_id, "KILLED", "its process ended")
+                tracking.close_abandoned_run(store, each.info.run_id)
         known = _known(plan, store)
         training = trainer or RecordedTraining(plan.contenders[0].config.backend)
         _Confirmation(plan, shown, store, known).work(training)
@@ -291,8 +291,9 @@ def _conclude(
     for file, content in ((Artifact.CONFIRMATION, table), (Artifact.CONFIRMATION_RUNS, rows)):
         write_atomically(plan.folder / file, content.to_csv(index=False), "the runs are recorded")
     write_manifest(manifest, path, card)
-    for file in (Artifact.CONFIRMATION, Artifact.CONFIRMATION_RUNS, Artifact.CHAMPION):
-        store.client.log_artifact(plan.parent_run_id, str(plan.folder / file))
+    written = (Artifact.CONFIRMATION, Artifact.CONFIRMATION_RUNS, Artifact.CHAMPION)
+    texts = {file: (plan.folder / file).read_text(encoding="utf-8") for file in written}
+    tracking.put_files(store, plan.parent_run_id, texts)
     tags = {
         Tag.STUDY: plan.config.study.name,
         "config": name,

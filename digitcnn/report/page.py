@@ -42,8 +42,8 @@ def write_report(config: ReportConfig) -> Path:
         }
         for name, content in contents.items():
             write_atomically(folder / name, content, "the study is recorded")
-        for name in contents if found.parent_run_id is not None else ():
-            store.client.log_artifact(found.parent_run_id, str(folder / name))
+        if found.parent_run_id is not None:
+            tracking.put_files(store, found.parent_run_id, contents)
     return folder / Artifact.REPORT_PAGE
 
 

@@ -60,13 +60,13 @@ def _tags(opened: OpenStudy, config: SweepConfig) -> dict[str, str]:
 def log_study_run(store: tracking.Store, run_id: str, leaderboard: str, metrics: Mapping[str, float]) -> None:
     """Records a study's leaderboard (CSV) and the values of its best trial."""
     tracking.put(store, run_id, tracking.metrics(metrics, step=0))
-    tracking.put_text(store, run_id, Artifact.LEADERBOARD, leaderboard)
+    tracking.put_files(store, run_id, {Artifact.LEADERBOARD: leaderboard})
 
 
 def end_study_run(store: tracking.Store, run_id: str, status: tracking.Status) -> None:
     """Closes the study's run with the sweep's status, and the runs of its trials that were left without a process."""
     for run in _open_trials(store, run_id):
-        tracking.close_run(store, run.info.run_id, "KILLED", "its process ended")
+        tracking.close_abandoned_run(store, run.info.run_id)
     tracking.close_run(store, run_id, status)
 
 

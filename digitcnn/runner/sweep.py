@@ -179,7 +179,8 @@ class _Sweep:
             finally:
                 status = "FAILED" if self.abort else "KILLED" if self.signals else status
                 parent_run.end_study_run(self.store, self.parent, status)
-                tracking.deliver_if_there(self.store)
+                with tracking.suppress_away():
+                    tracking.deliver(self.store)
         if self.abort is not None:
             raise self.abort
         finished = study.count_finished(self.opened)

@@ -2,23 +2,20 @@
 
 from digitcnn.tracking.client import (
     Store,
-    close_abandoned_runs,
-    close_run,
-    deliver,
-    deliver_if_there,
-    deliver_run,
     is_away,
     open_store,
     pending_message,
-    put,
     store_errors,
+    suppress_away,
     with_retries,
 )
-from digitcnn.tracking.operations import Status, metrics, tags
+from digitcnn.tracking.operations import Status, deliver, deliver_run, metrics, put, put_files, tags
 from digitcnn.tracking.queries import (
     champion_run,
     confirmation_runs,
     logged_model,
+    metric_histories,
+    model_file,
     open_recorded,
     read_predictions,
     read_text,
@@ -29,13 +26,13 @@ from digitcnn.tracking.queries import (
 )
 from digitcnn.tracking.recorder import (
     MODEL_FILE,
+    close_abandoned_run,
+    close_abandoned_runs,
+    close_run,
     copy_run,
     create_run,
     create_training_run,
     environment_tags,
-    metric_histories,
-    model_file,
-    put_text,
     put_yaml,
     start_run,
 )
@@ -45,6 +42,7 @@ __all__ = [
     "Status",
     "Store",
     "champion_run",
+    "close_abandoned_run",
     "close_abandoned_runs",
     "close_run",
     "confirmation_runs",
@@ -52,7 +50,6 @@ __all__ = [
     "create_run",
     "create_training_run",
     "deliver",
-    "deliver_if_there",
     "deliver_run",
     "environment_tags",
     "is_away",
@@ -64,7 +61,7 @@ __all__ = [
     "open_store",
     "pending_message",
     "put",
-    "put_text",
+    "put_files",
     "put_yaml",
     "read_predictions",
     "read_text",
@@ -73,6 +70,7 @@ __all__ = [
     "start_run",
     "store_errors",
     "study_runs",
+    "suppress_away",
     "tags",
     "was_trained_with",
     "with_retries",

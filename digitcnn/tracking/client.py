@@ -1,4 +1,4 @@
-"""The MLflow store: opened, written to, and waited for; what it does not take is kept in the outbox and delivered."""
+"""The MLflow store: opening it, the errors it raises, and waiting for one that is away."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from digitcnn.config import TrackingConfig, without_credentials
 from digitcnn.errors import MachineError, StoreAway
-from digitcnn.files import check_database, create_database, sqlite_url
 from digitcnn.formatting import format_count
-from digitcnn.records import Tag
-from digitcnn.tracking import local, operations, queue
-from digitcnn.tracking.processes import process_is_gone
-from digitcnn.tracking.queue import Operation
-
-logger = logging.getLogger(__name__)
+from digitcnn.tracking import local, queue
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
 
 # How long a run that is to begin waits for a store that was there and is gone: time enough to start a server again.
 RETRY_TIMEOUT_SECONDS = 600.0
@@ -42,69 +38,88 @@ _SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _PROBE_SECONDS = 10
-# These log each failure that they raise, with its traceback.
-_LOUD = ("mlflow.store.db.utils", "urllib3.connectionpool", "urllib3.util.retry")
+# The last three log each failure that they raise, with its traceback.
+_LOG_LEVELS = {
+    **dict.fromkeys(("mlflow", "alembic"), logging.WARNING),
+    **dict.fromkeys(("mlflow.store.db.utils", "urllib3.connectionpool", "urllib3.util.retry"), logging.CRITICAL),
+}
 
 Result = TypeVar("Result")
 
 
 @dataclass
 class Store:
-    """An MLflow store that is open, and the experiment in it that records go to.
+    """An open MLflow store and one of its experiments.
 
-    `kept_for` is what the outbox calls it, `stopped` says whether to wait no longer for a store that is gone.
+    `outbox` is the folder of operations that are to be delivered, `name` the store's name in it. Once `stopped`
+    returns True, a store that is away is not waited for.
     """
 
     client: MlflowClient
     uri: str
+    name: str
     experiment_id: str
     outbox: Path
-    kept_for: str
     stopped: Callable[[], bool]
     away: bool = False
     retry_at: float = 0.0
 
-    @property
-    def place(self) -> str:
-        """The store's address as it may be shown."""
-        return without_credentials(self.uri)
+    def note_away(self, error: Exception, seconds: float = 0.0) -> None:
+        """Note that the store failed for now, after some seconds; log it the first time."""
+        self.retry_at = time.monotonic() + max(_RETRY_SECONDS, 2 * seconds)
+        if not self.away:
+            self.away = True
+            logger.warning(
+                f"the MLflow store {without_credentials(self.uri)} does not answer ({error_cause(error)}): what runs "
+                f"goes on and is kept in {self.outbox}; what is to begin waits for up to "
+                f"{RETRY_TIMEOUT_SECONDS / 60:.0f} min"
+            )
+
+    def note_answer(self) -> None:
+        """Note that the store answered; log it if it was away."""
+        if self.away:
+            self.away = False
+            logger.info(f"the MLflow store {without_credentials(self.uri)} answers again")
 
 
 def open_store(config: TrackingConfig, stopped: Callable[[], bool] = lambda: False, patient: bool = False) -> Store:
-    """Opens the store, and creates it and its experiment if they are missing.
+    """Open the store; create it and its experiment if they are missing.
 
-    Raises MachineError if it cannot; a store that is away is waited for only if `patient`.
+    Raises MachineError if it cannot; waits for a store that is away only if `patient`.
     """
     with store_errors(config):
-        return _until(lambda: _open(config, stopped), stopped, RETRY_TIMEOUT_SECONDS if patient else 0.0)
+        return _retry(lambda: _open(config, stopped), stopped, RETRY_TIMEOUT_SECONDS if patient else 0.0)
 
 
 def _open(config: TrackingConfig, stopped: Callable[[], bool]) -> Store:
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+    for variable, value in _SETTINGS.items():
+        os.environ.setdefault(variable, value)
     import mlflow
-    from mlflow import MlflowClient
+    import requests
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in _LOUD:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     if config.uri is None:
-        _prepare(config.folder)
-    else:
-        _probe(config.uri)
+        local.prepare_folder(config.folder)
+    elif config.uri.startswith(("http://", "https://")):
+        # Raises at once if no server is there; any answer will do.
+        requests.get(f"{config.uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
     mlflow.set_tracking_uri(config.store_uri)
-    client = MlflowClient(config.store_uri)
-    experiment_id = _experiment(client, config)
-    return Store(client, config.store_uri, experiment_id, config.folder / "outbox", _kept_for(config), stopped)
+    client = mlflow.MlflowClient(config.store_uri)
+    experiment_id = _experiment_id(client, config)
+    return Store(client, config.store_uri, _name(config), experiment_id, _outbox(config), stopped)
 
 
-def _kept_for(config: TrackingConfig) -> str:
-    """A store's name in the outbox: the embedded one's does not change when the folder is moved."""
+def _name(config: TrackingConfig) -> str:
+    """Return a store's name in the outbox: the embedded one's does not change when the folder is moved."""
     return without_credentials(config.uri) if config.uri else "mlflow.db"
 
 
-def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
+def _outbox(config: TrackingConfig) -> Path:
+    return config.folder / "outbox"
+
+
+def _experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(config.experiment)
@@ -123,41 +138,9 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
     return str(experiment.experiment_id)
 
 
-def _prepare(folder: Path) -> None:
-    from mlflow.store.db.utils import _get_latest_schema_revision
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"the records folder {folder} cannot be used: {error.strerror or error}") from None
-    version = ("SELECT version_num FROM alembic_version", str(_get_latest_schema_revision()))  # type: ignore[no-untyped-call]
-    check_database(folder / "mlflow.db", "MLflow", frozenset({"experiments", "alembic_version"}), version)
-    create_database(folder / "mlflow.db", _create_tables)
-    before = local.relocate_artifacts(folder)
-    if before is not None:
-        logger.info(f"the records were in {before}: the store now names their places in {folder}")
-
-
-def _create_tables(path: Path) -> None:
-    import sqlalchemy
-    from mlflow.store.db.utils import _initialize_tables
-
-    engine = sqlalchemy.create_engine(sqlite_url(path))
-    _initialize_tables(engine)  # type: ignore[no-untyped-call]
-    engine.dispose()
-
-
-def _probe(uri: str) -> None:
-    """Raises at once if no server is there; any answer will do."""
-    import requests
-
-    if uri.startswith(("http://", "https://")):
-        requests.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
-
-
 @contextlib.contextmanager
 def store_errors(config: TrackingConfig) -> Iterator[None]:
-    """Turns a failure of the MLflow store inside the body into a MachineError of one line, StoreAway if it is away."""
+    """Turn a failure of the MLflow store in the body into a MachineError of one line, StoreAway if it is away."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -165,23 +148,22 @@ def store_errors(config: TrackingConfig) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, RequestException) as error:
-        place = without_credentials(config.store_uri)
         away = is_away(error)
         safe = (pending_message(config) if away else "") or "what had been recorded is safe"
         raise (StoreAway if away else MachineError)(
-            f"the MLflow store {place} failed: {_cause(error)}; {safe}"
+            f"the MLflow store {without_credentials(config.store_uri)} failed: {error_cause(error)}; {safe}"
         ) from None
 
 
-def _cause(error: Exception) -> str:
-    """One line without credentials: what the system or the database said, if that is to be found in the error."""
+def error_cause(error: Exception) -> str:
+    """Return one line without credentials: the words of the system or of the database, if they are in the error."""
     text = without_credentials(str(error))
-    said = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)|\(\w+\.\w+Error\) ([^\n]+)", text)
-    return next(filter(None, said.groups())) if said else text.splitlines()[0]
+    words = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)|\(\w+\.\w+Error\) ([^\n]+)", text)
+    return next(filter(None, words.groups())) if words else text.splitlines()[0]
 
 
 def is_away(error: Exception) -> bool:
-    """Whether a store failed only for now: locked by another process, a server that is gone or out of order."""
+    """Return True if a store failed only for now: locked by another process, or a server gone or out of order."""
     from mlflow.exceptions import MlflowException, RestException
     from requests.exceptions import RequestException
 
@@ -189,24 +171,34 @@ def is_away(error: Exception) -> bool:
     of_server = isinstance(error, RestException | RequestException) or (
         isinstance(error, MlflowException) and text.startswith("API request to")
     )
-    return (of_server and not _is_refusal(error)) or "database is locked" in text
+    return (of_server and not is_refusal(error)) or "database is locked" in text
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether a store would say the same again: the run is gone, or the record makes no sense to it."""
+def is_refusal(error: Exception) -> bool:
+    """Return True if a store would refuse the operation again: the run is gone, or the operation is invalid."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and error.error_code in _REFUSALS
 
 
+@contextlib.contextmanager
+def suppress_away() -> Iterator[None]:
+    """End the body, and nothing else, where the store is away."""
+    try:
+        yield
+    except Exception as error:
+        if not is_away(error):
+            raise
+
+
 def with_retries(store: Store, action: Callable[[], Result]) -> Result:
-    """What `action` returns, as soon as the store answers. Raises as it does, at last after PATIENCE_SECONDS."""
-    result = _until(action, store.stopped, RETRY_TIMEOUT_SECONDS, lambda error: _away(store, error))
-    _back(store)
+    """Return the action's result as soon as the store answers. Raises as it does after RETRY_TIMEOUT_SECONDS."""
+    result = _retry(action, store.stopped, RETRY_TIMEOUT_SECONDS, store.note_away)
+    store.note_answer()
     return result
 
 
-def _until(
+def _retry(
     action: Callable[[], Result],
     stopped: Callable[[], bool],
     seconds: float,
@@ -223,124 +215,12 @@ def _until(
             time.sleep(1)
 
 
-def put(store: Store, run_id: str, record: Operation) -> None:
-    """Writes a record to a run; keeps it in the outbox if the store is away, or if earlier ones are kept there."""
-    if not queue.has_pending(store.outbox, run_id):
-        try:
-            operations.write(store.client, run_id, record)
-        except Exception as error:
-            if not is_away(error):
-                raise
-            _away(store, error)
-        else:
-            _back(store)
-            return
-    queue.enqueue(store.outbox, store.kept_for, run_id, record)
-    if time.monotonic() >= store.retry_at:
-        began = time.monotonic()
-        try:
-            deliver_run(store, run_id)
-        except Exception as error:
-            if not is_away(error):
-                raise
-            _away(store, error, time.monotonic() - began)
-
-
-def _away(store: Store, error: Exception, seconds: float = 0.0) -> None:
-    """Notes that the store failed for now, after some seconds, and says so the first time."""
-    store.retry_at = time.monotonic() + max(_RETRY_SECONDS, 2 * seconds)
-    if not store.away:
-        store.away = True
-        logger.warning(
-            f"the MLflow store {store.place} does not answer ({_cause(error)}): what runs goes on and is kept in "
-            f"{store.outbox}; what is to begin waits for up to {RETRY_TIMEOUT_SECONDS / 60:.0f} min"
-        )
-
-
-def _back(store: Store) -> None:
-    if store.away:
-        store.away = False
-        logger.info(f"the MLflow store {store.place} answers again")
-
-
-def deliver_run(store: Store, run_id: str) -> int:
-    """Delivers what is kept for a run and returns how many records that was. Raises as the store does."""
-    if not queue.has_pending(store.outbox, run_id):
-        return 0
-    try:
-        delivered = queue.flush(
-            store.outbox,
-            run_id,
-            lambda record: operations.write(store.client, run_id, record),
-        )
-    except Exception as error:
-        if not _is_refusal(error):
-            raise
-        folder = queue.quarantine(store.outbox, run_id)
-        logger.warning(
-            f"the MLflow store refuses what was kept for run {run_id} ({_cause(error)}): it stays in {folder}"
-        )
-        return 0
-    _back(store)
-    return delivered
-
-
-def deliver(store: Store) -> None:
-    """Delivers what is kept of all runs, and says how much that was. Raises as the store does."""
-    runs = records = 0
-    try:
-        for run_id in queue.pending_runs(store.outbox, store.kept_for):
-            delivered = deliver_run(store, run_id)
-            runs, records = runs + (delivered > 0), records + delivered
-    finally:
-        if records:
-            sizes = f"{format_count(records, 'record')} of {format_count(runs, 'run')}"
-            logger.info(f"delivered {sizes} that had been kept")
-
-
-def close_run(store: Store, run_id: str, status: operations.Status, failure: str | None = None) -> None:
-    """Closes a run, with the reason if it failed; a model it may have begun to write is kept only if it finished."""
-    if failure is not None:
-        put(store, run_id, operations.tags({Tag.FAILURE: failure}))
-    if status != "FINISHED":
-        put(store, run_id, operations.without_models())
-    put(store, run_id, operations.ended(status))
-
-
-def close_abandoned_runs(store: Store) -> None:
-    """Ends runs of no study whose process on this machine is gone: a full disk or a SIGKILL kept it from doing so.
-
-    Delivers what is kept first: the end of a run may be among it. Those of a study are ended by its sweep or
-    confirmation. Raises as the store does.
-    """
-    deliver(store)
-    for run in store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
-        tags, run_id = run.data.tags, run.info.run_id
-        if Tag.STUDY not in tags and process_is_gone(tags.get(Tag.HOST, "")):
-            # It may have ended after it was looked for. Now that it is gone nobody writes of it any more.
-            deliver_run(store, run_id)
-            if store.client.get_run(run_id).info.status != "RUNNING":
-                continue
-            close_run(store, run_id, "KILLED", "its process ended")
-            logger.warning(f"run {run_id} was still open, and its process is gone: it is closed")
-
-
-def deliver_if_there(store: Store) -> None:
-    """Delivers what is kept of all runs, if the store takes it: at the end of a command, which cannot wait."""
-    try:
-        deliver(store)
-    except Exception as error:
-        if not is_away(error):
-            raise
-
-
 def pending_message(config: TrackingConfig) -> str:
-    """One line on what is still kept for the store, or an empty one."""
-    folder = config.folder / "outbox"
-    runs = queue.pending_runs(folder, _kept_for(config))
+    """Return one line on what is still to be delivered to the store, or an empty one."""
+    runs = queue.pending_runs(_outbox(config), _name(config))
     if not runs:
         return ""
     return (
         f"the MLflow store did not take all records of {format_count(len(runs), 'run')}; they are kept "
-        f"in {folder}, and the next command that reaches it delivers them"
+        f"in {_outbox(config)}, and the next command that reaches it delivers them"
     )

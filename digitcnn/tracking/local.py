@@ -1,4 +1,4 @@
-"""The embedded stores' SQLite files: their addresses, whether a file is what it should be, and records that were moved.
+"""The records on this machine: the embedded store's folder, wherever it was moved, and the processes that record.
 
 `python -m digitcnn.embedded FOLDER` brings a records folder up to date and prints its MLflow store's address.
 """
@@ -6,12 +6,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
+import os
+import socket
 import sqlite3
 import sys
+import time
+import zlib
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from digitcnn.files import connect_database, sqlite_url
+import psutil
+
+from digitcnn.errors import MachineError
+from digitcnn.files import check_database, connect_database, create_database, sqlite_url
+
+logger = logging.getLogger(__name__)
 
 # Where MLflow keeps the places of artifacts and models, all absolute: it knows no others.
 _PLACES = (
@@ -21,10 +32,41 @@ _PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+_TIME = "%Y-%m-%d %H:%M:%S"
+# A clock that is set, or another offset from UTC, moves the start of a process by as much.
+_TOLERANCE_SECONDS = 2 * 3600.0
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the folder of an embedded store and its database, or check those that there are.
+
+    Raises MachineError if the folder cannot be used, or if the database is damaged or of another program or version.
+    """
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"the records folder {folder} cannot be used: {error.strerror or error}") from None
+    version = ("SELECT version_num FROM alembic_version", str(_get_latest_schema_revision()))  # type: ignore[no-untyped-call]
+    check_database(folder / "mlflow.db", "MLflow", frozenset({"experiments", "alembic_version"}), version)
+    create_database(folder / "mlflow.db", _create_tables)
+    before = relocate_artifacts(folder)
+    if before is not None:
+        logger.info(f"the records were in {before}: the store now names their places in {folder}")
+
+
+def _create_tables(path: Path) -> None:
+    import sqlalchemy
+    from mlflow.store.db.utils import _initialize_tables
+
+    engine = sqlalchemy.create_engine(sqlite_url(path))
+    _initialize_tables(engine)  # type: ignore[no-untyped-call]
+    engine.dispose()
 
 
 def relocate_artifacts(folder: Path) -> str | None:
-    """Makes an MLflow store name the artifacts in its own folder, and returns where they had been; None if there.
+    """Make an MLflow store name the artifacts in its own folder; return their former folder, or None if that is it.
 
     A folder that was moved, renamed or copied still names its old place, since MLflow records absolute ones. The
     store of a copy names the copy's files from then on; the original is not touched. One transaction: all or nothing.
@@ -49,17 +91,51 @@ def relocate_artifacts(folder: Path) -> str | None:
 
 
 def _recorded_folders(connection: sqlite3.Connection) -> list[str]:
-    """The records folders, as addresses, that our experiments' artifacts are recorded to be in."""
+    """Return the records folders, as addresses, in which our experiments' artifacts are recorded to be."""
     rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
     ours = [(str(place), f"/artifacts/{quote(str(name))}") for name, place in rows if str(place).startswith("file:///")]
     return list(dict.fromkeys(place.removesuffix(end) for place, end in ours if place.endswith(end)))
 
 
 def _same(recorded: str, folder: Path) -> bool:
-    """Whether a recorded place is this folder under another name, such as a link."""
+    """Return True if a recorded place is this folder under another name, such as a link."""
     with contextlib.suppress(OSError):
         return Path(unquote(urlsplit(recorded).path)).samefile(folder)
     return False
+
+
+@functools.cache
+def process_id() -> str:
+    """Return machine, number and start of this process; the start tells it from others that get the same number."""
+    began = time.strftime(_TIME, time.localtime(psutil.Process().create_time()))
+    return f"{_machine()}, process {os.getpid()} of {began}"
+
+
+@functools.cache
+def _machine() -> str:
+    """Return the host's name and a checksum: many machines and containers have the same name."""
+    known = b""
+    for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+        with contextlib.suppress(OSError):
+            known = known or Path(path).read_bytes().strip()
+    with contextlib.suppress(OSError):
+        known += str(Path("/proc/self/ns/pid").readlink()).encode()
+    return f"{socket.gethostname()}-{zlib.crc32(known):08x}"
+
+
+def process_is_gone(process: str) -> bool:
+    """Return True if the process of a `process_id` ran on this machine and has ended; in doubt, False."""
+    machine, _, rest = process.rpartition(", process ")
+    number, _, began = rest.partition(" of ")
+    if machine != _machine():
+        return False
+    try:
+        now = psutil.Process(int(number)).create_time()
+        return abs(now - time.mktime(time.strptime(began, _TIME))) > _TOLERANCE_SECONDS
+    except psutil.NoSuchProcess:
+        return True
+    except (ValueError, psutil.Error):
+        return False
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Artifact, Tag
-from digitcnn.tracking.client import Store, deliver, open_store
+from digitcnn.tracking.client import Store, open_store
+from digitcnn.tracking.operations import deliver
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 CHAMPION_MODEL = "digitcnn"
 CHAMPION_ALIAS = "champion"
 _MOST_RUNS = 1000
+# Of runs and of values in one answer of an MLflow server about metric histories.
+_MOST_HISTORIES = 100
+_MOST_VALUES = 25_000
 
 
 def open_recorded(config: TrackingConfig, wanted: str) -> Store:
@@ -62,6 +66,35 @@ def search_runs(store: Store, filters: str) -> list[Any]:
             return found
 
 
+def metric_histories(store: Store, run_ids: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
+    """Return a metric's value by run and step: many runs in one query, where MLflow's client asks once for each."""
+    found: dict[str, dict[int, float]] = {run_id: {} for run_id in run_ids}
+    for first in range(0, len(run_ids), _MOST_HISTORIES):
+        some = run_ids[first : first + _MOST_HISTORIES]
+        points = _histories(store, some, metric)
+        if len(points) >= _MOST_VALUES:
+            # The answer was cut off.
+            points = [(each, p.step, p.value) for each in some for p in store.client.get_metric_history(each, metric)]
+        for run_id, step, value in points:
+            found[run_id][step] = value
+    return found
+
+
+def _histories(store: Store, run_ids: Sequence[str], metric: str) -> list[tuple[str, int, float]]:
+    """Return run, step and value of up to `_MOST_VALUES` points, from the store behind the client."""
+    from mlflow.utils.rest_utils import http_request_safe
+
+    behind = store.client._tracking_client.store
+    if hasattr(behind, "get_metric_history_bulk"):
+        points = [point.to_dict() for point in behind.get_metric_history_bulk(run_ids, metric, _MOST_VALUES)]
+    else:
+        wanted = {"run_id": list(run_ids), "metric_key": metric, "max_results": _MOST_VALUES}
+        path = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
+        answer = http_request_safe(behind.get_host_creds(), path, "GET", params=wanted)  # type: ignore[no-untyped-call]
+        points = answer.json()["metrics"]
+    return [(point["run_id"], int(point["step"]), float(point["value"])) for point in points]
+
+
 def was_trained_with(run: Any, config: RunConfig) -> bool:
     """Whether a run was trained with this config; threads aside, which change its last bits and its speed."""
     wanted = {name: str(value) for name, value in config.parameters().items() if name != "training.threads"}
@@ -81,6 +114,14 @@ def logged_model(store: Store, run_id: str) -> Any:
     if not models:
         raise ConfigError(f"run={run_id}: has no model; runs that were pruned or failed keep none")
     return models[0]
+
+
+def model_file(store: Store, model_id: str, name: str) -> Path:
+    """Return the path of a recorded model's file on this machine; a server's file is fetched first."""
+    import mlflow
+
+    location = store.client.get_logged_model(model_id).artifact_location
+    return Path(mlflow.artifacts.download_artifacts(f"{location}/{name}", tracking_uri=store.uri))
 
 
 def champion_run(store: Store) -> str:

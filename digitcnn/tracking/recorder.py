@@ -1,14 +1,15 @@
-"""One MLflow run per training run: what is recorded, how it ends, and how it is found again."""
+"""An MLflow run from its creation to its end, and what a training records in it."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,20 +20,10 @@ import yaml
 from digitcnn.config import RunConfig
 from digitcnn.errors import TrainingDiverged
 from digitcnn.records import Artifact, Tag
-from digitcnn.tracking import operations, plots, processes
-from digitcnn.tracking.client import (
-    Store,
-    close_abandoned_runs,
-    close_run,
-    deliver,
-    deliver_if_there,
-    deliver_run,
-    open_store,
-    put,
-    store_errors,
-    with_retries,
-)
-from digitcnn.tracking.operations import Status
+from digitcnn.tracking import operations, plots
+from digitcnn.tracking.client import Store, open_store, store_errors, suppress_away, with_retries
+from digitcnn.tracking.local import process_id, process_is_gone
+from digitcnn.tracking.operations import Status, deliver, deliver_run, put, put_files
 from digitcnn.tracking.queue import Operation
 from digitcnn.values import EpochMetrics, Splits, TrainingResult
 
@@ -40,14 +31,13 @@ if TYPE_CHECKING:
     import keras
     from mlflow.entities import Metric
 
+logger = logging.getLogger(__name__)
+
 _ENDINGS: dict[str, Status] = {"completed": "FINISHED", "pruned": "KILLED", "stopped": "KILLED"}
 _MOST_TAG_LENGTH = 5000
 # MLflow's limits: of metrics in one call, and of a data set's digest.
 _MOST_METRICS = 1000
 _DIGEST_LENGTH = 36
-# Of runs and of values in one answer of an MLflow server about metric histories.
-_MOST_HISTORIES = 100
-_MOST_VALUES = 25_000
 # The file of a recorded model that holds its network and weights. Its digest is the run's tag of it.
 MODEL_FILE = "data/model.keras"
 # Packages that a saved model does not need to be loaded.
@@ -55,22 +45,16 @@ _NOT_OF_A_MODEL = ("digitcnn", "mlflow", "optuna", "hydra-core")
 _COPIED_TAGS = (Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.BACKEND, Tag.ENGINE)
 
 
-def create_training_run(
-    store: Store, config: RunConfig, name: str, tags: Mapping[str, str], parent: str | None = None
-) -> str:
-    """Creates a run with all parameters of the config and returns its id. It is RUNNING until it is closed.
-
-    Waits for a store that is away, and delivers first what is kept for it: only the store can give a run its id.
-    """
-    all_tags = dict(tags) | ({Tag.PARENT: parent} if parent else {})
-    return create_run(store, name, all_tags, config.parameters())
-
-
 def create_run(store: Store, name: str, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> str:
-    """Creates a run of whatever kind, as `create_run` does."""
+    """Create a run with parameters and return its id. It is RUNNING until it is closed.
+
+    Waits for a store that is away, and delivers first what is queued for it: only the store can give a run its id.
+    """
     from mlflow.entities import Param
 
-    tags = _source() | dict(tags)
+    # From the source MLflow's UI shows how a run was started.
+    source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+    tags = {Tag.HOST: process_id()} | source | dict(tags)
     began = int(time.time() * 1000)
 
     def attempt() -> str:
@@ -87,10 +71,42 @@ def create_run(store: Store, name: str, tags: Mapping[str, str], parameters: Map
     return with_retries(store, attempt)
 
 
-def _source() -> dict[str, str]:
-    """The tags from which MLflow's UI shows a run's source, and who works on it."""
-    name = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
-    return {Tag.HOST: processes.process_id()} | name
+def create_training_run(
+    store: Store, config: RunConfig, name: str, tags: Mapping[str, str], parent: str | None = None
+) -> str:
+    """Create a run with all parameters of the config, below a study's run if that is given; see `create_run`."""
+    return create_run(store, name, dict(tags) | ({Tag.PARENT: parent} if parent else {}), config.parameters())
+
+
+def close_run(store: Store, run_id: str, status: Status, failure: str | None = None) -> None:
+    """Close a run, with the reason if it failed; only one that FINISHED keeps its model."""
+    if failure is not None:
+        put(store, run_id, operations.tags({Tag.FAILURE: failure}))
+    if status != "FINISHED":
+        put(store, run_id, operations.without_models())
+    put(store, run_id, operations.ended(status))
+
+
+def close_abandoned_run(store: Store, run_id: str) -> None:
+    """Close a run whose process has ended without doing so."""
+    close_run(store, run_id, "KILLED", "its process ended")
+
+
+def close_abandoned_runs(store: Store) -> None:
+    """Close the runs of no study whose processes on this machine are gone, as after a full disk or a SIGKILL.
+
+    Delivers what is queued first: the end of a run may be among it. Those of a study are closed by its sweep or
+    confirmation. Raises as the store does.
+    """
+    deliver(store)
+    for run in store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
+        tags, run_id = run.data.tags, run.info.run_id
+        if Tag.STUDY not in tags and process_is_gone(tags.get(Tag.HOST, "")):
+            # It may have ended since the search. Now that it is gone nobody writes to its run any more.
+            deliver_run(store, run_id)
+            if store.client.get_run(run_id).info.status == "RUNNING":
+                close_abandoned_run(store, run_id)
+                logger.warning(f"run {run_id} was still open, and its process is gone: it is closed")
 
 
 def environment_tags(environment: Mapping[str, Any]) -> dict[str, str]:
@@ -109,66 +125,26 @@ def environment_tags(environment: Mapping[str, Any]) -> dict[str, str]:
     return tags
 
 
-def metric_histories(store: Store, run_ids: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
-    """A metric's value at each step, by run: many runs in one query, where MLflow's client asks once for each."""
-    found: dict[str, dict[int, float]] = {run_id: {} for run_id in run_ids}
-    for first in range(0, len(run_ids), _MOST_HISTORIES):
-        some = run_ids[first : first + _MOST_HISTORIES]
-        points = _histories(store, some, metric)
-        if len(points) >= _MOST_VALUES:
-            # The answer was cut off.
-            points = [(each, p.step, p.value) for each in some for p in store.client.get_metric_history(each, metric)]
-        for run_id, step, value in points:
-            found[run_id][step] = value
-    return found
-
-
-def _histories(store: Store, run_ids: Sequence[str], metric: str) -> list[tuple[str, int, float]]:
-    """The run, step and value of up to `_MOST_VALUES` points, from the store behind the client."""
-    from mlflow.utils.rest_utils import http_request_safe
-
-    behind = store.client._tracking_client.store
-    if hasattr(behind, "get_metric_history_bulk"):
-        points = [point.to_dict() for point in behind.get_metric_history_bulk(run_ids, metric, _MOST_VALUES)]
-    else:
-        wanted = {"run_id": list(run_ids), "metric_key": metric, "max_results": _MOST_VALUES}
-        path = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
-        answer = http_request_safe(behind.get_host_creds(), path, "GET", params=wanted)  # type: ignore[no-untyped-call]
-        points = answer.json()["metrics"]
-    return [(point["run_id"], int(point["step"]), float(point["value"])) for point in points]
-
-
 def copy_run(store: Store, source: str, target: str, status: Status) -> None:
-    """Gives a run the metrics of another with the same parameters, says so in a tag, and closes it."""
+    """Copy the metrics of a run with the same parameters to another, name the source in a tag, and close it."""
 
     def read() -> tuple[list[Metric], dict[str, str]]:
         deliver_run(store, source)
         data = store.client.get_run(source).data
         return [each for name in data.metrics for each in store.client.get_metric_history(source, name)], data.tags
 
-    metrics, tags = with_retries(store, read)
-    for first in range(0, len(metrics), _MOST_METRICS):
-        part = metrics[first : first + _MOST_METRICS]
-        put(
-            store,
-            target,
-            operations.metrics_again([(each.key, each.value, each.timestamp, each.step) for each in part]),
-        )
+    points, tags = with_retries(store, read)
+    values = [(each.key, each.value, each.timestamp, each.step) for each in points]
+    for first in range(0, len(values), _MOST_METRICS):
+        put(store, target, operations.recorded_metrics(values[first : first + _MOST_METRICS]))
     copied = {key: value for key, value in tags.items() if key in _COPIED_TAGS}
     put(store, target, operations.tags({Tag.SAME_AS_RUN: source} | copied))
     put(store, target, operations.ended(status))
 
 
 def put_yaml(store: Store, run_id: str, name: str, tree: Mapping[str, Any]) -> None:
-    """Records values as a YAML file, an artifact of a run."""
-    put_text(store, run_id, name, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-
-
-def put_text(store: Store, run_id: str, name: str, text: str) -> None:
-    """Records a text file as an artifact of a run."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / name).write_text(text, encoding="utf-8")
-        put(store, run_id, operations.files(Path(folder)))
+    """Record values as a YAML file, an artifact of a run."""
+    put_files(store, run_id, {name: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)})
 
 
 @dataclass
@@ -183,7 +159,7 @@ class Run:
     epochs: int = 0
 
     def log_data(self, splits: Splits) -> None:
-        """Records the data set as the run's input, and its digest as a tag."""
+        """Record the data set as the run's input, and its digest as a tag."""
         from mlflow.data.numpy_dataset import from_numpy
         from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
@@ -202,12 +178,12 @@ class Run:
         self._put(operations.tags({Tag.DATA_SHA256: splits.sha256}))
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
-        """Records the metrics of an epoch at step `epoch`, in one transaction."""
+        """Record the metrics of an epoch at step `epoch`, in one transaction."""
         self._put(operations.metrics(metrics.metrics(), metrics.epoch))
         self.epochs = metrics.epoch
 
     def log_result(self, result: TrainingResult, model: keras.Model) -> None:
-        """Records the final metrics, the pictures, the weights digest and, of a completed training, the model."""
+        """Record the final metrics, the pictures, the weights digest and, of a completed training, the model."""
         self._put(operations.metrics(result.summary(), len(result.epochs)))
         self._put(operations.tags({Tag.WEIGHTS_SHA256: result.weights_sha256, Tag.ENGINE: result.engine}))
         judged = "" if self.config.data.validation == "holdout" else ", judged on the test set"
@@ -221,14 +197,10 @@ class Run:
                 figure.savefig(Path(folder) / file)
             self._put(operations.files(Path(folder)))
         if result.judged_once:
-            self.log_file(Artifact.PREDICTIONS, _predictions_csv(result))
+            put_files(self.store, self.run_id, {Artifact.PREDICTIONS: _predictions_csv(result)})
         if result.ending == "completed":
             self._log_model(model)
         self.ending = result.ending
-
-    def log_file(self, name: str, text: str) -> None:
-        """Records a text file as an artifact."""
-        put_text(self.store, self.run_id, name, text)
 
     def _put(self, record: Operation) -> None:
         put(self.store, self.run_id, record)
@@ -261,14 +233,6 @@ class Run:
         self._put(operations.tags({Tag.MODEL_SHA256: digest}))
 
 
-def model_file(store: Store, model_id: str, name: str) -> Path:
-    """Where a file of a recorded model is on this machine; a server's file is fetched first."""
-    import mlflow
-
-    location = store.client.get_logged_model(model_id).artifact_location
-    return Path(mlflow.artifacts.download_artifacts(f"{location}/{name}", tracking_uri=store.uri))
-
-
 def _predictions_csv(result: TrainingResult) -> str:
     columns = zip(result.labels, result.final.predictions, result.final.probabilities, strict=True)
     lines = [f"{index},{label},{predicted},{p:.6f}" for index, (label, predicted, p) in enumerate(columns)]
@@ -276,52 +240,44 @@ def _predictions_csv(result: TrainingResult) -> str:
 
 
 @contextlib.contextmanager
-def _recording(store: Store, config: RunConfig, run_id: str, environment: Mapping[str, Any]) -> Iterator[Run]:
-    status: Status = "FAILED"
-    failure: str | None = None
-    try:
-        current = Run(store, run_id, config, environment)
-        put(store, run_id, operations.tags(environment_tags(environment)))
-        current.log_file(Artifact.ENVIRONMENT, json.dumps(environment, indent=2, sort_keys=True))
-        put_yaml(store, run_id, Artifact.CONFIG, config.model_dump(exclude={"tracking"}))
-        yield current
-        status = _ENDINGS[current.ending]
-        if current.ending == "pruned":
-            # Unlike one that was stopped or cut off it has a result, which must be told apart from those.
-            put(store, run_id, operations.tags({Tag.PRUNED_AFTER: str(current.epochs)}))
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    except Exception as error:
-        failure = f"{type(error).__name__}: {error}"[:_MOST_TAG_LENGTH]
-        if isinstance(error, TrainingDiverged):
-            put(store, run_id, operations.tags({Tag.DIVERGED: "true"}))
-        raise
-    finally:
-        close_run(store, run_id, status, failure)
-
-
-@contextlib.contextmanager
 def start_run(
-    config: RunConfig,
-    tags: Mapping[str, str],
-    environment: Mapping[str, Any],
-    run_id: str | None = None,
+    config: RunConfig, tags: Mapping[str, str], environment: Mapping[str, Any], run_id: str | None = None
 ) -> Iterator[Run]:
-    """Record what happens inside as one MLflow run: a new one, or one that was created for it.
+    """Record the body as one MLflow run: a new one, or one that was created for it.
 
-    `environment` is what environment.json holds (training.describe_environment). Config and environment are recorded
-    first. The run ends as what happened: FINISHED when the body ends and a completed result was logged, KILLED when it
-    was pruned, stopped or interrupted, FAILED when it raised. What the store does not take for now is kept in the
-    outbox. Raises MachineError if the store fails for good.
+    `environment` is the content of environment.json (training.describe_environment). The run ends as FINISHED if the
+    body ends and logged a completed result, as KILLED if it was pruned, stopped or interrupted, as FAILED if it raised.
+    What the store does not take for now is queued. Raises MachineError if the store fails for good.
     """
+    store = open_store(config.tracking, patient=run_id is not None)
     with store_errors(config.tracking):
         created = run_id is None
-        store = open_store(config.tracking, patient=not created)
         if run_id is None:
             with_retries(store, lambda: close_abandoned_runs(store))
             run_id = create_training_run(store, config, f"{config.model.name}-{time.strftime('%m%d-%H%M%S')}", tags)
-        with _recording(store, config, run_id, environment) as current:
+        status: Status = "FAILED"
+        failure: str | None = None
+        try:
+            current = Run(store, run_id, config, environment)
+            put(store, run_id, operations.tags(environment_tags(environment)))
+            put_files(store, run_id, {Artifact.ENVIRONMENT: json.dumps(environment, indent=2, sort_keys=True)})
+            put_yaml(store, run_id, Artifact.CONFIG, config.model_dump(exclude={"tracking"}))
             yield current
+            status = _ENDINGS[current.ending]
+            if current.ending == "pruned":
+                # Unlike one that was stopped or cut off it has a result, which must be told apart from those.
+                put(store, run_id, operations.tags({Tag.PRUNED_AFTER: str(current.epochs)}))
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"[:_MOST_TAG_LENGTH]
+            if isinstance(error, TrainingDiverged):
+                put(store, run_id, operations.tags({Tag.DIVERGED: "true"}))
+            raise
+        finally:
+            close_run(store, run_id, status, failure)
         if created:
-            deliver_if_there(store)
+            # The end of a command, which cannot wait.
+            with suppress_away():
+                deliver(store)

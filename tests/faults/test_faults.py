@@ -479,7 +479,7 @@ def test_a_run_whose_last_words_were_kept_has_its_outcome(opened: study.OpenStud
     run_id = trial.user_attrs["run_id"]
     store.client.update_run(run_id, status="RUNNING")
     assert recovery.recorded_outcome(store, run_id) is None
-    queue_module.enqueue(store.outbox, store.kept_for, run_id, operations.ended("FINISHED"))
+    queue_module.enqueue(store.outbox, store.name, run_id, operations.ended("FINISHED"))
     outcome = recovery.recorded_outcome(store, run_id)
     assert outcome is not None
     assert outcome.summary["validation_accuracy"] == trial.values[0]

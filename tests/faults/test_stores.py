@@ -38,7 +38,7 @@ from digitcnn.runner import sweep
 from digitcnn.tracking import client as client_module
 from digitcnn.tracking import operations
 from digitcnn.tracking import queue as queue_module
-from digitcnn.tracking.processes import process_id
+from digitcnn.tracking.local import process_id
 from tests.conftest import Command, command_line, with_study
 from tests.support import processes
 from tests.support.processes import FORKS
@@ -338,7 +338,7 @@ def test_a_run_whose_end_found_no_space_is_ended_by_the_next_command(
         # A number that no process has.
         gone = {"host": re.sub(r"process \d+", f"process {2**22 + 1}", process_id())}
         kept = tracking.create_training_run(run.store, config, "its end is kept", gone)
-        queue_module.enqueue(run.store.outbox, run.store.kept_for, kept, operations.ended("FINISHED"))
+        queue_module.enqueue(run.store.outbox, run.store.name, kept, operations.ended("FINISHED"))
         tracking.close_abandoned_runs(run.store)
         client = run.store.client
         states = {each.info.run_id: each.info.status for each in client.search_runs([run.store.experiment_id])}

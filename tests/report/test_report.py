@@ -26,7 +26,7 @@ from digitcnn.config import ConfirmConfig, ReportConfig, StudyReference, SweepCo
 from digitcnn.errors import ConfigError
 from digitcnn.report import charts
 from digitcnn.study import parse_space
-from digitcnn.tracking import recorder
+from digitcnn.tracking import queries
 from tests.conftest import Command
 from tests.support.servers import mlflow_server
 from tests.support.sweeps import Quiet, work
@@ -253,7 +253,7 @@ def test_many_histories_are_read_at_once(confirmed: Path, monkeypatch: pytest.Mo
     }
     assert tracking.metric_histories(store, ids, "validation_loss") == expected
     # Given an answer that was cut off, each run is asked for.
-    monkeypatch.setattr(recorder, "_MOST_VALUES", 3)
+    monkeypatch.setattr(queries, "_MOST_VALUES", 3)
     assert tracking.metric_histories(store, ids, "validation_loss") == expected
 
 

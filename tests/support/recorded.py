@@ -40,7 +40,7 @@ def record_a_run(config: RunConfig, at_epoch: Callable[[int], None], folder: Pat
         for number in range(1, epochs + 1):
             at_epoch(number)
             run.log_epoch(epoch(number))
-        run.log_file("predictions.csv", "1,2,3\n")
+        tracking.put_files(run.store, run.run_id, {"predictions.csv": "1,2,3\n"})
         dataset = {"name": "mnist", "digest": "abc", "source": "{}", "source_type": "local"}
         tracking.put(
             run.store, run.run_id, operations.data({"training": dataset, "validation": {**dataset, "digest": "x"}})
