@@ -1,8 +1,6 @@
-"""`python -m digitcnn COMMAND [KEY=VALUE ...]`."""
+"""`python -m digitcnn COMMAND ...` is `digitcnn COMMAND ...`."""
 
-import runpy
-import sys
+from digitcnn.cli import main
 
 if __name__ == "__main__":
-    name = sys.argv.pop(1)
-    runpy.run_module(f"digitcnn.cli.commands.{name}", run_name="__main__", alter_sys=True)
+    main()

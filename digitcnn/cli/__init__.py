@@ -1,6 +1,20 @@
-"""The command line: `digitcnn COMMAND`."""
+"""The command line: `digitcnn COMMAND`, with Hydra's configs and flags, and what is shown on the screen."""
 
-from digitcnn.cli.command import REPOSITORY, main, settled
-from digitcnn.cli.display import messages
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["REPOSITORY", "main", "messages", "settled"]
+from digitcnn.cli.program import main
+
+if TYPE_CHECKING:
+    from digitcnn.cli.command import run_command, settled
+    from digitcnn.cli.display import messages
+
+__all__ = ["main", "messages", "run_command", "settled"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import Hydra only for those who run a command: the list of commands is there at once."""
+    if name not in __all__:
+        raise AttributeError(name)
+    from digitcnn.cli import command, display
+
+    return getattr(display if name == "messages" else command, name)

@@ -1,139 +1,174 @@
-"""What every command shares: composing its config with Hydra, and how it ends: exit status and one line."""
+"""What every command shares: a config that Hydra composes, one or many jobs, and how they end."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
-try:
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-    from digitcnn.cli.arguments import CONF, CommandLine, parse
-    from digitcnn.cli.display import messages
-    from digitcnn.config import (
-        Config,
-        TrackingConfig,
-        expand_user,
-        known_keys,
-        load_config,
-        nearest_key,
-        without_credentials,
-    )
-    from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
-    from digitcnn.formatting import printable
-    from digitcnn.runner import capture_signals, end_in_order, end_process
-    from digitcnn.tracking import pending_message
-except ModuleNotFoundError as error:
-    # Without what was typed: it may hold a password.
-    print(f"error: {sys.executable} has no {error.name}; make .venv, then use .venv/bin/python", file=sys.stderr)
-    sys.exit(2)
-
-REPOSITORY = CONF.parent
-# Hydra stays where it was started, and writes nothing.
-_HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
+from digitcnn.cli.arguments import CommandLine, parse_arguments
+from digitcnn.cli.composition import config_of, set_up_hydra
+from digitcnn.cli.display import messages
+from digitcnn.cli.help import command_help
+from digitcnn.config import Config, TrackingConfig, known_keys, nearest_key, without_credentials
+from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
+from digitcnn.formatting import printable
+from digitcnn.runner import capture_signals, end_in_order, end_process
+from digitcnn.tracking import pending_message
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
+# Any other error is one of ours, and shown with its traceback.
+KNOWN_ERRORS = (ConfigError, MachineError, TrainingDiverged, OSError, HydraException, OmegaConfBaseException)
 
-def main(
+
+def run_command(
     name: str,
-    kind: type[AnyConfig],
+    schema: type[AnyConfig],
     task: Callable[[AnyConfig], int],
     *,
-    texts: tuple[str, ...] = (),
+    arguments: Sequence[str] | None = None,
+    config_path: Path | None = None,
     words: str | None = None,
     study_by_name: bool = False,
 ) -> NoReturn:
-    """Composes conf/NAME.yaml with the command line's overrides, does the task with it and exits with its status.
+    """Compose NAME.yaml with the arguments, do the task with it and exit with its status.
 
-    The values of the keys in `texts` are taken as they are typed, and arguments that are no KEY=VALUE as values of the
-    key `words`, if there is one. With `study_by_name`, study=NAME means study.name.
+    `config_path` is a folder of further configs, which come before digitcnn's own. Arguments that are no KEY=VALUE are
+    values of the key `words`, if there is one; with `study_by_name`, study=NAME means study.name.
 
-    A person's mistake exits with 2 and a failing machine with 1, each with one line; a signal with 128 and its
-    number: Ctrl-C 130, SIGTERM 143, a closed terminal 129.
+    A person's mistake exits with 2 and a failing machine with 1, each with one line; a multirun of which some jobs
+    failed with 1; a signal with 128 and its number: Ctrl-C 130, SIGTERM 143, a closed terminal 129.
     """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
     everything = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra would print its own many lines and exit with 1; this makes it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    status = 0
     end_in_order()
-    # From here on nobody sees a credential that was typed, but the config it is for.
-    arguments = [without_credentials(argument) for argument in sys.argv]
-    try:
-        overrides = sys.argv[1:]
-        if study_by_name:
-            # conf/study/ is a group of sweeps; here a study is one that was recorded, whatever its name.
-            overrides = [re.sub(r"^study=", "study.name=", argument) for argument in overrides]
-        line = parse(overrides, texts, words)
-
-        def job(composed: DictConfig) -> None:
-            nonlocal status
-            status = max(status, task(load_config(kind, _plain(composed, kind, line))))
-
-        with tempfile.TemporaryDirectory() as folder:
-            sweep = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
-            sys.argv = [arguments[0], *line.flags, *line.overrides, *_HYDRA, *sweep]
-            hydra.main(version_base=None, config_path=str(CONF), config_name=name)(
-                _with_arguments(job, arguments, everything)
-            )()
-    except Exception as error:
-        if everything:
-            raise
-        _exit(error, kind)
-    sys.exit(status)
-
-
-def _with_arguments(
-    job: Callable[[DictConfig], None], arguments: list[str], everything: bool
-) -> Callable[[DictConfig], None]:
-    """The job as Hydra calls it: with the arguments a person typed, and ending the process at once when it fails."""
-
-    def run(composed: DictConfig) -> None:
-        sys.argv = arguments
+    # From here on nobody sees a credential that was typed: no key takes an address with one.
+    typed = [_without_credentials(argument) for argument in typed]
+    sys.argv = [*(sys.argv[:1] if arguments is None else ["digitcnn", name]), *typed]
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = Path(folder, "jobs")
+        jobs.mkdir()
         try:
-            with messages():
-                job(composed)
+            if study_by_name:
+                # conf/study/ is a group of sweeps; here a study is one that was recorded, whatever its name.
+                typed = [re.sub(r"^study=", "study.name=", argument) for argument in typed]
+            line = parse_arguments(typed, schema, words)
+            if line.flags["help"]:
+                print(command_help(name, typed, config_path))
+                sys.exit(0)
+            job = _job(task, schema, line, everything, jobs)
+            set_up_hydra(folder)
+            sys.argv = [sys.argv[0], *line.argv()]
+            primary = None if config_path is None else str(config_path)
+            hydra.main(version_base=None, config_path=primary, config_name=name)(job)()
         except KeyboardInterrupt:
-            print("interrupted: what had run is recorded", file=sys.stderr)
+            _say("interrupted: what had run is recorded")
             sys.exit(128 + signal.SIGINT)
-        except (ConfigError, MachineError, TrainingDiverged, OSError, OmegaConfBaseException) as error:
+        except Exception as error:
             if everything:
                 raise
-            _exit(error, Config)
+            status = tell(error, schema)
+            # Before a job has begun nothing but what was typed is to blame, whatever Hydra makes of it.
+            sys.exit(1 if any(jobs.iterdir()) else status)
+        sys.exit(_ended(jobs))
+
+
+def _without_credentials(argument: str) -> str:
+    """Return an argument without credentials; of an address with spaces or quotes in it only the scheme is left."""
+    name, equals, value = argument.partition("=")
+    scheme, separator, rest = value.strip("'\"").partition("://")
+    if separator and not scheme.startswith(("[", "{")) and re.search(r"[\s'\"]", rest):
+        return f"{name}{equals}{scheme}://***"
+    return without_credentials(argument)
+
+
+def _job(
+    task: Callable[[AnyConfig], int], schema: type[AnyConfig], line: CommandLine, everything: bool, jobs: Path
+) -> Callable[[DictConfig], int]:
+    """Return the task as Hydra calls it, here or in a process of a launcher: of a single run, it ends the process.
+
+    A job of a multirun leaves its overrides and its status in a file of the folder `jobs`, and others go on.
+    """
+    shown, folder = sys.argv, Path.cwd()
+
+    @functools.wraps(task)
+    def run(composed: DictConfig) -> int:
+        sys.argv = shown
+        settings = HydraConfig.get() if HydraConfig.initialized() else None
+        many = settings is not None and settings.mode == RunMode.MULTIRUN
+        # Unresolved: an interpolation that leads nowhere is for the task to say.
+        overrides = [] if settings is None else OmegaConf.to_container(settings.overrides.task)
+        kept_in = jobs / str(settings.job.num if settings is not None and many else 0)
+        kept_in.write_text(f"1 {' '.join(map(str, overrides or ()))}")
+        try:
+            with messages():
+                status = task(config_of(composed, schema, line, folder))
+        except KeyboardInterrupt:
+            _say("interrupted: what had run is recorded")
+            status = 128 + signal.SIGINT
+        except Exception as error:
+            if everything:
+                raise
+            status = tell(error, schema) if isinstance(error, KNOWN_ERRORS) else 1
+            if not isinstance(error, KNOWN_ERRORS):
+                traceback.print_exc()
+        if not many or status >= 128:
+            sys.exit(status)
+        kept_in.write_text(str(status) + kept_in.read_text()[1:])
+        return status
 
     return run
 
 
-def _exit(error: Exception, kind: type[Config]) -> NoReturn:
+def _ended(jobs: Path) -> int:
+    """Return the exit status of a multirun: 1, with one line that names them, if some of its jobs failed."""
+    ends = {int(path.name): path.read_text().partition(" ") for path in jobs.iterdir()}
+    failed = [f"{number} ({overrides})" for number, (status, _, overrides) in sorted(ends.items()) if status != "0"]
+    if failed:
+        _say(f"error: {len(failed)} of {len(ends)} jobs failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def tell(error: Exception, schema: type[Config]) -> int:
+    """Say in one line what went wrong and return the exit status: 1 for a failing machine, 2 for a mistake."""
+    text, status = str(error), 2
     if isinstance(error, HydraException | OmegaConfBaseException):
-        line, status = _hydra_line(error, kind), 2
-    elif isinstance(error, ConfigError):
-        line, status = str(error), 2
+        text = _hydra_line(error, schema)
     elif isinstance(error, OSError):
-        line, status = f"the machine failed: {error}; what had been recorded is safe", 1
+        text, status = f"the machine failed: {error}; what had been recorded is safe", 1
     elif isinstance(error, MachineError | TrainingDiverged):
-        line, status = str(error), 1
-    else:
-        raise error
-    print(f"error: {printable(without_credentials(' '.join(line.split())))}", file=sys.stderr)
-    sys.exit(status)
+        status = 1
+    elif not isinstance(error, ConfigError | ValueError | YAMLError):
+        text = f"{type(error).__name__}: {error}"
+    _say(f"error: {printable(without_credentials(' '.join(text.split())))}")
+    return status
 
 
-def _hydra_line(error: Exception, kind: type[Config]) -> str:
+def _hydra_line(error: Exception, schema: type[Config]) -> str:
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return f"{unknown[1]}: unknown key; {nearest_key(unknown[1], known_keys(kind))}"
-    missing = re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n)+)", text)
+        return f"{unknown[1]}: unknown key; {nearest_key(unknown[1], known_keys(schema))}"
+    missing = re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text)
     if missing:
         group, _, option = missing[1].rpartition("/")
         return f"{group}={option}: no such file in conf/{group}; must be one of {', '.join(missing[3].split())}"
@@ -141,35 +176,21 @@ def _hydra_line(error: Exception, kind: type[Config]) -> str:
     return text + cause
 
 
-def _plain(composed: DictConfig, kind: type[Config], line: CommandLine) -> dict[str, Any]:
-    """The composed config as plain values, with `tracking.root` below the repository and `data.path` absolute."""
-    tree: Any = OmegaConf.to_container(composed, resolve=False)
-    tree.pop("experiment", None)
-    line.restore(tree)
-    groups = [group for group in ("data", "model", "training", "tracking") if group in kind.model_fields]
-    missing = [group for group in groups if not isinstance(tree.get(group), dict)]
-    if missing:
-        raise ConfigError(f"{missing[0]}: missing; every command needs this group of conf/")
-    root, path = tree["tracking"].get("root"), tree.get("data", {}).get("path")
-    if isinstance(root, str):
-        tree["tracking"]["root"] = str(REPOSITORY / expand_user(root))
-    if isinstance(path, str) and path != "mnist":
-        tree["data"]["path"] = str(expand_user(path).absolute())
-    plain: dict[str, Any] = tree
-    return plain
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def settled(config: TrackingConfig) -> int:
-    """The exit status of a command that has done its work: 1, with one line, if its store did not take all records."""
+    """Return the exit status of a command that has done its work: 1, with one line, if its store did not take all."""
     line = pending_message(config)
     if line:
-        print(f"error: {line}", file=sys.stderr)
+        _say(f"error: {line}")
     return 1 if line else 0
 
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[Callable[[], None]]:
-    """Holds back the signals that end a process until the function it gives is called, where it is safe to end.
+    """Hold back the signals that end a process until the yielded function is called, where it is safe to end.
 
     An exception in the middle of a database's transaction could leave the records locked. A second signal ends at once.
     """

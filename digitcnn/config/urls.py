@@ -10,7 +10,8 @@ _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*)://[^\s'\"]*")
 _PARTS = re.compile(r"([\w+.-]+://)([^@/?#]*@)?([^@/?#]*)(/[^@?#]*)?(\?[^@#]*)?")
 _NO_CREDENTIALS = ("sqlite", "file")
 
-_PLAIN = r"[^@/?#\s'\"\x00-\x1f]"
+# Without asterisks: of an address that was typed with credentials those are left.
+_PLAIN = r"[^@/?#*\s'\"\x00-\x1f]"
 _SERVER = re.compile(rf"https?://{_PLAIN}+(/({_PLAIN}|/)*)?")
 
 

@@ -84,8 +84,14 @@ def describe_environment(threads: int, backend: Backend = "tensorflow") -> dict[
             and name not in (*THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
         },
         "git": git_state(),
-        Tag.COMMAND: shlex.join(["python", *map(without_credentials, sys.argv)]),
+        Tag.COMMAND: shlex.join(_command()),
     }
+
+
+def _command() -> list[str]:
+    """Return the command line of this process without credentials; that of a script begins with python."""
+    words = [without_credentials(word) for word in sys.argv]
+    return words if words[:1] == ["digitcnn"] else ["python", *words]
 
 
 def repeatable_flags(recorded: Mapping[str, Any]) -> dict[str, str]:

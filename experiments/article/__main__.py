@@ -1,14 +1,18 @@
 """Publish the study of the article: `python -m experiments.article [from_tables=true]`."""
 
-from digitcnn.cli import REPOSITORY, main, messages, settled
+from pathlib import Path
+
+from digitcnn.cli import messages, run_command, settled
 from digitcnn.config import expand_user
 from experiments.article import publication
 from experiments.article.publication import PublishConfig
 
+_REPOSITORY = Path(__file__).parents[2]
+
 
 def publish(config: PublishConfig) -> int:
     """Write the tables, the champion, the figure and RESULTS.md; or the last two again, with `from_tables=true`."""
-    folder = REPOSITORY / expand_user(config.folder)
+    folder = _REPOSITORY / expand_user(config.folder)
     if config.from_tables:
         print(f"written: {publication.publish_from_tables(folder)}, and the figure beside it")
         return 0
@@ -19,4 +23,4 @@ def publish(config: PublishConfig) -> int:
 
 
 if __name__ == "__main__":
-    main("publish", PublishConfig, publish, texts=("folder",))
+    run_command("publish", PublishConfig, publish)

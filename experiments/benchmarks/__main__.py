@@ -1,7 +1,7 @@
 """Measure this project beside its peers: `python -m experiments.benchmarks [KEY=VALUE ...]`."""
 
 from digitcnn import runner
-from digitcnn.cli import main, messages
+from digitcnn.cli import messages, run_command
 from experiments.benchmarks import benchmark
 from experiments.benchmarks.measurement import BenchmarkConfig
 
@@ -18,4 +18,4 @@ def compare(config: BenchmarkConfig) -> int:
 
 
 if __name__ == "__main__":
-    main("benchmark", BenchmarkConfig, compare)
+    run_command("benchmark", BenchmarkConfig, compare)

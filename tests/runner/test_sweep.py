@@ -127,7 +127,7 @@ def test_a_real_sweep_survives_the_death_of_a_worker(tmp_path: Path, command: Co
     assert_stores_agree(tmp_path / "records", "real")
     text = "".join(lines)
     assert "difference" in text
-    assert "next: make ui" in text
+    assert "next: digitcnn ui" in text
     # The same command again has nothing to do, and says so in seconds.
     again = command("sweep", *overrides)
     assert again.returncode == 0

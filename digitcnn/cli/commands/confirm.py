@@ -1,8 +1,11 @@
 """Tests a study's best trials on the test set: `digitcnn confirm study=NAME [KEY=VALUE ...]`."""
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 from digitcnn import evaluation
 from digitcnn.cli import display, tables
-from digitcnn.cli.command import main, settled
+from digitcnn.cli.command import run_command, settled
 from digitcnn.config import ConfirmConfig
 
 
@@ -23,5 +26,6 @@ def confirm(config: ConfirmConfig) -> int:
     return settled(config.tracking)
 
 
-if __name__ == "__main__":
-    main("confirm", ConfirmConfig, confirm, study_by_name=True)
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the command with what was typed after its name."""
+    run_command("confirm", ConfirmConfig, confirm, arguments=arguments, study_by_name=True)

@@ -2,8 +2,10 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
-from digitcnn.cli.command import main
+from digitcnn.cli.command import run_command
 from digitcnn.config import PredictConfig
 from digitcnn.formatting import printable
 from digitcnn.predict import predict, prediction_in_words, predictions_as_csv, predictions_as_json
@@ -26,5 +28,6 @@ def classify(config: PredictConfig) -> int:
     return 0 if len(found) == len(config.image) else 1
 
 
-if __name__ == "__main__":
-    main("predict", PredictConfig, classify, texts=("run",), words="image", study_by_name=True)
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the command with what was typed after its name."""
+    run_command("predict", PredictConfig, classify, arguments=arguments, words="image", study_by_name=True)

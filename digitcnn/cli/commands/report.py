@@ -1,8 +1,11 @@
 """Writes what a study found, or compares runs: `digitcnn report study=NAME | compare='[RUN,RUN]'`."""
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 from digitcnn import report
 from digitcnn.cli import tables
-from digitcnn.cli.command import main, settled
+from digitcnn.cli.command import run_command, settled
 from digitcnn.config import ReportConfig
 
 
@@ -16,5 +19,6 @@ def tell(config: ReportConfig) -> int:
     return settled(config.tracking)
 
 
-if __name__ == "__main__":
-    main("report", ReportConfig, tell, texts=("compare",), study_by_name=True)
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the command with what was typed after its name."""
+    run_command("report", ReportConfig, tell, arguments=arguments, study_by_name=True)

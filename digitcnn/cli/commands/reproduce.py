@@ -1,8 +1,11 @@
 """Trains a recorded run again and compares: `digitcnn reproduce run=RUN [KEY=VALUE ...]`."""
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 from digitcnn import evaluation
 from digitcnn.cli import display, tables
-from digitcnn.cli.command import deferred_signals, main, settled
+from digitcnn.cli.command import deferred_signals, run_command, settled
 from digitcnn.config import ReproduceConfig
 from digitcnn.values import Decision, EpochMetrics
 
@@ -27,5 +30,6 @@ def reproduce(config: ReproduceConfig) -> int:
     return 1 if found.verdict == "DIFFERENT" else settled(config.tracking)
 
 
-if __name__ == "__main__":
-    main("reproduce", ReproduceConfig, reproduce, texts=("run",), study_by_name=True)
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the command with what was typed after its name."""
+    run_command("reproduce", ReproduceConfig, reproduce, arguments=arguments, study_by_name=True)

@@ -2,10 +2,12 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from digitcnn import runner, study
 from digitcnn.cli import display, tables
-from digitcnn.cli.command import main, settled
+from digitcnn.cli.command import run_command, settled
 from digitcnn.config import SweepConfig
 
 
@@ -28,14 +30,15 @@ def search(config: SweepConfig) -> int:
     elif result.finished < result.total:
         print(f"time is up at {result.finished} of {result.total} trials; go on with: {_this_command()}")
     else:
-        print(f"recorded as run {result.parent_run_id}; next: make ui, and compare the trials")
+        print(f"recorded as run {result.parent_run_id}; next: digitcnn ui, and compare the trials")
     status = settled(config.tracking)
     return status if result.interrupted is None else 128 + result.interrupted
 
 
 def _this_command() -> str:
-    return shlex.join(["digitcnn", "sweep", *sys.argv[1:]])
+    return shlex.join(sys.argv)
 
 
-if __name__ == "__main__":
-    main("sweep", SweepConfig, search)
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the command with what was typed after its name."""
+    run_command("sweep", SweepConfig, search, arguments=arguments)

@@ -1,8 +1,11 @@
 """Trains one network and records it: `digitcnn train [KEY=VALUE ...]`."""
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 from digitcnn import runner
 from digitcnn.cli import display
-from digitcnn.cli.command import deferred_signals, main, settled
+from digitcnn.cli.command import deferred_signals, run_command, settled
 from digitcnn.config import RunConfig
 from digitcnn.values import Decision, EpochMetrics
 
@@ -28,9 +31,10 @@ def train(config: RunConfig) -> int:
     print(f"{judged} accuracy {accuracy:.2f} % after {len(finished.result.epochs)} epochs, ", end="")
     seconds, parameters = finished.result.training_seconds, finished.result.parameters
     print(f"{seconds:.0f} s, {parameters:,} parameters, engine {finished.result.engine}")
-    print(f"recorded as run {finished.run_id}; next: make ui, and compare it with other runs")
+    print(f"recorded as run {finished.run_id}; next: digitcnn ui, and compare it with other runs")
     return settled(config.tracking)
 
 
-if __name__ == "__main__":
-    main("train", RunConfig, train)
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the command with what was typed after its name."""
+    run_command("train", RunConfig, train, arguments=arguments)

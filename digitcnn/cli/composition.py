@@ -1,0 +1,96 @@
+"""Hydra as the commands use it: where config files are found, how they are read, and the config of what it composes."""
+
+from __future__ import annotations
+
+import importlib.resources
+import io
+from pathlib import Path
+from typing import TypeVar
+
+from hydra._internal.core_plugins import file_config_source
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.conf import HydraConf, RunDir, SweepDir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from digitcnn.cli.arguments import CommandLine
+from digitcnn.config import Config, expand_user, load_config
+from digitcnn.errors import ConfigError
+
+# In a checkout digitcnn/conf is a link to conf/, in a wheel a folder.
+CONF = Path(str(importlib.resources.files("digitcnn") / "conf")).resolve()
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+class _OurConfigs(SearchPathPlugin):
+    """Finds the configs of digitcnn behind those of --config-path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("digitcnn", f"file://{CONF}")
+
+
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Reads config files as editors write them: UTF-8, with or without a byte order mark, which would hide a package.
+
+    Of the same name as Hydra's: its registry takes another class for a scheme only if it is called alike.
+    """
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: must be UTF-8; save it in that encoding") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        stream = io.StringIO(text, newline=None)
+        # YAML's own messages name it.
+        stream.name = str(path)
+        try:
+            header = self._get_header_dict(text[:512])
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        return ConfigResult(self.provider, f"file://{self.path}", OmegaConf.load(stream), header)
+
+
+def set_up_hydra(sweep_folder: str) -> None:
+    """Let Hydra find and read our configs, stay where it was started and write nothing, unless it is told to.
+
+    `sweep_folder` is where a multirun's own files go: it cannot do without.
+    """
+    Plugins.instance().register(_OurConfigs)
+    SourcesRegistry.instance().types["file"] = FileConfigSource
+    defaults = [{"job_logging": "none"} if "job_logging" in entry else entry for entry in HydraConf().defaults]
+    settings = HydraConf(
+        defaults=defaults,
+        run=RunDir("."),
+        sweep=SweepDir(sweep_folder, "${hydra.job.num}"),
+        output_subdir=None,
+    )
+    ConfigStore.instance().store(group="hydra", name="config", node=settings, provider="hydra")
+
+
+def config_of(composed: DictConfig, schema: type[AnyConfig], line: CommandLine, folder: Path) -> AnyConfig:
+    """Return the resolved, typed config of what Hydra composed; relative paths are taken from the folder.
+
+    Raises ConfigError, or OmegaConf's errors for what cannot be resolved.
+    """
+    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    if not isinstance(plain, dict):
+        raise ConfigError("a config must hold keys and values")
+    if plain.pop("experiment", None):
+        chosen = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
+        name = f"experiment={chosen}" if chosen else "experiment"
+        raise ConfigError(f"{name}: the file sets nothing; it must begin with the line # @package _global_")
+    values = {str(key): value for key, value in plain.items()} | line.words
+    for group, key, packaged in (("tracking", "root", None), ("data", "path", "mnist")):
+        holder = values.get(group)
+        if isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key] != packaged:
+            holder[key] = str(folder / expand_user(holder[key]))
+    return load_config(schema, values)

@@ -1,0 +1,210 @@
+"""A command and Hydra: a small application of `run_command`, run as a person runs it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+APPLICATION = """
+import os, signal, sys, time
+from digitcnn.cli import run_command
+from digitcnn.config import SweepConfig
+from digitcnn.errors import ConfigError
+
+def task(config):
+    seen = config.training.epochs, config.study.name, config.tracking.uri, config.tracking.root
+    print("job", *seen, *sys.argv, flush=True)
+    if config.training.epochs == 7:
+        raise ConfigError("training.epochs=7: is unlucky")
+    if config.training.epochs == 8:
+        raise ZeroDivisionError("eight")
+    if config.training.epochs == 9:
+        time.sleep(60)
+    return 0
+
+if __name__ == "__main__":
+    run_command("sweep", SweepConfig, task)
+"""
+Application = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Application:
+    """Runs the application in a folder `empty` and returns how it ended."""
+    (tmp_path / "app.py").write_text(APPLICATION)
+    (tmp_path / "empty").mkdir()
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(tmp_path / "app.py"), *arguments],
+            cwd=tmp_path / "empty",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def _experiment(tmp_path: Path, name: str, content: bytes) -> str:
+    folder = tmp_path / "own" / "experiment"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_bytes(content)
+    return f"--config-dir={tmp_path}/own"
+
+
+def test_command_runs_its_job_and_leaves_nothing(application: Application, tmp_path: Path) -> None:
+    ended = application("training.epochs=3")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    shown = f"{tmp_path}/empty/mlruns {tmp_path}/app.py training.epochs=3"
+    assert ended.stdout == f"job 3 around_article None {shown}\n"
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--cfg", "job", "training.epochs=3"], "epochs: 3"),
+        (["training.epochs=3", "-c", "job", "--package", "training"], "# @package training"),
+        (["--cfg=job", "--resolve", "training.epochs=${model.conv1_kernel}"], "epochs: 3"),
+        (["--cfg", "hydra"], "output_subdir: null"),
+        (["--cfg", "all"], "conv1_filters: 32"),
+        (["training.epochs=3", "--info"], "Config search path"),
+        (["--info", "searchpath"], "digitcnn"),
+        (["--info", "defaults-tree"], "study: around_article"),
+        (["--hydra-help"], "Hydra"),
+        (["--help"], "after the last epoch, of the model that is saved"),
+    ],
+)
+def test_command_has_hydras_flags(application: Application, arguments: list[str], shown: str) -> None:
+    ended = application(*arguments)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert shown in ended.stdout
+    assert "job 3" not in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["training.bach_size=1"], "training.bach_size: unknown key; did you mean training.batch_size?"),
+        (["+training.colour=red"], "training.colour: unknown key"),
+        (["training.epochs=[1"], "no viable alternative at input '[1'"),
+        (["training.epochs=1,2"], "add --multirun"),
+        (["training.epochs=${nowhere}"], "Interpolation key 'nowhere' not found"),
+        (["model=resnet"], "model=resnet: no such file in conf/model; must be one of cnn, mlp"),
+        (["--colour"], "unrecognized arguments: --colour; --hydra-help lists Hydra's flags"),
+        (["--resolve"], "--resolve"),
+        (["--multirun", "--cfg", "job"], "Only one of"),
+        (["--config-dir=nowhere"], "nowhere' not found"),
+        (["--config-name=nowhere"], "Cannot find primary config 'nowhere'"),
+        (["study.name=a\x1b[2Jb"], "study.name=a\\x1b[2Jb: must be 1 to 100 letters"),
+    ],
+)
+def test_command_refuses_a_mistake_in_one_line(application: Application, arguments: list[str], line: str) -> None:
+    ended = application(*arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: ")
+    assert line in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_command_writes_what_hydra_is_asked_to_write(application: Application, tmp_path: Path) -> None:
+    ended = application("hydra.run.dir=out", "hydra.output_subdir=.hydra", "training.epochs=3")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    written = tmp_path / "empty" / "out" / ".hydra"
+    assert {path.name for path in written.iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert (written / "overrides.yaml").read_text() == "- training.epochs=3\n"
+
+
+def test_command_takes_files_with_a_byte_order_mark_and_crlf(application: Application, tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf# @package _global_\r\ntraining:\r\n  epochs: 3\r\n"
+    ended = application(_experiment(tmp_path, "mine", content), "experiment=mine")
+    assert ended.stdout.startswith("job 3 "), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (
+            b"training:\n  epochs: 3\n",
+            "experiment=mine: the file sets nothing; it must begin with the line # @package _global_",
+        ),
+        ("# é\n".encode("latin-1"), "mine.yaml: must be UTF-8"),
+        ("training:\n".encode("utf-16"), "mine.yaml: must be UTF-8"),
+        (b"a: [1\n", "mine.yaml"),
+        (b"# @package a b\n", "mine.yaml: Too many components"),
+    ],
+)
+def test_command_names_a_config_file_that_is_of_no_use(
+    application: Application, tmp_path: Path, content: bytes, line: str
+) -> None:
+    ended = application(_experiment(tmp_path, "mine", content), "experiment=mine")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert line in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_multirun_goes_on_after_a_failed_job_and_names_it(application: Application, tmp_path: Path) -> None:
+    ended = application("-m", "training.epochs=1,7,2,0", "study.name=a,b")
+    assert ended.returncode == 1
+    assert [line.split()[1:3] for line in ended.stdout.splitlines() if line.startswith("job ")] == [
+        [epochs, name] for epochs in "172" for name in "ab"
+    ]
+    lines = ended.stderr.splitlines()
+    assert lines[:-1] == [
+        *["error: training.epochs=7: is unlucky"] * 2,
+        *["error: training.epochs=0: must be greater than or equal to 1"] * 2,
+    ]
+    assert lines[-1] == (
+        "error: 4 of 8 jobs failed: 2 (training.epochs=7 study.name=a), 3 (training.epochs=7 study.name=b), "
+        "6 (training.epochs=0 study.name=a), 7 (training.epochs=0 study.name=b)"
+    )
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_multirun_with_joblib_does_the_same_in_other_processes(application: Application) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    ended = application("-m", "hydra/launcher=joblib", "training.epochs=1,7,8")
+    assert ended.returncode == 1
+    jobs = sorted(line for line in ended.stdout.splitlines() if line.startswith("job "))
+    assert [job.split()[1:3] for job in jobs] == [[epochs, "around_article"] for epochs in "178"]
+    assert "ZeroDivisionError: eight" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: 2 of 3 jobs failed: 1 (training.epochs=7)")
+
+
+def test_multirun_replaces_entries_of_the_space(application: Application) -> None:
+    ended = application("-m", "study.space.training.epochs=[1,2],[3,4]")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("job 10") == 2
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_multirun_ends_all_jobs_with_a_signal(
+    application: Application, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "app.py"), "-m", "training.epochs=9,1"],
+        cwd=tmp_path / "empty",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("job 9") for line in process.stdout)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "job 1" not in output
+    assert "Traceback" not in errors
+
+
+def test_a_full_traceback_is_there_for_those_who_ask(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    ended = application("training.epochs=0")
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr

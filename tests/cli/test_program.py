@@ -1,0 +1,98 @@
+"""The command `digitcnn` itself: its list of commands, its version, and commands that there are not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from digitcnn.cli.program import COMMANDS
+from tests.conftest import REPOSITORY
+
+SLOW = {"tensorflow", "torch", "jax", "keras", "mlflow", "matplotlib", "plotly"}
+
+
+def _digitcnn(*arguments: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, *flags, "-m", "digitcnn", *arguments]
+    return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command_in_a_line() -> None:
+    ended = _digitcnn("--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    listed = [line.split()[0] for line in ended.stdout.splitlines() if line.startswith("  ")]
+    assert listed == list(COMMANDS)
+    modules = (REPOSITORY / "digitcnn" / "cli" / "commands").glob("[a-z]*.py")
+    assert {path.stem for path in modules} == set(COMMANDS)
+
+
+def test_no_command_shows_the_help_and_is_a_mistake() -> None:
+    ended = _digitcnn()
+    assert (ended.returncode, ended.stdout) == (2, _digitcnn("--help").stdout)
+
+
+def test_version_is_the_installed_one() -> None:
+    ended = _digitcnn("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"digitcnn {version('digitcnn')}\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("sweeep", "error: sweeep: unknown command; did you mean digitcnn sweep?\n"),
+        ("x\x1b[2J", f"error: x\\x1b[2J: unknown command; known commands: {', '.join(COMMANDS)}\n"),
+        ("postgresql://ann:secret@h/d", "error: postgresql://***@h/d: unknown command; known commands: "),
+    ],
+)
+def test_an_unknown_command_is_one_line(word: str, line: str) -> None:
+    ended = _digitcnn(word)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(line)
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_imports_nothing_slow(arguments: list[str]) -> None:
+    program = f"""
+import atexit, sys
+atexit.register(lambda: print("slow:", sorted({SLOW!r} & set(sys.modules))))
+sys.argv = ["digitcnn", *{arguments!r}]
+from digitcnn.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith("slow: []\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_the_comments_of_its_config_and_three_examples(name: str) -> None:
+    ended = _digitcnn(name, "--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.count(f"\n  digitcnn {name}") >= 3
+    for line in Path(REPOSITORY, "conf", f"{name}.yaml").read_text().splitlines():
+        if "#" in line:
+            assert line.removeprefix("#").strip() in ended.stdout
+    assert "relative to the folder the command is run in" in ended.stdout
+    assert max(map(len, ended.stdout.splitlines())) <= 120
+
+
+def test_help_shows_the_groups_that_were_chosen(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "mine.yaml").write_text("# Mine.\nname: mine  # its name\n")
+    ended = _digitcnn("sweep", f"--config-dir={tmp_path}", "study=mine", "model=mlp", "--help")
+    assert "filters, mine, pareto" in ended.stdout
+    assert "# study=mine\n# Mine.\nstudy:\n  name: mine  # its name\n" in ended.stdout
+    assert "dense2_units: 32" in ended.stdout
+    assert _digitcnn("sweep", "study=nowhere", "--help").returncode == 2
+
+
+def test_a_python_without_our_packages_is_one_line_without_what_was_typed() -> None:
+    # Without site-packages, as the machine's own Python.
+    ended = _digitcnn("train", "tracking.uri=https://user:secret@host", flags=("-S",))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {sys.executable} has no ")
+    assert ended.stderr.count("\n") == 1
+    assert "secret" not in ended.stderr
