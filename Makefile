@@ -3,34 +3,24 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 # KEY=VALUE words of the command line go to the command: `make study study=quick study.trials=4`.
-OVERRIDES = $(foreach word,$(filter-out PYTHON=% PORT=%,$(MAKEOVERRIDES)),'$(word)')
-PORT ?= 5000
+OVERRIDES = $(foreach word,$(filter-out PYTHON=%,$(MAKEOVERRIDES)),'$(word)')
 
 .PHONY: help study train ui results docs test soak lint lock audit .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "KEY=VALUE after study or train overrides its config: make study study=quick study.trials=4"
-	@echo "What make cannot pass on (+KEY=VALUE, ~KEY): .venv/bin/python -m digitcnn sweep ..."
+	@echo "KEY=VALUE after study, train or ui overrides its config: make study study=quick study.trials=4"
+	@echo "What make cannot pass on (+KEY=VALUE, ~KEY): .venv/bin/digitcnn sweep ..."
 
 study: .venv/complete ## search around the article's configuration; the same command again resumes
-	@.venv/bin/python -m digitcnn sweep $(OVERRIDES)
+	@.venv/bin/digitcnn sweep $(OVERRIDES)
 
 train: .venv/complete ## one run with the article's configuration
-	@.venv/bin/python -m digitcnn train $(OVERRIDES)
+	@.venv/bin/digitcnn train $(OVERRIDES)
 
-# For this machine alone: a page of another site that a browser here has open can neither read nor change the records.
-# In a process group of its own, Ctrl-C reaches it as the SIGTERM that it ends on without a traceback. Its warnings, of
-# what libraries will remove one day, are nothing to a reader.
-ui: .venv/complete ## the MLflow UI of the records in mlruns/, on http://127.0.0.1:5000 (PORT=N for another)
-	@store=$$(.venv/bin/python -m digitcnn.tracking.local '$(or $(tracking.root),mlruns)') && set -m && \
-	  echo 'http://127.0.0.1:$(PORT) in a few seconds; Ctrl-C ends it' && \
-	  trap '[ -z "$$server" ] || kill -TERM -- -$$server' INT TERM HUP && \
-	  { env -u MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false PYTHONWARNINGS=ignore \
-	  .venv/bin/python -m mlflow ui --backend-store-uri "$$store" --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --allowed-hosts '127.0.0.1:*,localhost:*' --cors-allowed-origins http://127.0.0.1:$(PORT) < /dev/null & } && \
-	  server=$$! && set +m && { wait $$server; status=$$?; wait $$server; exit $$status; }
+ui: .venv/complete ## MLflow's UI of the records in mlruns/, on http://127.0.0.1:5000 (port=N for another)
+	@.venv/bin/digitcnn ui $(OVERRIDES)
 
 results: .venv/complete ## experiments/results/RESULTS.md and its figure again, from the tables beside them
 	@.venv/bin/python -m experiments.article from_tables=true
@@ -61,7 +51,8 @@ audit: .venv/complete ## asks the package index for known vulnerabilities of wha
 
 # The file says that everything is in the folder: an installation that was cut off is begun anew. Byte code is compiled
 # here, on all cores: without it `import tensorflow` takes 20 s instead of 8 s where Python is told not to write it.
-# digitcnn.pth names this folder from where it is itself, so that a repository that was moved or copied runs its own code.
+# digitcnn.pth names this folder from where it is itself, and the command digitcnn its Python, so that a repository that
+# was moved or copied runs its own code.
 .venv/complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "error: $(PYTHON) is not Python 3.11 to 3.13; make PYTHON=python3.12 ..." >&2; exit 2; }
@@ -73,5 +64,6 @@ audit: .venv/complete ## asks the package index for known vulnerabilities of wha
 	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile --no-deps \
 	  --no-build-isolation --editable .
 	@cd .venv/lib/python*/site-packages && echo ../../../.. > digitcnn.pth
+	@printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -m digitcnn "$$@"\n' > .venv/bin/digitcnn
 	@.venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true
 	@touch .venv/complete

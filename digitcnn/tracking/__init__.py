@@ -9,6 +9,7 @@ from digitcnn.tracking.client import (
     suppress_away,
     with_retries,
 )
+from digitcnn.tracking.local import relocate_artifacts
 from digitcnn.tracking.operations import Status, deliver, deliver_run, metrics, put, put_files, tags
 from digitcnn.tracking.queries import (
     champion_run,
@@ -66,6 +67,7 @@ __all__ = [
     "read_predictions",
     "read_text",
     "register_champion",
+    "relocate_artifacts",
     "search_runs",
     "start_run",
     "store_errors",

@@ -1,7 +1,4 @@
-"""The records on this machine: the embedded store's folder, wherever it was moved, and the processes that record.
-
-`python -m digitcnn.embedded FOLDER` brings a records folder up to date and prints its MLflow store's address.
-"""
+"""The records on this machine: the embedded store's folder, wherever it was moved, and the processes that record."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ import logging
 import os
 import socket
 import sqlite3
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -136,11 +132,3 @@ def process_is_gone(process: str) -> bool:
         return True
     except (ValueError, psutil.Error):
         return False
-
-
-if __name__ == "__main__":
-    try:
-        relocate_artifacts(Path(sys.argv[1]))
-    except sqlite3.Error as error:
-        sys.exit(f"error: {sys.argv[1]}/mlflow.db cannot be used: {error}")
-    print(sqlite_url(Path(sys.argv[1]).absolute() / "mlflow.db"))

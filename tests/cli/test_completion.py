@@ -45,6 +45,7 @@ def test_bash_completes_commands_groups_and_keys(tmp_path: Path) -> None:
             ("digitcnn sweep training.ba", b"tch_size="),
             ("digitcnn sweep -m model=ml", b"p"),
             ("digitcnn train --config-dir own experiment=mi", b"ne"),
+            ("digitcnn ui po", b"rt="),
         ):
             os.write(terminal, typed.encode() + b"\t")
             shown = _read(terminal, typed.encode() + expected, 20)

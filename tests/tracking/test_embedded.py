@@ -20,7 +20,6 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import sqlite_path, sqlite_url
 from digitcnn.tracking import local as local_module
 from digitcnn.tracking import queue as queue_module
-from tests.conftest import REPOSITORY
 from tests.support.recorded import STRANGE, assert_complete, config_in, record_a_run
 
 
@@ -171,11 +170,3 @@ relocate_artifacts(Path({str(moved)!r}))
     assert places(path) == before
     assert local_module.relocate_artifacts(Path(moved)) == str(root)
     assert all(place.startswith(Path(moved).as_uri()) for place in places(path))
-
-
-def test_the_ui_is_given_the_store_of_a_folder_that_was_moved(root: Path, tmp_path: Path) -> None:
-    moved = shutil.move(root, tmp_path / STRANGE)
-    line = [sys.executable, "-m", "digitcnn.tracking.local", str(moved)]
-    ended = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert ended.stdout == sqlite_url(Path(moved) / "mlflow.db") + "\n"
-    assert all(place.startswith(Path(moved).as_uri()) for place in places(Path(moved) / "mlflow.db"))

@@ -1,0 +1,153 @@
+"""Show the records in MLflow's UI: `digitcnn ui [port=5001]`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Annotated, NoReturn
+
+from pydantic import Field
+
+from digitcnn.cli.command import run_command
+from digitcnn.config import Config, TrackingConfig
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.runner import capture_signals
+from digitcnn.tracking import relocate_artifacts
+
+_START_SECONDS = 120
+# uvicorn ends open requests before it ends itself.
+_END_SECONDS = 15
+
+
+class UiConfig(Config):
+    """Which records are shown, and the port on 127.0.0.1."""
+
+    port: Annotated[int, Field(ge=1, le=65_535)] = 5000
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def ui(config: UiConfig) -> int:
+    """Serve the UI until Ctrl-C or SIGTERM; print its address when it listens."""
+    if config.tracking.uri is not None:
+        raise ConfigError(f"tracking.uri={config.tracking.uri}: the server has a UI of its own at this address")
+    _check_free(config.port)
+    try:
+        relocate_artifacts(config.tracking.folder)
+    except sqlite3.Error as error:
+        raise MachineError(f"{config.tracking.folder}/mlflow.db cannot be used: {error}") from None
+    address, listens = f"http://127.0.0.1:{config.port}", threading.Event()
+    with capture_signals(lambda: None, lambda: None) as received, _served(config) as server:
+        said = _relay(server, listens)
+        began = time.monotonic()
+        while not received and server.poll() is None:
+            if not listens.is_set() and _answers(f"{address}/health"):
+                listens.set()
+                print(f"{address}  (Ctrl-C ends it)", flush=True)
+            if not listens.is_set() and time.monotonic() - began > _START_SECONDS:
+                raise MachineError(f"MLflow's UI does not answer on {address} after {_START_SECONDS} seconds")
+            time.sleep(0.1)
+        if not received:
+            last = next((line for line in reversed(said) if line.strip()), "it said nothing")
+            raise MachineError(f"MLflow's UI ended with exit status {server.wait()}: {last.strip()}")
+    return 128 + received[0]
+
+
+def _relay(server: subprocess.Popen[str], listens: threading.Event) -> list[str]:
+    """Return the lines that the server says before it listens, still growing; show those that it says later.
+
+    Its own account of a start that succeeds is nothing to a reader.
+    """
+    said: list[str] = []
+
+    def read() -> None:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if listens.is_set():
+                sys.stderr.write(line)
+            else:
+                said.append(line)
+
+    threading.Thread(target=read, daemon=True).start()
+    return said
+
+
+def _check_free(port: int) -> None:
+    """Raise ConfigError if another program listens on the port."""
+    if not _is_free(port):
+        others = (other for other in range(port + 1, min(port + 100, 65_536)) if _is_free(other))
+        raise ConfigError(f"port {port} is in use: digitcnn ui port={next(others, 'N')}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried:
+        # As the server does: a connection that was closed a moment ago is no hindrance.
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("127.0.0.1", port))
+            tried.listen()
+        except PermissionError as error:
+            raise ConfigError(f"port={port}: {error.strerror}; choose one above 1023") from None
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _served(config: UiConfig) -> Iterator[subprocess.Popen[str]]:
+    """Run MLflow's server while the body lasts, in a process group of its own that is gone afterwards.
+
+    Ctrl-C in the terminal thus reaches it as SIGTERM, on which it ends without a traceback.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_SERVER_")}
+    # What libraries will remove one day is nothing to a reader.
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", config.tracking.store_uri),
+            *("--host", "127.0.0.1", "--port", str(config.port), "--workers", "1"),
+            *("--allowed-hosts", "127.0.0.1:*,localhost:*"),
+            *("--cors-allowed-origins", f"http://127.0.0.1:{config.port}", "--uvicorn-opts", "--log-level warning"),
+        ],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        process_group=0,
+    )
+    try:
+        yield server
+    finally:
+        _end(server)
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    """End the server and every process that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(timeout=_END_SECONDS)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the command with what was typed after its name."""
+    run_command("ui", UiConfig, ui, arguments=arguments)

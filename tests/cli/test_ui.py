@@ -1,0 +1,150 @@
+"""MLflow's UI as `digitcnn ui` serves it: on this machine, to this machine, until it is told to end."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from digitcnn.config import TrackingConfig
+from digitcnn.tracking import open_store
+from tests.conftest import Command, command_line
+from tests.support.servers import free_port
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of the UI of records that were made for it; Ctrl-C ends it in good order."""
+    root = tmp_path_factory.mktemp("records")
+    open_store(TrackingConfig(root=str(root)))
+    port = free_port()
+    server = subprocess.Popen(
+        command_line("ui", f"port={port}", f"tracking.root={root}"),
+        env=os.environ | {"MLFLOW_SERVER_ALLOWED_HOSTS": "*", "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert _said(server) == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+        yield port
+    finally:
+        # As a terminal does.
+        os.killpg(server.pid, signal.SIGINT)
+        output, errors = server.communicate(timeout=60)
+    assert server.returncode == 128 + signal.SIGINT
+    assert output == ""
+    assert "Traceback" not in errors
+    _assert_ended(port)
+
+
+def _said(server: subprocess.Popen[str]) -> str:
+    """The first line that the command says; by then it listens."""
+    assert server.stdout is not None
+    return server.stdout.readline()
+
+
+def _assert_ended(port: int) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        _ask(port, "GET", "/health")
+    assert [
+        each.info["pid"] for each in psutil.process_iter(["cmdline"]) if str(port) in (each.info["cmdline"] or ())
+    ] == []
+
+
+def _ask(port: int, method: str, path: str, body: str = "", **headers: str) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, body or None, {"Content-Type": "application/json", **headers})
+    return connection.getresponse()
+
+
+EXPERIMENTS = "/ajax-api/2.0/mlflow/experiments/search?max_results=100"
+
+
+@pytest.mark.parametrize("path", ["/", EXPERIMENTS, "/api/2.0/mlflow/experiments/search?max_results=100"])
+def test_the_ui_answers_to_its_own_host_alone(ui: int, path: str) -> None:
+    assert _ask(ui, "GET", path).status == 200
+    assert _ask(ui, "GET", path, Host=f"localhost:{ui}").status == 200
+    for host in ("evil.example", f"evil.example:{ui}", f"127.0.0.1.evil.example:{ui}", "10.0.0.1", f"10.0.0.1:{ui}"):
+        answer = _ask(ui, "GET", path, Host=host)
+        assert answer.status == 403, host
+        assert b"Invalid Host header" in answer.read()
+
+
+def test_another_sites_page_can_change_and_read_nothing_in_the_ui(ui: int) -> None:
+    create = "/ajax-api/2.0/mlflow/experiments/create"
+    for number, origin in enumerate(("https://evil.example", "http://127.0.0.1.evil.example", "null")):
+        refused = _ask(ui, "POST", create, f'{{"name": "forged {number}"}}', Origin=origin)
+        assert refused.status == 403, origin
+        for method in ("GET", "OPTIONS"):
+            answer = _ask(ui, method, EXPERIMENTS, Origin=origin, **{"Access-Control-Request-Method": "POST"})
+            assert answer.getheader("Access-Control-Allow-Origin") is None, origin
+    assert _ask(ui, "POST", create, '{"name": "mine"}', Origin=f"http://127.0.0.1:{ui}").status == 200
+    experiments = _ask(ui, "GET", EXPERIMENTS).read()
+    assert b'"mine"' in experiments
+    assert b"forged" not in experiments
+
+
+def test_the_ui_listens_on_loopback_alone(ui: int) -> None:
+    listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr.port == ui]
+    assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
+
+
+def test_ui_ends_at_sigterm_without_a_process_left(root: Path) -> None:
+    port = free_port()
+    server = subprocess.Popen(
+        command_line("ui", f"port={port}", f"tracking.root={root}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert _said(server) == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+    assert _ask(port, "GET", "/health").status == 200
+    server.terminate()
+    output, errors = server.communicate(timeout=60)
+    assert (server.returncode, output, errors) == (128 + signal.SIGTERM, "", "")
+    _assert_ended(port)
+
+
+def test_ui_names_a_free_port_where_its_own_is_in_use(command: Command, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        ended = command("ui", f"port={port}", f"tracking.root={tmp_path}/records")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: port {port} is in use: digitcnn ui port={port + 1}"[:-2])
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("port=0", "port=0: must be greater than or equal to 1"),
+        ("port=http", "port=http: must be a valid integer"),
+        ("prot=5001", "prot: unknown key; did you mean port?"),
+        ("tracking.uri=http://host:5000", "tracking.uri=http://host:5000: the server has a UI of its own"),
+    ],
+)
+def test_ui_refuses_a_mistake_in_one_line(command: Command, override: str, line: str) -> None:
+    ended = command("ui", override)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: {line}")
+
+
+def test_ui_says_that_its_store_is_no_database(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "mlflow.db").write_text("no database" * 100)
+    ended = command("ui", f"port={free_port()}", f"tracking.root={tmp_path}/records")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"{tmp_path}/records/mlflow.db cannot be used: " in ended.stderr
+    assert ended.stderr.count("\n") == 1
