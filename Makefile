@@ -5,7 +5,7 @@ PYTHON ?= python3
 # KEY=VALUE words of the command line go to the command: `make study study=quick study.trials=4`.
 OVERRIDES = $(foreach word,$(filter-out PYTHON=%,$(MAKEOVERRIDES)),'$(word)')
 
-.PHONY: help study train ui results docs test soak lint lock audit .venv
+.PHONY: help study train ui results docs test smoke soak lint lock audit .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,9 @@ docs: .venv/complete ## the generated pages of docs/, from the schema, the confi
 
 test: lint ## all tests, after lint
 	@.venv/bin/python -m pytest --numprocesses 2
+
+smoke: .venv/complete ## builds the wheel and runs a study with it in a bare environment: five minutes
+	@.ci/smoke
 
 soak: .venv/complete ## the long fault tests that `make test` leaves out: an hour
 	@.venv/bin/python -m pytest --numprocesses 2 -m soak
