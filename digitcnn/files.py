@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: reports, tables, pictures and manifests."""
+"""Files that are written whole or not at all, and the SQLite files of the embedded stores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from urllib.parse import quote, unquote
 
 from digitcnn.errors import MachineError
 
+# How long a command waits for another process that holds a file.
+LOCK_SECONDS = 60
+
 
 def write_atomically(path: Path, content: str | bytes, safe: str) -> None:
-    """Writes a file beside its place and moves it there; its folder is made if it is missing.
+    """Write a file beside its place and move it there; create its folder if it is missing.
 
-    Whoever reads it, whenever the disk is full or the machine stops: it is the old file or the new one. A link of that
-    name is replaced, not written through. Raises MachineError, which ends with what is `safe`.
+    Readers see the old file or the new one, also on a full disk or after a power cut. A link of that name is replaced,
+    not followed. Raises MachineError, which ends with `safe`: what is not lost.
     """
     # Several processes may share the folder.
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -32,35 +35,31 @@ def write_atomically(path: Path, content: str | bytes, safe: str) -> None:
                 os.fsync(file.fileno())
             beside.replace(path)
         finally:
-            # There is one only if something failed.
+            # It is still there only if something failed.
             with contextlib.suppress(OSError):
                 beside.unlink()
     except OSError as error:
         raise MachineError(f"{path} cannot be written: {error.strerror}; {safe}") from None
 
 
-# How long a command waits for another process that holds a file.
-LOCK_SECONDS = 60
-
-
 def sqlite_url(path: Path) -> str:
-    """The address of an embedded store in a file."""
-    # SQLAlchemy takes %41 for a letter and what follows a question mark for options. MLflow creates the folder that
-    # the address names as it stands: with its slashes quoted too it names none.
+    """Return the address of the embedded store in a file."""
+    # SQLAlchemy decodes %41 as a letter and takes what follows a question mark for options. MLflow creates the folder
+    # in the address without decoding it: with its slashes quoted too there is none.
     return f"sqlite:///{quote(str(path), safe='') if set('%?') & set(str(path)) else path}"
 
 
 def sqlite_path(url: str) -> Path:
-    """The file that an embedded store's address names."""
+    """Return the file of an embedded store's address."""
     return Path(unquote(url.removeprefix("sqlite:///")))
 
 
 @functools.cache
 def check_database(path: Path, program: str, tables: frozenset[str], version: tuple[str, str] | None = None) -> None:
-    """Raises MachineError, with the file untouched, if it is there and is not the program's database.
+    """Raise MachineError, with the file untouched, if it exists and is not the program's database.
 
-    `tables` are some that it must have; `version` is a query for its schema's version and what that must be. The
-    libraries would create their tables in any database they are pointed at. Reads the whole file, once in a process.
+    `tables` are some that it must have; `version` is a query for its schema's version and the version it must return.
+    The libraries would create their tables in any database. Reads the whole file, once in a process.
     """
     if not path.exists() or path.stat().st_size == 0:
         return
@@ -85,13 +84,13 @@ def check_database(path: Path, program: str, tables: frozenset[str], version: tu
         raise MachineError(f"{path} cannot be used: {error}; what had been recorded is safe") from None
     except sqlite3.DatabaseError as error:
         cause = " ".join(str(error).split())
-        raise MachineError(f"{path} is torn, or no database at all ({cause}); {remedy}") from None
+        raise MachineError(f"{path} is corrupt or truncated, or not a database ({cause}); {remedy}") from None
 
 
-def create_database(path: Path, tables: Callable[[Path], None]) -> None:
-    """Creates a database that is missing: whole, by a function that makes its tables in a file, or not at all.
+def create_database(path: Path, create_tables: Callable[[Path], None]) -> None:
+    """Create a database, if it is missing, with a function that creates its tables in a file.
 
-    A process that is killed in between leaves a file of another name, and not half a database. Raises MachineError if
+    A process that is killed meanwhile leaves a file of another name and no incomplete database. Raises MachineError if
     the folder cannot be written.
     """
     if path.exists():
@@ -99,8 +98,8 @@ def create_database(path: Path, tables: Callable[[Path], None]) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             new = Path(folder) / path.name
-            tables(new)
-            # Unlike a renaming, a link never takes the place of the file of a process that was faster.
+            create_tables(new)
+            # Unlike a renaming, a link never replaces the file of a process that was faster.
             with contextlib.suppress(FileExistsError):
                 path.hardlink_to(new)
     except OSError as error:
@@ -109,7 +108,7 @@ def create_database(path: Path, tables: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def connect_database(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to a file that is there, in transactions that the caller begins. Never creates the file."""
+    """Connect to an existing file, in transactions that the caller begins. Never creates the file."""
     address = f"file:{quote(str(path.absolute()))}?mode=rw"
     with contextlib.closing(
         sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS, isolation_level=None)

@@ -1,4 +1,4 @@
-"""Pictures of one run: its learning curves and its confusion matrix."""
+"""The figures of one run: its learning curves and its confusion matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRAINING, _VALIDATION = BLUE, ORANGE
 
 
 def learning_curves(epochs: tuple[EpochMetrics, ...], title: str) -> Figure:
-    """Loss and accuracy over epochs, training and, where it was judged, validation with its best epoch marked."""
+    """Draw loss and accuracy over epochs: training, and validation with its best epoch marked, if there is one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
@@ -63,7 +63,7 @@ def _lines(axes: Axes, epochs: list[int], train: list[float], validation: list[f
 
 
 def confusion_matrix(confusion: NDArray[np.int64], title: str) -> Figure:
-    """Counts by true class (rows) and predicted class (columns); the colour shows each mistake's share of its row."""
+    """Draw counts by true class (rows) and predicted class (columns), coloured by each mistake's share of its row."""
     from matplotlib.figure import Figure
 
     classes = len(confusion)

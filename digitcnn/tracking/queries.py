@@ -1,4 +1,4 @@
-"""Finding what was recorded: a study's runs and those that confirm it, their files, and the champion."""
+"""Reading the records: runs, their metrics, files and models, and the champion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_VALUES = 25_000
 
 
 def open_recorded(config: TrackingConfig, wanted: str) -> Store:
-    """Opens the store that `wanted` (KEY=VALUE) is looked for in, and delivers what is kept for it.
+    """Open the store in which `wanted` (KEY=VALUE) is searched, and deliver what is queued for it.
 
     Raises ConfigError, and creates nothing, if nothing is recorded yet.
     """
@@ -37,7 +37,7 @@ def open_recorded(config: TrackingConfig, wanted: str) -> Store:
 
 
 def read_text(store: Store, run_id: str, name: str) -> str:
-    """A text file that a run recorded."""
+    """Return a text file of a run. Raises MachineError if it cannot be read."""
     try:
         return Path(store.client.download_artifacts(run_id, name)).read_text()
     except OSError as error:
@@ -45,17 +45,17 @@ def read_text(store: Store, run_id: str, name: str) -> str:
 
 
 def study_runs(store: Store, study: str) -> list[Any]:
-    """Every run of a study, of whatever status: its own, its trials and those that confirm it."""
+    """Return all runs of a study: its own, its trials' and its confirmation's, of any status."""
     return search_runs(store, f"tags.{Tag.STUDY} = '{study}'")
 
 
 def confirmation_runs(store: Store, study: str) -> list[Any]:
-    """The runs that confirm a study, of whatever status."""
+    """Return the runs that confirm a study, of any status."""
     return search_runs(store, f"tags.{Tag.STUDY} = '{study}' AND tags.{Tag.CONFIRMS} LIKE '%'")
 
 
 def search_runs(store: Store, filters: str) -> list[Any]:
-    """Every run of the experiment that MLflow's filters let through, the newest first."""
+    """Return the runs of the experiment that pass MLflow's filter, the newest first."""
     found: list[Any] = []
     token = None
     while True:
@@ -96,7 +96,7 @@ def _histories(store: Store, run_ids: Sequence[str], metric: str) -> list[tuple[
 
 
 def was_trained_with(run: Any, config: RunConfig) -> bool:
-    """Whether a run was trained with this config; threads aside, which change its last bits and its speed."""
+    """Return True if a run was trained with this config, but for threads: they change last bits and speed only."""
     wanted = {name: str(value) for name, value in config.parameters().items() if name != "training.threads"}
     return all(run.data.params.get(name) == value for name, value in wanted.items())
 
@@ -109,7 +109,7 @@ def read_predictions(store: Store, run_id: str) -> pd.DataFrame:
 
 
 def logged_model(store: Store, run_id: str) -> Any:
-    """The logged model of a run. Raises ConfigError if it has none."""
+    """Return the logged model of a run. Raises ConfigError if it has none."""
     models = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
     if not models:
         raise ConfigError(f"run={run_id}: has no model; runs that were pruned or failed keep none")
@@ -125,7 +125,7 @@ def model_file(store: Store, model_id: str, name: str) -> Path:
 
 
 def champion_run(store: Store) -> str:
-    """The id of the run whose model is the champion."""
+    """Return the id of the champion's run. Raises ConfigError if there is no champion."""
     models = store.client.search_registered_models(f"name = '{CHAMPION_MODEL}'")
     version = models[0].aliases.get(CHAMPION_ALIAS) if models else None
     if version is None:
@@ -134,10 +134,10 @@ def champion_run(store: Store) -> str:
 
 
 def register_champion(store: Store, run_id: str, tags: Mapping[str, str], card: str) -> str:
-    """Makes the model of a run the champion, with tags and a model card, and returns its version."""
+    """Make the model of a run the champion, with tags and a model card; return its version."""
     if not store.client.search_registered_models(f"name = '{CHAMPION_MODEL}'"):
         store.client.create_registered_model(CHAMPION_MODEL)
-    known = [each for each in store.client.search_model_versions(f"run_id = '{run_id}'") if each.name == CHAMPION_MODEL]
+    known = store.client.search_model_versions(f"name = '{CHAMPION_MODEL}' and run_id = '{run_id}'")
     if known:
         version = str(known[0].version)
         store.client.update_model_version(CHAMPION_MODEL, version, card)
@@ -145,15 +145,9 @@ def register_champion(store: Store, run_id: str, tags: Mapping[str, str], card: 
             store.client.set_model_version_tag(CHAMPION_MODEL, version, key, value)
     else:
         model = logged_model(store, run_id)
-        version = str(
-            store.client.create_model_version(
-                CHAMPION_MODEL,
-                model.artifact_location,
-                run_id,
-                dict(tags),
-                description=card,
-                model_id=model.model_id,
-            ).version
+        created = store.client.create_model_version(
+            CHAMPION_MODEL, model.artifact_location, run_id, dict(tags), description=card, model_id=model.model_id
         )
+        version = str(created.version)
     store.client.set_registered_model_alias(CHAMPION_MODEL, CHAMPION_ALIAS, version)
     return version

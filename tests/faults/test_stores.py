@@ -690,7 +690,7 @@ def test_commands_name_what_is_full_torn_or_down_in_one_line(disk: Path, root: P
     (torn / "optuna.db").write_text("not a database")
     for name, more in (("train", SMALL), ("sweep", STUDY), ("confirm", ["study=moved"]), ("reproduce", [])):
         for overrides, cause in (
-            ([f"tracking.root={torn}"], "is torn, or no database at all"),
+            ([f"tracking.root={torn}"], "is corrupt or truncated, or not a database"),
             ([f"tracking.root={disk}/new"], "No space left on device|disk is full|nothing is recorded|no such study"),
             ([f"tracking.root={root}", down], "Connection refused|no such study|not made by digitcnn"),
         ):

@@ -68,9 +68,9 @@ def _of_another_version(path: Path) -> None:
 
 
 TORN = {
-    _random_bytes: r"is torn, or no database at all \(file is not a database\)",
-    _cut_off: r"is torn, or no database at all",
-    _damaged: r"is torn, or no database at all",
+    _random_bytes: r"is corrupt or truncated, or not a database \(file is not a database\)",
+    _cut_off: r"is corrupt or truncated, or not a database",
+    _damaged: r"is corrupt or truncated, or not a database",
     _of_another_program: "is another program's database",
     _of_another_version: "version",
 }
