@@ -17,14 +17,12 @@ import optuna
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from plotly.offline import get_plotlyjs
 
 from digitcnn import evaluation, report, study, tracking
 from digitcnn.config import ConfirmConfig, ReportConfig, StudyReference, SweepConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
-from digitcnn.report import charts
 from digitcnn.study import parse_space
 from digitcnn.tracking import queries
 from tests.conftest import Command
@@ -122,7 +120,7 @@ class _Page(HTMLParser):
         return dict(json.loads(self.scripts[0]))
 
 
-def test_the_page_tells_what_was_asked_and_what_was_found(confirmed: Path) -> None:
+def test_page_tells_what_was_asked_and_found(confirmed: Path) -> None:
     folder = confirmed / "reports" / "small"
     text = " ".join(_Page(folder / "report.html").text.split())
     assert "Which values of training.batch_size and model.conv1_filters give a higher validation accuracy" in text
@@ -140,7 +138,7 @@ def test_the_page_tells_what_was_asked_and_what_was_found(confirmed: Path) -> No
     assert all(name in text for name in ("version.tensorflow", "data_sha256", "git.commit", "cpu"))
 
 
-def test_the_champions_most_confident_mistakes_are_its_own(confirmed: Path, small_npz: Path) -> None:
+def test_page_shows_the_champions_own_mistakes(confirmed: Path, small_npz: Path) -> None:
     from PIL import Image
 
     folder = confirmed / "reports" / "small"
@@ -169,7 +167,7 @@ def _counts(figure: dict[str, Any]) -> list[int]:
     return [int(text or 0) for row in figure["data"][0]["text"] for text in row]
 
 
-def test_the_page_is_whole_and_names_no_address(confirmed: Path) -> None:
+def test_page_is_whole_and_names_no_address(confirmed: Path) -> None:
     page = _Page(confirmed / "reports" / "small" / "report.html")
     figures, library, drawing = page.scripts
     assert library == get_plotlyjs()
@@ -187,7 +185,7 @@ def test_the_page_is_whole_and_names_no_address(confirmed: Path) -> None:
     }
 
 
-def test_what_was_recorded_is_text_on_the_page(confirmed: Path) -> None:
+def test_page_shows_recorded_markup_as_text(confirmed: Path) -> None:
     folder = confirmed / "reports" / "small"
     page = _Page(folder / "report.html")
     assert PLANTED in page.text
@@ -196,7 +194,7 @@ def test_what_was_recorded_is_text_on_the_page(confirmed: Path) -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
-def test_a_browser_draws_every_chart_and_asks_for_nothing(confirmed: Path, tmp_path: Path) -> None:
+def test_page_is_drawn_by_a_browser_that_asks_for_nothing(confirmed: Path, tmp_path: Path) -> None:
     page = confirmed / "reports" / "small" / "report.html"
     drawn, requested = _browse(page, tmp_path / "report")
     assert requested == []
@@ -227,7 +225,7 @@ def _browse(page: Path, profile: Path) -> tuple[str, list[str]]:
     return ended.stdout, [each["url"] for each in requests if each.get("initiator", "not an origin") == "null"]
 
 
-def test_files_are_recorded_on_the_studys_run(confirmed: Path) -> None:
+def test_write_report_records_its_files_on_the_studys_run(confirmed: Path) -> None:
     folder = confirmed / "reports" / "small"
     client = MlflowClient(f"sqlite:///{confirmed}/mlflow.db")
     parent = _opened(confirmed).user_attrs["parent_run_id"]
@@ -244,7 +242,7 @@ def test_files_are_recorded_on_the_studys_run(confirmed: Path) -> None:
     assert "baseline: test accuracy" in summary
 
 
-def test_many_histories_are_read_at_once(confirmed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metric_histories_are_whole_when_an_answer_is_cut_off(confirmed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tracking.open_store(TrackingConfig(root=str(confirmed)))
     ids = [trial.user_attrs["run_id"] for trial in _opened(confirmed).trials[:4]]
     expected = {
@@ -258,7 +256,7 @@ def test_many_histories_are_read_at_once(confirmed: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.soak
-def test_a_study_on_a_server_has_the_same_report(small_npz: Path, tmp_path: Path) -> None:
+def test_write_report_reads_a_study_from_a_server(small_npz: Path, tmp_path: Path) -> None:
     with mlflow_server(tmp_path) as uri:
         config = _config(tmp_path / "here", small_npz, trials=3)
         config = load_config(
@@ -275,7 +273,7 @@ def test_a_study_on_a_server_has_the_same_report(small_npz: Path, tmp_path: Path
         assert kept.read_bytes() == path.read_bytes()
 
 
-def test_a_study_has_a_report_at_every_stage(small_npz: Path, tmp_path: Path) -> None:
+def test_write_report_works_at_every_stage_of_a_study(small_npz: Path, tmp_path: Path) -> None:
     config = _config(tmp_path, small_npz, trials=3, objective=["validation_accuracy", "cpu_seconds"])
     tracking.open_store(config.tracking)
     space = parse_space(config.study.space, config.baseline)
@@ -303,7 +301,7 @@ def test_a_study_has_a_report_at_every_stage(small_npz: Path, tmp_path: Path) ->
     assert "tradeoff1" not in page.figures
 
 
-def test_there_is_no_report_of_a_study_that_is_not_recorded(confirmed: Path) -> None:
+def test_write_report_refuses_an_unknown_study(confirmed: Path) -> None:
     with pytest.raises(ConfigError, match="study.name=other: no such study is recorded in"):
         report.write_report(
             ReportConfig(study=StudyReference(name="other"), tracking=TrackingConfig(root=str(confirmed)))
@@ -311,43 +309,7 @@ def test_there_is_no_report_of_a_study_that_is_not_recorded(confirmed: Path) -> 
     assert not (confirmed / "reports" / "other").exists()
 
 
-def test_importance_is_that_of_the_best_trials_whatever_the_direction() -> None:
-    """Given high values that `a` decides and low ones that `b` decides, `a` matters when the highest are wanted."""
-    generator = np.random.default_rng(0)
-    for direction, deciding in (("maximize", "a"), ("minimize", "b")):
-        searched = optuna.create_study(directions=[direction, "minimize"])
-        searched.set_metric_names(["validation_loss", "cpu_seconds"])
-        for a, b in generator.uniform(size=(200, 2)):
-            ranges = {"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1)}
-            value = -10.0 - b if b > 0.8 else a
-            searched.add_trial(create_trial(params={"a": a, "b": b}, distributions=ranges, values=[value, 1.0]))
-        figure = charts.importances(charts.with_chart_units(searched))
-        assert figure is not None
-        bars = dict(zip(figure.data[0].y, figure.data[0].x, strict=True))
-        assert max(bars, key=bars.__getitem__) == deciding
-        assert sum(bars.values()) == pytest.approx(100)
-
-
-def test_accuracies_are_drawn_in_percent_and_trials_that_ended_early_faded() -> None:
-    curves = pd.DataFrame(
-        [(trial, f"run{trial}", "pruned" if trial == 2 else "complete", epoch, 0.9 + 0.01 * epoch) for trial in range(4)
-         for epoch in (1, 2)],
-        columns=["trial", "run_id", "state", "epoch", "validation_accuracy"],
-    )  # fmt: skip
-    figure = charts.learning_curves(curves, "validation_accuracy", best=1, baseline=0)
-    drawn = {trace.name: trace for trace in figure.data if len(trace.x) > 1}
-    assert drawn["trial 1, ranked first"].y[:2] == pytest.approx((91, 92))
-    assert drawn["baseline"].line.dash == "dash"
-    assert drawn["ended early"].opacity < drawn["completed"].opacity
-    assert figure.layout.yaxis.title.text == "validation accuracy (%)"
-    one = optuna.create_study(direction="maximize")
-    one.set_metric_names(["validation_accuracy"])
-    choices = {"training.batch_size": CategoricalDistribution([20, 50])}
-    one.add_trial(create_trial(params={"training.batch_size": 20}, distributions=choices, value=0.97))
-    assert charts.history(charts.with_chart_units(one), 0).data[0].y == (97.0,)
-
-
-def test_runs_side_by_side_show_what_differs(confirmed: Path) -> None:
+def test_compare_runs_shows_what_differs(confirmed: Path) -> None:
     config = TrackingConfig(root=str(confirmed))
     runs = pd.read_csv(confirmed / "reports" / "small" / "confirmation_runs.csv")
     baseline = runs[runs["config"] == "baseline"]["run_id"].tolist()
@@ -374,7 +336,7 @@ def test_runs_side_by_side_show_what_differs(confirmed: Path) -> None:
         ("compare=[1234e567,12345678]", "error: compare=[1234e567,12345678]: nothing is recorded in"),
     ],
 )
-def test_a_mistake_is_one_line(override: str, line: str, command: Command, tmp_path: Path) -> None:
+def test_report_command_refuses_unknown_names(override: str, line: str, command: Command, tmp_path: Path) -> None:
     ended = command("report", override, f"tracking.root={tmp_path}/records")
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert ended.stderr.startswith(line)
@@ -382,7 +344,7 @@ def test_a_mistake_is_one_line(override: str, line: str, command: Command, tmp_p
     assert not (tmp_path / "records").exists()
 
 
-def test_the_command_writes_the_report_and_shows_differences(confirmed: Path, command: Command) -> None:
+def test_report_command_writes_files_and_shows_differences(confirmed: Path, command: Command) -> None:
     ended = command("report", "study=small", f"tracking.root={confirmed}")
     assert ended.returncode == 0, ended.stderr
     assert str(confirmed / "reports" / "small" / "report.html") in ended.stdout
@@ -393,7 +355,7 @@ def test_the_command_writes_the_report_and_shows_differences(confirmed: Path, co
     assert "the same in all:" in ended.stdout
 
 
-def test_a_grid_with_fewer_points_than_trials_is_finished(tmp_path: Path, small_npz: Path) -> None:
+def test_write_report_counts_a_small_grid_as_finished(tmp_path: Path, small_npz: Path) -> None:
     # Given
     space = {"training": {"batch_size": [20, 50]}}
     work(_config(tmp_path, small_npz, sampler="grid", trials=9, space=space), InstantTrainer())
