@@ -7,6 +7,7 @@ from digitcnn.config.commands import (
     ReproduceConfig,
     StudyReference,
     SweepConfig,
+    UiConfig,
 )
 from digitcnn.config.loading import Config, flatten, known_keys, load_config, nearest_key, nested
 from digitcnn.config.schema import (
@@ -45,6 +46,7 @@ __all__ = [
     "SweepConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "UiConfig",
     "expand_user",
     "flatten",
     "known_keys",

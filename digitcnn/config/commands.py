@@ -71,3 +71,10 @@ class PredictConfig(Config):
     show: bool = False
     study: StudyReference
     tracking: TrackingConfig = TrackingConfig()
+
+
+class UiConfig(Config):
+    """The records that MLflow's UI shows, and its port on 127.0.0.1."""
+
+    port: Annotated[int, Field(ge=1, le=65_535)] = 5000
+    tracking: TrackingConfig = TrackingConfig()

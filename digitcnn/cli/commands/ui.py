@@ -13,12 +13,10 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from typing import Annotated, NoReturn
-
-from pydantic import Field
+from typing import NoReturn
 
 from digitcnn.cli.command import run_command
-from digitcnn.config import Config, TrackingConfig
+from digitcnn.config import UiConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.runner import capture_signals
 from digitcnn.tracking import relocate_artifacts
@@ -28,15 +26,11 @@ _START_SECONDS = 120
 _END_SECONDS = 15
 
 
-class UiConfig(Config):
-    """Which records are shown, and the port on 127.0.0.1."""
-
-    port: Annotated[int, Field(ge=1, le=65_535)] = 5000
-    tracking: TrackingConfig = TrackingConfig()
-
-
 def ui(config: UiConfig) -> int:
-    """Serve the UI until Ctrl-C or SIGTERM; print its address when it listens."""
+    """Serve the UI until Ctrl-C or SIGTERM and print its address when it listens; return 128 and the signal's number.
+
+    Raises ConfigError if the port is in use, MachineError if the server ends or does not answer.
+    """
     if config.tracking.uri is not None:
         raise ConfigError(f"tracking.uri={config.tracking.uri}: the server has a UI of its own at this address")
     _check_free(config.port)
