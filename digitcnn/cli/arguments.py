@@ -1,4 +1,4 @@
-"""What a person types after a command, in Hydra's grammar: texts are taken as they were typed."""
+"""Parse what is typed after a command into flags and overrides in Hydra's grammar; texts are taken as typed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command shares: a config that Hydra composes, one or many jobs, and how they end."""
+"""Run a command: its config composed by Hydra, one job or many, and their end: exit status and one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hydra as the commands use it: where config files are found, how they are read, and the config of what it composes."""
+"""Set Hydra up, from where configs are found to how they are read, and type the config that it composes."""
 
 from __future__ import annotations
 

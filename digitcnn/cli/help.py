@@ -1,4 +1,4 @@
-"""A command's help: its groups and keys with the comments of their config files; and completion of what is typed."""
+"""Explain a command by the comments of its config files, and complete what is typed."""
 
 from __future__ import annotations
 

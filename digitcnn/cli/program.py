@@ -1,4 +1,4 @@
-"""The command `digitcnn`: its commands, one line each, and the one that is asked for."""
+"""List the commands of `digitcnn`, and run the one that is asked for."""
 
 from __future__ import annotations
 

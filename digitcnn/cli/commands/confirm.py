@@ -1,4 +1,4 @@
-"""Tests a study's best trials on the test set: `digitcnn confirm study=NAME [KEY=VALUE ...]`."""
+"""Test a study's best trials on the test set: `digitcnn confirm study=NAME [KEY=VALUE ...]`."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,7 +10,7 @@ from digitcnn.config import ConfirmConfig
 
 
 def confirm(config: ConfirmConfig) -> int:
-    """One confirmation, with its progress on the screen; or only what it would do, with `preview=true`."""
+    """Confirm a study with the progress on the screen, or only say how with `preview=true`; return the exit status."""
     plan = evaluation.plan_confirmation(config)
     if config.preview:
         print("\n".join(evaluation.describe_confirmation(plan)))

@@ -1,4 +1,4 @@
-"""Says what digit a picture shows: `digitcnn predict FILE... [KEY=VALUE ...]`."""
+"""Say what digit a picture shows: `digitcnn predict FILE... [KEY=VALUE ...]`."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from digitcnn.predict import predict, prediction_in_words, predictions_as_csv, p
 
 
 def classify(config: PredictConfig) -> int:
-    """A line for every picture; one on standard error for each that cannot be used, and exit status 1."""
+    """Print a line for every picture; for each that cannot be used one on standard error, and return 1."""
     # A file's name need not be text: for machines it is written as it is.
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     # Whatever is said of the records or of a picture is no part of JSON or CSV.

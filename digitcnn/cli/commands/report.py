@@ -1,4 +1,4 @@
-"""Writes what a study found, or compares runs: `digitcnn report study=NAME | compare='[RUN,RUN]'`."""
+"""Write what a study found, or compare runs: `digitcnn report study=NAME | compare='[RUN,RUN]'`."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,7 +10,7 @@ from digitcnn.config import ReportConfig
 
 
 def tell(config: ReportConfig) -> int:
-    """One report as files; or, with `compare`, what differs between runs on the screen."""
+    """Write a report; or, with `compare`, print how runs differ. Return the exit status."""
     if config.compare is not None:
         found = report.compare_runs(config.compare, config.study, config.tracking)
         tables.print_comparison(found)

@@ -1,4 +1,4 @@
-"""Trains a recorded run again and compares: `digitcnn reproduce run=RUN [KEY=VALUE ...]`."""
+"""Train a recorded run again and compare: `digitcnn reproduce run=RUN [KEY=VALUE ...]`."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,7 +11,7 @@ from digitcnn.values import Decision, EpochMetrics
 
 
 def reproduce(config: ReproduceConfig) -> int:
-    """Finds the run, trains it, and prints every metric side by side and the verdict."""
+    """Train the run again and print the metrics side by side and the verdict; return 1 if it is DIFFERENT."""
     manifest = evaluation.find_manifest(config)
     training = manifest.config.training
     with display.training_display(training) as shown, deferred_signals() as end_if_asked:

@@ -1,4 +1,4 @@
-"""Searches around the baseline and records every trial: `digitcnn sweep [KEY=VALUE ...]`."""
+"""Search around the baseline and record every trial: `digitcnn sweep [KEY=VALUE ...]`."""
 
 import shlex
 import sys
@@ -12,7 +12,7 @@ from digitcnn.config import SweepConfig
 
 
 def search(config: SweepConfig) -> int:
-    """One sweep, with its progress on the screen; or only what it would do, with `preview=true`."""
+    """Run a sweep with its progress on the screen, or only describe it with `preview=true`; return the exit status."""
     plan = runner.plan_sweep(config)
     if config.preview:
         print("\n".join(runner.describe_sweep(plan, runner.measure_speed(plan.baseline, plan.workers))))

@@ -1,4 +1,4 @@
-"""Trains one network and records it: `digitcnn train [KEY=VALUE ...]`."""
+"""Train one network and record it: `digitcnn train [KEY=VALUE ...]`."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,7 +11,7 @@ from digitcnn.values import Decision, EpochMetrics
 
 
 def train(config: RunConfig) -> int:
-    """One run, with its progress on the screen."""
+    """Train and record one run, with its progress on the screen; return the exit status."""
     config = runner.with_threads(config)
     runner.check_run(config)
     with display.training_display(config.training) as shown, deferred_signals() as end_if_asked:
