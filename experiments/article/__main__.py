@@ -23,4 +23,4 @@ def publish(config: PublishConfig) -> int:
 
 
 if __name__ == "__main__":
-    run_command("publish", PublishConfig, publish)
+    run_command("publish", PublishConfig, publish, config_path=Path(__file__).parent / "conf")

@@ -1,5 +1,7 @@
 """Measure this project beside its peers: `python -m experiments.benchmarks [KEY=VALUE ...]`."""
 
+from pathlib import Path
+
 from digitcnn import runner
 from digitcnn.cli import messages, run_command
 from experiments.benchmarks import benchmark
@@ -18,4 +20,4 @@ def compare(config: BenchmarkConfig) -> int:
 
 
 if __name__ == "__main__":
-    run_command("benchmark", BenchmarkConfig, compare)
+    run_command("benchmark", BenchmarkConfig, compare, config_path=Path(__file__).parent / "conf")
