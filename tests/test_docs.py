@@ -46,7 +46,7 @@ def _commands(text: str) -> list[str]:
 
 COMMANDS = sorted({command for text in PAGES.values() for command in _commands(text)})
 # Completion has no config, and my_configs/ is a folder of the reader's own.
-OTHERS = (" -sc ", "--config-dir my_configs", "digitcnn ui")
+OTHERS = (" -sc ", "--config-dir my_configs")
 OURS = [
     command for command in COMMANDS if command.startswith("digitcnn ") and not any(other in command for other in OTHERS)
 ]
@@ -190,5 +190,5 @@ def test_architecture_page_names_every_room() -> None:
 
 
 def test_conf_files_say_what_they_are_for() -> None:
-    for path in (REPOSITORY / "conf").rglob("*.yaml"):
+    for path in [*(REPOSITORY / "conf").rglob("*.yaml"), *(REPOSITORY / "experiments").glob("*/conf/*.yaml")]:
         assert path.read_text().startswith("#"), f"{path} does not say what it is for"
