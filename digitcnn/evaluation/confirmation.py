@@ -18,6 +18,7 @@ from digitcnn.evaluation.manifest import manifest_of, write_manifest
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Metric, Tag
 from digitcnn.runner import (
+    Interrupted,
     Job,
     Pool,
     RecordedTraining,
@@ -29,7 +30,6 @@ from digitcnn.runner import (
     core_shares,
 )
 from digitcnn.tracking import close_abandoned_runs
-from digitcnn.values import Decision, EpochMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -126,10 +126,6 @@ def run_confirmation(plan: ConfirmationPlan, shown: SweepDisplay, trainer: Train
         store = tracking.open_store(config.tracking)
         close_abandoned_runs(store)
         plan = _reconciled(plan, store, opened)
-        for each in tracking.confirmation_runs(store, name):
-            # Another study in this store may have the name too.
-            if each.info.status == "RUNNING" and each.data.tags.get(Tag.PARENT) == plan.parent_run_id:
-                tracking.close_abandoned_run(store, each.info.run_id)
         known = _known(plan, store)
         training = trainer or RecordedTraining(plan.contenders[0].config.backend)
         _Confirmation(plan, shown, store, known).work(training)
@@ -144,7 +140,7 @@ def _reconciled(planned: ConfirmationPlan, store: tracking.Store, opened: study.
     if repaired:
         logger.warning(repaired)
         planned = plan_confirmation(planned.config)
-    if not runner.has_run(store, planned.parent_run_id):
+    if not tracking.has_run(store, planned.parent_run_id):
         name = planned.config.study.name
         raise ConfigError(
             f"study.name={name}: MLflow's records of it are gone; sweep it again first, which begins new ones"
@@ -242,39 +238,26 @@ class _Confirmation:
         tags = {Tag.STUDY: study_name, Tag.CONFIRMS: contender.name}
         label = f"{contender.name}, seed {seed}"
         for attempt in range(1, _MOST_DEATHS + 1):
-            with pool.worker() as (index, worker):
-                run_id = tracking.create_training_run(
-                    self.store, config, f"{study_name} {label}", tags, self.plan.parent_run_id
-                )
-                self.shown.trial_began(index, label, contender.parameters, config.training.epochs)
-
-                def on_epoch(metrics: EpochMetrics, index: int = index) -> Decision:
-                    self.shown.epoch(index, label, metrics)
-                    return "continue"
-
-                try:
-                    outcome = runner.run_job(self.store, worker, Job(config, tags, run_id), on_epoch, pool.stop)
-                except (WorkerDied, RunFailed, MachineError) as error:
-                    interrupted = pool.stop.is_set()
-                    status: tracking.Status = "KILLED" if interrupted else "FAILED"
-                    tracking.close_run(self.store, run_id, status, str(error))
-                    self.shown.trial_ended(index, label, f"lost: {error}", None, "")
-                    if interrupted:
-                        return
-                    if isinstance(error, RunDiverged):
-                        self.known.diverged.setdefault(contender.name, seed)
-                        _need_baseline(self.known)
-                        return
-                    if isinstance(error, MachineError):
-                        raise
-                    if isinstance(error, RunFailed) or attempt == _MOST_DEATHS:
-                        self.failed[contender.name] = str(error)
-                        return
-                    continue
-                if outcome.ending == "completed":
-                    self.known.runs[contender.name, seed] = run_id
-                    self.shown.trial_ended(index, label, "complete", outcome.summary[Metric.TEST_ACCURACY], "")
+            run_id = tracking.create_training_run(
+                self.store, config, f"{study_name} {label}", tags, self.plan.parent_run_id
+            )
+            job = Job(config, tags, run_id)
+            try:
+                with runner.run_job(self.store, pool, job, self.shown, label, contender.parameters) as (index, outcome):
+                    if outcome.ending == "completed":
+                        self.known.runs[contender.name, seed] = run_id
+                        self.shown.trial_ended(index, label, "complete", outcome.summary[Metric.TEST_ACCURACY], "")
                 return
+            except Interrupted:
+                return
+            except RunDiverged:
+                self.known.diverged.setdefault(contender.name, seed)
+                _need_baseline(self.known)
+                return
+            except (RunFailed, WorkerDied) as error:
+                if isinstance(error, RunFailed) or attempt == _MOST_DEATHS:
+                    self.failed[contender.name] = str(error)
+                    return
 
 
 def _conclude(

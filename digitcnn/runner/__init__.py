@@ -1,15 +1,22 @@
 """One process that owns a study: a pool of workers, the sweep, recovery and the preview."""
 
 from digitcnn.runner.preview import describe_sweep, estimate_seconds, measure_speed
-from digitcnn.runner.recovery import has_run, repair_records, run_job
-from digitcnn.runner.run import check_run, record_run, with_threads
+from digitcnn.runner.recovery import repair_records
+from digitcnn.runner.run import (
+    Interrupted,
+    RecordedTraining,
+    SweepDisplay,
+    check_run,
+    record_run,
+    run_job,
+    with_threads,
+)
 from digitcnn.runner.signals import capture_signals, end_in_order, end_process
-from digitcnn.runner.sweep import SweepDisplay, plan_sweep, run_sweep
+from digitcnn.runner.sweep import plan_sweep, run_sweep
 from digitcnn.runner.workers import (
     Job,
     Outcome,
     Pool,
-    RecordedTraining,
     RunDiverged,
     RunFailed,
     Trainer,
@@ -18,6 +25,7 @@ from digitcnn.runner.workers import (
 )
 
 __all__ = [
+    "Interrupted",
     "Job",
     "Outcome",
     "Pool",
@@ -34,7 +42,6 @@ __all__ = [
     "end_in_order",
     "end_process",
     "estimate_seconds",
-    "has_run",
     "measure_speed",
     "plan_sweep",
     "record_run",

@@ -1,13 +1,18 @@
-"""One run, top to bottom: data, model, records, training. The same for a command, a trial and a reproduction."""
+"""One recorded run: trained in this process, or by a worker as the job of a trial or a confirmation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from digitcnn import tracking, training
-from digitcnn.config import DataConfig, RunConfig
-from digitcnn.errors import ConfigError
+from digitcnn.config import Backend, DataConfig, RunConfig
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.records import Tag
+from digitcnn.runner.workers import Job, Outcome, Pool, RunFailed, Worker, WorkerDied
 from digitcnn.training import build_model, samples_per_epoch, train
 from digitcnn.values import Decision, EpochMetrics, Splits, TrainingResult
 
@@ -88,3 +93,121 @@ def _load_once(config: DataConfig) -> Splits:
     if _loaded is None or _loaded[0] != config:
         _loaded = (config, training.load_splits(config))
     return _loaded[1]
+
+
+@dataclass(frozen=True)
+class RecordedTraining:
+    """The trainer of every study: real Keras on a backend, recorded in MLflow."""
+
+    backend: Backend = "tensorflow"
+
+    def prepare(self, threads: int) -> None:
+        """Import Keras with that many threads."""
+        training.import_keras(threads, self.backend)
+
+    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
+        """Train and record a job's run."""
+        result = record_run(job.config, tags=job.tags, run_id=job.run_id, on_epoch=on_epoch).result
+        return Outcome(result.ending, len(result.epochs), result.summary())
+
+
+class SweepDisplay(Protocol):
+    """Told of all that happens in a sweep or a confirmation: a trial by its number, a confirming run by its name."""
+
+    def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None: ...
+
+    def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None: ...
+
+    def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None: ...
+
+    def trial_ended(
+        self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
+    ) -> None: ...
+
+
+class Interrupted(Exception):
+    """The run was ended because its pool is to stop."""
+
+
+@contextlib.contextmanager
+def run_job(
+    store: tracking.Store,
+    pool: Pool,
+    job: Job,
+    shown: SweepDisplay,
+    label: int | str,
+    parameters: dict[str, Any],
+    decide: Callable[[EpochMetrics], Decision] = lambda _: "continue",
+    best: Callable[[], str] = lambda: "",
+) -> Iterator[tuple[int, Outcome]]:
+    """Have the next idle worker do a job; yield the worker's number and the outcome while it is still held.
+
+    `decide` is asked after each epoch, `best` gives the display the best result so far. A run without an outcome is
+    closed, and shown as ended, before the error is raised: Interrupted, WorkerDied, RunFailed or MachineError, or
+    whatever `decide` raised.
+    """
+    with pool.worker() as (index, worker):
+        shown.trial_began(index, label, parameters, job.config.training.epochs)
+
+        def on_epoch(metrics: EpochMetrics) -> Decision:
+            shown.epoch(index, label, metrics)
+            return decide(metrics)
+
+        try:
+            outcome = _run(store, worker, job, on_epoch, pool.stop)
+        except (WorkerDied, RunFailed, MachineError) as error:
+            interrupted = isinstance(error, WorkerDied) and pool.stop.is_set()
+            cause = "interrupted" if interrupted else str(error)
+            tracking.close_run(store, job.run_id, "KILLED" if interrupted else "FAILED", cause)
+            kind = "failed: " if isinstance(error, RunFailed) else "" if interrupted else "lost: "
+            shown.trial_ended(index, label, f"{kind}{cause}", None, best())
+            raise (Interrupted(cause) if interrupted else error) from None
+        except Exception as error:
+            tracking.close_run(store, job.run_id, "FAILED", f"{type(error).__name__}: {error}")
+            raise
+        yield index, outcome
+
+
+def _run(
+    store: tracking.Store,
+    worker: Worker,
+    job: Job,
+    on_epoch: Callable[[EpochMetrics], Decision],
+    stop: threading.Event,
+) -> Outcome:
+    """Return the outcome of a job, also if its worker died when all was recorded but before it could say so."""
+    try:
+        return worker.run(job, on_epoch, stop)
+    except WorkerDied as death:
+        try:
+            outcome = recorded_outcome(store, job.run_id)
+        except Exception as error:
+            if not (stop.is_set() and tracking.is_away(error)):
+                raise
+            # It was killed since it was to stop: nobody waits for a store.
+            raise death from None
+        if outcome is None:
+            raise
+        return outcome
+
+
+def recorded_outcome(store: tracking.Store, run_id: str) -> Outcome | None:
+    """Return the outcome of a run that FINISHED or was pruned although its process could not say so; None of others.
+
+    Its status is the last that is recorded of a run, so that its metrics and its model are complete by then.
+    """
+
+    def read() -> Sequence[Any]:
+        # How it ended may be among what is still kept for the store.
+        tracking.deliver_run(store, run_id)
+        return tracking.search_runs(store, f"attributes.run_id = '{run_id}' and attributes.status != 'RUNNING'")
+
+    found = tracking.with_retries(store, read)
+    if not found:
+        return None
+    data, status = found[0].data, found[0].info.status
+    if status == "FINISHED":
+        return Outcome("completed", int(data.params["training.epochs"]), dict(data.metrics))
+    if status == "KILLED" and Tag.PRUNED_AFTER in data.tags:
+        return Outcome("pruned", int(data.tags[Tag.PRUNED_AFTER]), dict(data.metrics))
+    return None

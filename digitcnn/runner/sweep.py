@@ -1,4 +1,4 @@
-"""A sweep, top to bottom: stores, workers, study, leaderboard."""
+"""A sweep: planned without creating anything, then run by the one process that owns its study."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import pandas as pd
 
@@ -19,12 +18,11 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Tag, TrialRecord
 from digitcnn.runner import parent_run, recovery
-from digitcnn.runner.run import check_run
+from digitcnn.runner.run import Interrupted, RecordedTraining, SweepDisplay, check_run, run_job
 from digitcnn.runner.workers import (
     Job,
     Outcome,
     Pool,
-    RecordedTraining,
     RunDiverged,
     RunFailed,
     Trainer,
@@ -32,32 +30,17 @@ from digitcnn.runner.workers import (
     core_shares,
 )
 from digitcnn.study import Space, parse_space, space_corners
-from digitcnn.tracking import close_abandoned_runs
 from digitcnn.values import Decision, EpochMetrics
 
 logger = logging.getLogger(__name__)
 
-# So many different trials failing one after the other for the same cause mean that the cause is not in the trials.
+# Different trials that fail in a row for one cause, from which on the cause is taken to lie outside the trials.
 _MOST_SAME_FAILURES = 3
-
-
-class SweepDisplay(Protocol):
-    """Told of everything that happens in a sweep: a trial by its number, or a confirming run by its name."""
-
-    def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None: ...
-
-    def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None: ...
-
-    def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None: ...
-
-    def trial_ended(
-        self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
-    ) -> None: ...
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep is going to do, checked: nothing has been created yet."""
+    """A sweep that was checked; nothing has been created yet."""
 
     config: SweepConfig
     space: Space
@@ -67,13 +50,13 @@ class SweepPlan:
 
     @property
     def baseline(self) -> RunConfig:
-        """The baseline with the threads that each worker has."""
+        """The baseline with the threads of a worker."""
         return self.config.baseline.replace({"training.threads": self.threads})
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A sweep that ended: its leaderboard, and by which signal it was interrupted, if it was."""
+    """A sweep that ended: its leaderboard, and the signal that interrupted it, if one did."""
 
     leaderboard: pd.DataFrame
     leaderboard_path: Path
@@ -84,7 +67,7 @@ class SweepResult:
 
 
 def plan_sweep(config: SweepConfig) -> SweepPlan:
-    """Checks everything that a sweep needs and that can be wrong. Raises ConfigError; creates nothing."""
+    """Return the plan of a sweep, with all checked that can be wrong. Raises ConfigError; creates nothing."""
     if config.data.validation != "holdout":
         raise ConfigError(f"data.validation={config.data.validation}: a search must not see the test set; use holdout")
     baseline = config.baseline
@@ -114,20 +97,20 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
 
 
 def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = None) -> SweepResult:
-    """Creates or resumes the study and works on it until its total is finished, time is up or it is interrupted.
+    """Create or resume the study and work on it until its total is finished, time is up or it is interrupted.
 
     Raises ConfigError if another process is at work on it, MachineError if the machine fails. A signal ends the process
     if the MLflow store is away then.
     """
-    config = plan.config
-    with study.only_process(config.tracking.folder, config.study.name):
+    config, folder = plan.config, plan.config.tracking.folder
+    with study.only_process(folder, config.study.name):
         pool = Pool(trainer or RecordedTraining(config.backend), plan.workers, plan.threads)
         try:
             with pool.stopped_by_signals() as received:
                 store = tracking.open_store(config.tracking, pool.stop.is_set)
-                opened = study.open_study(config.tracking.folder, config.study, plan.space, config.baseline)
-                with study.storage_errors(config.tracking.folder), tracking.store_errors(config.tracking):
-                    close_abandoned_runs(store)
+                opened = study.open_study(folder, config.study, plan.space, config.baseline)
+                with study.storage_errors(folder), tracking.store_errors(config.tracking):
+                    tracking.close_abandoned_runs(store)
                     return _Sweep(plan, shown, pool, store, opened, received).work()
         finally:
             pool.close()
@@ -150,27 +133,22 @@ class _Sweep:
     failures: dict[str, str] = field(default_factory=dict)
 
     def work(self) -> SweepResult:
-        config = self.plan.config
+        """Repair the records of an earlier sweep, then run trials and record the leaderboard."""
+        config, total = self.plan.config.study, self.plan.total
         repaired = recovery.repair_records(self.opened, self.store)
         if repaired:
             logger.warning(repaired)
         # Kept here from now on: looking them up in the study at every trial's end costs more with each trial.
         self.ended = study.ended_trials(self.opened)
-        self.parent = parent_run.begin_study_run(self.opened, self.store, config)
+        self.parent = parent_run.begin_study_run(self.opened, self.store, self.plan.config)
         finished = study.count_finished(self.opened)
-        self.shown.began(config.study.name, self.plan.total, finished, self.plan.workers, config.study.objective[0])
-        deadline = None if config.study.timeout is None else time.monotonic() + parse_duration(config.study.timeout)
+        self.shown.began(config.name, total, finished, self.plan.workers, config.objective[0])
+        deadline = None if config.timeout is None else time.monotonic() + parse_duration(config.timeout)
+        workers, stop = self.plan.workers, self.pool.stop
         status: tracking.Status = "FAILED"
         try:
             study.run_trials(
-                self.opened,
-                self.plan.space,
-                self._objective,
-                self.plan.total,
-                deadline,
-                self.plan.workers,
-                config.study.retries,
-                self.pool.stop,
+                self.opened, self.plan.space, self._objective, total, deadline, workers, config.retries, stop
             )
             status = "FINISHED"
         finally:
@@ -178,76 +156,73 @@ class _Sweep:
                 path, table = self._write_leaderboard()
             finally:
                 status = "FAILED" if self.abort else "KILLED" if self.signals else status
-                parent_run.end_study_run(self.store, self.parent, status)
+                parent_run.end_study_run(self.opened, self.store, self.parent, status)
                 with tracking.suppress_away():
                     tracking.deliver(self.store)
         if self.abort is not None:
             raise self.abort
         finished = study.count_finished(self.opened)
-        interrupted = self.signals[0] if self.signals else None
-        return SweepResult(table, path, finished, self.plan.total, self.parent, interrupted)
+        return SweepResult(table, path, finished, total, self.parent, self.signals[0] if self.signals else None)
 
     def _objective(self, trial: study.Trial) -> list[float]:
-        parameters = trial.params
-        key = study.parameters_key(parameters)
+        """Return the objectives' values of a trial. Raises as `study.run_trials` expects it."""
+        key = study.parameters_key(trial.params)
         with self.same_parameters[key]:
             if self.pool.stop.is_set():
                 raise study.Lost("interrupted")
-            config = self.plan.baseline.replace(parameters)
-            name = f"{self.plan.config.study.name}-{trial.number}"
-            tags = {Tag.STUDY: self.plan.config.study.name, Tag.TRIAL: str(trial.number)}
-            run_id = tracking.create_training_run(self.store, config, name, tags, self.parent)
-            study.record_trial(self.opened, trial, TrialRecord(run_id=run_id))
+            config, name = self.plan.baseline.replace(trial.params), self.plan.config.study.name
+            tags = {Tag.STUDY: name, Tag.TRIAL: str(trial.number)}
+            run_id = tracking.create_training_run(self.store, config, f"{name}-{trial.number}", tags, self.parent)
+            self._record(trial, TrialRecord(run_id=run_id))
             twin = self.ended.get(key)
             # A result whose run was deleted cannot be copied.
-            if twin is not None and recovery.has_run(self.store, str(twin.record.run_id)):
+            if twin is not None and tracking.has_run(self.store, str(twin.record.run_id)):
                 return self._reuse(trial, run_id, twin)
-            with self.pool.worker() as (index, worker):
-                self.shown.trial_began(index, trial.number, parameters, config.training.epochs)
+
+            def decide(metrics: EpochMetrics) -> Decision:
+                self._record(trial, TrialRecord(epochs_run=metrics.epoch))
                 objective = self.plan.config.study.objective[0]
+                prune = study.report_epoch(trial, objective, metrics.metrics(), metrics.epoch)
+                return "prune" if prune else "continue"
 
-                def on_epoch(metrics: EpochMetrics) -> Decision:
-                    self.shown.epoch(index, trial.number, metrics)
-                    study.record_trial(self.opened, trial, TrialRecord(epochs_run=metrics.epoch))
-                    return (
-                        "prune"
-                        if study.report_epoch(trial, objective, metrics.metrics(), metrics.epoch)
-                        else "continue"
-                    )
+            job = Job(config, tags, run_id)
+            try:
+                with run_job(
+                    self.store, self.pool, job, self.shown, trial.number, trial.params, decide, self._best
+                ) as (index, outcome):
+                    return self._ended(trial, index, outcome)
+            except Interrupted:
+                raise study.Lost("interrupted") from None
+            except (WorkerDied, RunFailed, MachineError) as error:
+                raise self._failed(trial, error) from None
 
-                try:
-                    job = Job(config, tags, run_id)
-                    outcome = recovery.run_job(self.store, worker, job, on_epoch, self.pool.stop)
-                except (WorkerDied, RunFailed, MachineError) as error:
-                    raise self._failed(trial, index, run_id, error) from None
-                return self._ended(trial, index, outcome, key)
+    def _record(self, trial: study.Trial, record: TrialRecord) -> None:
+        study.record_trial(self.opened, trial, record)
 
-    def _ended(self, trial: study.Trial, index: int, outcome: Outcome, key: str) -> list[float]:
-        values = study.objective_values(self.plan.config.study, outcome.summary)
-        study.record_trial(self.opened, trial, study.outcome_record(outcome.epochs, outcome.summary))
+    def _ended(self, trial: study.Trial, index: int, outcome: Outcome) -> list[float]:
+        """Return the values of a trial that completed. Raises Pruned or Lost for any other."""
+        names = self.plan.config.study.objective
+        values = [outcome.summary[name] for name in names]
+        completed = outcome.ending == "completed"
+        self._record(trial, study.outcome_record(outcome.epochs, outcome.summary))
+        if not completed:
+            reached: dict[str, float] = dict(zip(names, values, strict=True))
+            self._record(trial, TrialRecord(reached=reached))
         self.failures.clear()
-        if outcome.ending == "completed":
-            self._remember(trial, values)
-            self._show_end(trial, index, "complete", values[0])
-            return values
-        reached: dict[str, float] = dict(zip(self.plan.config.study.objective, values, strict=True))
-        study.record_trial(self.opened, trial, TrialRecord(reached=reached))
-        if outcome.ending == "pruned":
-            self._remember(trial, None)
-            self._show_end(trial, index, "pruned", values[0])
+        if outcome.ending == "stopped":
+            self.shown.trial_ended(index, trial.number, "interrupted", None, self._best())
+            raise study.Lost("interrupted")
+        recorded = self.opened.get_trials(deepcopy=False)[trial.number]
+        ended = study.ended_trial(recorded, values if completed else None)
+        self.ended[study.parameters_key(trial.params)] = ended
+        self.shown.trial_ended(index, trial.number, "complete" if completed else "pruned", values[0], self._best())
+        if not completed:
             raise study.Pruned
-        self._show_end(trial, index, "interrupted", None)
-        raise study.Lost("interrupted")
+        return values
 
-    def _failed(self, trial: study.Trial, index: int, run_id: str, error: Exception) -> Exception:
-        """Records a trial without a result in both stores and returns what its objective raises."""
+    def _failed(self, trial: study.Trial, error: Exception) -> Exception:
+        """Return what the objective raises for a trial without a result."""
         cause = str(error)
-        if isinstance(error, WorkerDied) and self.pool.stop.is_set():
-            tracking.close_run(self.store, run_id, "KILLED", "interrupted")
-            self._show_end(trial, index, "interrupted", None)
-            return study.Lost("interrupted")
-        tracking.close_run(self.store, run_id, "FAILED", cause)
-        self._show_end(trial, index, f"{'failed' if isinstance(error, RunFailed) else 'lost'}: {cause}", None)
         if isinstance(error, MachineError):
             self._abort(error)
         elif not isinstance(error, RunDiverged) and not (isinstance(error, WorkerDied) and error.killed):
@@ -255,11 +230,11 @@ class _Sweep:
         if isinstance(error, RunFailed):
             return study.Failed(cause)
         if isinstance(error, WorkerDied):
-            study.record_trial(self.opened, trial, TrialRecord(deaths=study.read_trial(trial).deaths + 1))
+            self._record(trial, TrialRecord(deaths=study.read_trial(trial).deaths + 1))
         return study.Lost(cause)
 
     def _count_failure(self, parameters: str, cause: str) -> None:
-        """Ends the sweep when different parameters have failed one after the other for the same cause."""
+        """End the sweep when different parameters have failed one after the other for the same cause."""
         if cause not in self.failures.values():
             self.failures.clear()
         self.failures[parameters] = cause
@@ -271,47 +246,32 @@ class _Sweep:
         self.pool.stop.set()
 
     def _reuse(self, trial: study.Trial, run_id: str, twin: study.EndedTrial) -> list[float]:
-        """Gives a trial the recorded result of an earlier one with the same parameters."""
-        record = TrialRecord(
-            same_as=twin.number,
-            reached=twin.record.reached,
-            epochs_run=twin.record.epochs_run,
-            validation_accuracy=twin.record.validation_accuracy,
-            cpu_seconds=twin.record.cpu_seconds,
-        )
-        study.record_trial(self.opened, trial, record)
-        status: tracking.Status = "KILLED" if twin.values is None else "FINISHED"
-        tracking.copy_run(self.store, str(twin.record.run_id), run_id, status)
-        for epoch, value in twin.reports.items():
-            trial.report(value, epoch)
-        self._show_end(trial, None, f"same as trial {twin.number}", None if twin.values is None else twin.values[0])
+        """Give a trial the recorded result of an earlier one with the same parameters."""
+        record = replace(twin.record, run_id=run_id, same_as=twin.number, baseline=False, deaths=0, repeats=None)
+        self._record(trial, record)
+        tracking.copy_run(self.store, str(twin.record.run_id), run_id, "KILLED" if twin.values is None else "FINISHED")
+        for epoch, reported in twin.reports.items():
+            trial.report(reported, epoch)
+        value = None if twin.values is None else twin.values[0]
+        self.shown.trial_ended(None, trial.number, f"same as trial {twin.number}", value, self._best())
         if twin.values is None:
             raise study.Pruned
         return twin.values
 
-    def _show_end(self, trial: study.Trial, index: int | None, ending: str, value: float | None) -> None:
+    def _best(self) -> str:
+        """Return the value and the number of the best trial so far; empty before there is one."""
         # A list at once: other threads add to it.
         best = study.best_first(self.opened, list(self.ended.values()))
-        text = f"{best[0].values[0]:.4f} (trial {best[0].number})" if best and best[0].values else ""
-        self.shown.trial_ended(index, trial.number, ending, value, text)
-
-    def _remember(self, trial: study.Trial, values: list[float] | None) -> None:
-        """Keep the result of a trial for those that are drawn with its parameters."""
-        recorded = self.opened.get_trials(deepcopy=False)[trial.number]
-        self.ended[study.parameters_key(trial.params)] = study.ended_trial(recorded, values)
+        return f"{best[0].values[0]:.4f} (trial {best[0].number})" if best and best[0].values else ""
 
     def _write_leaderboard(self) -> tuple[Path, pd.DataFrame]:
-        config = self.plan.config
-        table = study.rank_trials(self.opened)
+        """Write the leaderboard as CSV, record it with the best trial's values; return its path and the table."""
+        config, table = self.plan.config, study.rank_trials(self.opened)
+        text = table.to_csv(index=False)
         path = config.tracking.folder / "reports" / config.study.name / Artifact.LEADERBOARD
-        write_atomically(path, table.to_csv(index=False), "the trials are recorded")
-        parent_run.log_study_run(self.store, self.parent, table.to_csv(index=False), _best_metrics(self.opened))
+        write_atomically(path, text, "the trials are recorded")
+        best = study.best_trial(self.opened)
+        values = [] if best is None else best.values or []
+        metrics = {f"best_trial.{name}": value for name, value in zip(config.study.objective, values, strict=False)}
+        parent_run.log_study_run(self.store, self.parent, text, metrics)
         return path, table
-
-
-def _best_metrics(opened: study.Study) -> dict[str, float]:
-    best = study.best_trial(opened)
-    if best is None or best.values is None:
-        return {}
-    names = opened.metric_names or ["value"]
-    return {f"best_trial.{name}": value for name, value in zip(names, best.values, strict=True)}

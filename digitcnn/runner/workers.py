@@ -19,10 +19,9 @@ from multiprocessing import connection
 from typing import Any, Literal, Protocol
 
 from digitcnn import training
-from digitcnn.config import Backend, RunConfig
+from digitcnn.config import RunConfig
 from digitcnn.errors import ConfigError, MachineError, StoreAway, TrainingDiverged
 from digitcnn.runner import signals
-from digitcnn.runner.run import record_run
 from digitcnn.values import Decision, EpochMetrics
 
 logger = logging.getLogger(__name__)
@@ -57,20 +56,6 @@ class Trainer(Protocol):
     def prepare(self, threads: int) -> None: ...
 
     def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome: ...
-
-
-@dataclass(frozen=True)
-class RecordedTraining:
-    """The trainer of every study: real Keras on a backend, recorded in MLflow."""
-
-    backend: Backend = "tensorflow"
-
-    def prepare(self, threads: int) -> None:
-        training.import_keras(threads, self.backend)
-
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        result = record_run(job.config, tags=job.tags, run_id=job.run_id, on_epoch=on_epoch).result
-        return Outcome(result.ending, len(result.epochs), result.summary())
 
 
 # The exit status of a worker that ran out of memory: a new process is better than what is left of this one.

@@ -187,8 +187,3 @@ def report_epoch(trial: Trial, objective: str, metrics: Mapping[str, float], epo
         return False
     trial.report(metrics[PRUNING_METRICS[objective]], epoch)
     return trial.should_prune()
-
-
-def objective_values(config: StudyConfig, summary: Mapping[str, float]) -> list[float]:
-    """Return the study's objectives out of a run's final metrics."""
-    return [summary[objective] for objective in config.objective]

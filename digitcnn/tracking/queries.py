@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Artifact, Tag
-from digitcnn.tracking.client import Store, open_store
+from digitcnn.tracking.client import Store, open_store, with_retries
 from digitcnn.tracking.operations import deliver
 
 if TYPE_CHECKING:
@@ -64,6 +64,16 @@ def search_runs(store: Store, filters: str) -> list[Any]:
         token = page.token
         if not token:
             return found
+
+
+def find_runs(store: Store, filters: str) -> list[Any]:
+    """Return what `search_runs` finds; wait for a store that is away."""
+    return with_retries(store, lambda: search_runs(store, filters))
+
+
+def has_run(store: Store, run_id: str) -> bool:
+    """Return True if a run is recorded and has not been deleted."""
+    return bool(find_runs(store, f"attributes.run_id = '{run_id}'"))
 
 
 def metric_histories(store: Store, run_ids: Sequence[str], metric: str) -> dict[str, dict[int, float]]:

@@ -30,7 +30,8 @@ from digitcnn import evaluation, runner, study, tracking, training
 from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import TrialRecord
-from digitcnn.runner import Job, recovery
+from digitcnn.runner import Job
+from digitcnn.runner.run import recorded_outcome
 from digitcnn.study import storage
 from digitcnn.tracking import operations
 from digitcnn.tracking import queue as queue_module
@@ -478,9 +479,9 @@ def test_a_run_whose_last_words_were_kept_has_its_outcome(opened: study.OpenStud
     trial = opened.trials[0]
     run_id = trial.user_attrs["run_id"]
     store.client.update_run(run_id, status="RUNNING")
-    assert recovery.recorded_outcome(store, run_id) is None
+    assert recorded_outcome(store, run_id) is None
     queue_module.enqueue(store.outbox, store.name, run_id, operations.ended("FINISHED"))
-    outcome = recovery.recorded_outcome(store, run_id)
+    outcome = recorded_outcome(store, run_id)
     assert outcome is not None
     assert outcome.summary["validation_accuracy"] == trial.values[0]
 
