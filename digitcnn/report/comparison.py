@@ -1,4 +1,4 @@
-"""Recorded runs side by side: what differs of their parameters, metrics and environments."""
+"""Recorded runs side by side: the differences of their parameters, metrics and environments."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError
 from digitcnn.records import Tag
 
-_TAGS = (
-    *(Tag.ENGINE, Tag.CPU, Tag.FLAGS, Tag.GIT_COMMIT, Tag.GIT_DIRTY),
-    *(Tag.DATA_SHA256, Tag.WEIGHTS_SHA256),
-)
+_TAGS = {Tag.ENGINE, Tag.CPU, Tag.FLAGS, Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256, Tag.WEIGHTS_SHA256}
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What differs between runs: a row per name, a column per run. `alike` values are the same in all of them."""
+    """The differences of runs: a row per name, a column per run. `alike` other values are the same in all."""
 
     differing: pd.DataFrame
     alike: int
 
 
 def compare_runs(named: str, study: StudyReference, config: TrackingConfig) -> RunComparison:
-    """The differing values of two or more runs, `[RUN,RUN,...]`. Raises ConfigError if one cannot be found."""
+    """Compare two or more runs, `[RUN,RUN,...]`. Raise ConfigError if one cannot be found or is named twice."""
     wanted = [part.strip() for part in named.strip().removeprefix("[").removesuffix("]").split(",")]
     if len(wanted) < 2 or not all(wanted):
         raise ConfigError(f"compare={named}: must name at least two runs, such as [1a2b3c,4d5e6f]")
@@ -34,7 +31,7 @@ def compare_runs(named: str, study: StudyReference, config: TrackingConfig) -> R
         store = tracking.open_recorded(config, f"compare={named}")
         ids = [evaluation.find_run(store, reference, study, config, "compare") for reference in wanted]
         if len(set(ids)) < len(ids):
-            raise ConfigError(f"compare={named}: names one run twice")
+            raise ConfigError(f"compare={named}: must name each run once")
         found = [store.client.get_run(run_id) for run_id in ids]
     columns = []
     for run in found:

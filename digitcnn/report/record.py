@@ -19,11 +19,8 @@ from digitcnn.evaluation import RunManifest
 from digitcnn.records import EPOCH_METRICS, Artifact, Tag
 from digitcnn.training import load_splits
 
-_ENVIRONMENT = (
-    *(Tag.HOST, Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM),
-    *(Tag.PYTHON, Tag.BACKEND, Tag.ENGINE, Tag.FLAGS),
-)
-_PREDICTION = ("image", "label", "predicted", "probability")
+_MACHINE = (Tag.HOST, Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM)
+_SOFTWARE = (Tag.PYTHON, Tag.BACKEND, Tag.ENGINE, Tag.FLAGS)
 _CODE_AND_DATA = (Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256)
 
 
@@ -41,9 +38,9 @@ class Confirmation:
 class StudyRecord:
     """All that is recorded of a study at one moment.
 
-    `table` is the leaderboard, `curves` a row per trial and epoch with EPOCH_METRICS. `total` is the number of
-    trials at which the study is over, `finished` how many there are of them. `status` is that of the study's own run,
-    `settings` its parameters. `environment` and `commands` hold every recorded value with its number of runs.
+    `table` is the leaderboard, `curves` has a row per trial and epoch with EPOCH_METRICS. The study is over with
+    `total` trials, of which `finished` are. `status` is that of the study's own run, `settings` are its parameters.
+    `environment` holds the recorded values of each name with their numbers of runs.
     """
 
     study: study.Study
@@ -72,7 +69,7 @@ class StudyRecord:
 
     @property
     def unconfirmed(self) -> int | None:
-        """The first of the leaderboard if other trials were confirmed: the study went on after that."""
+        """The leaderboard's first trial if others were confirmed: the study went on after that. Else None."""
         best = study.best_trial_number(self.table)
         if best is None or self.confirmation is None or len(self.objectives) > 1:
             return None
@@ -128,7 +125,7 @@ def _curves(store: tracking.Store, table: pd.DataFrame) -> pd.DataFrame:
 
 def _environment(tags: Sequence[dict[str, str]]) -> dict[str, Counter[str]]:
     versions = sorted({name for each in tags for name in each if name.startswith(Tag.VERSION_PREFIX)})
-    names = (*_ENVIRONMENT, *versions, *_CODE_AND_DATA)
+    names = (*_MACHINE, *_SOFTWARE, *versions, *_CODE_AND_DATA)
     counted = {name: Counter(each[name] for each in tags if name in each) for name in names}
     return {name: values for name, values in counted.items() if values}
 
@@ -169,6 +166,8 @@ def most_confident_mistakes(manifest: RunManifest, predicted: pd.DataFrame, most
     wrong = predicted[predicted["predicted"] != predicted["label"]]
     wrong = wrong.sort_values(["probability", "image"], ascending=[False, True]).head(most)
     return [
-        Mistake(int(image), splits.validation.images[int(image)], int(label), int(taken), float(probability))
-        for image, label, taken, probability in wrong[list(_PREDICTION)].itertuples(index=False)
+        Mistake(
+            row["image"], splits.validation.images[row["image"]], row["label"], row["predicted"], row["probability"]
+        )
+        for row in wrong.to_dict("records")
     ]

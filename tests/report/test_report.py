@@ -322,7 +322,7 @@ def test_compare_runs_shows_what_differs(confirmed: Path) -> None:
     assert found.alike > 20
     for wanted, line in (
         (f"[{baseline[0]}]", "must name at least two runs"),
-        (f"[{baseline[0]},{baseline[0][:9]}]", "names one run twice"),
+        (f"[{baseline[0]},{baseline[0][:9]}]", "must name each run once"),
         (f"[{baseline[0]},{'0' * 32}]", f"compare={'0' * 32}: no such run is recorded"),
     ):
         with pytest.raises(ConfigError, match=re.escape(line)):
