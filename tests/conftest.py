@@ -51,18 +51,23 @@ def small_overrides(small_npz: Path, tmp_path: Path) -> list[str]:
     ]
 
 
-@pytest.fixture
-def small_config(small_npz: Path, tmp_path: Path) -> RunConfig:
-    """A run of under a second."""
+def small_run(npz: Path, root: Path) -> RunConfig:
+    """Return the config of a run of under a second."""
     return load_config(
         RunConfig,
         {
-            "data": {"path": str(small_npz), "validation_size": 100},
+            "data": {"path": str(npz), "validation_size": 100},
             "model": {"name": "cnn", "conv1_filters": 4, "conv2_filters": 6, "dense_units": 16},
             "training": {"epochs": 2, "batch_size": 50, "threads": 1},
-            "tracking": {"root": str(tmp_path / "records")},
+            "tracking": {"root": str(root)},
         },
     )
+
+
+@pytest.fixture
+def small_config(small_npz: Path, tmp_path: Path) -> RunConfig:
+    """A run of under a second."""
+    return small_run(small_npz, tmp_path / "records")
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def served(tmp_path: Path, line: Line) -> RunConfig:
     return config_in(tmp_path / "records", uri=served_at(line), experiment="served")
 
 
-def test_a_server_that_is_down_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_open_store_refuses_a_server_that_is_down_in_one_line(tmp_path: Path) -> None:
     config = TrackingConfig(root=str(tmp_path / "records"), uri=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(MachineError) as caught:
         tracking.open_store(config)
@@ -103,7 +103,7 @@ def test_a_server_that_is_down_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "records").exists()
 
 
-def test_what_was_logged_while_the_server_was_gone_arrives_when_it_is_back(tmp_path: Path, line: Line) -> None:
+def test_queue_delivers_what_was_logged_while_the_server_was_gone(tmp_path: Path, line: Line) -> None:
     config = served(tmp_path, line)
 
     def gone_for_two_epochs(number: int) -> None:
@@ -118,9 +118,7 @@ def test_what_was_logged_while_the_server_was_gone_arrives_when_it_is_back(tmp_p
     assert list((tmp_path / "records" / "outbox").iterdir()) == []
 
 
-def test_what_a_server_gone_for_good_did_not_take_is_kept_and_synced_later(
-    tmp_path: Path, line: Line, messages: list[str]
-) -> None:
+def test_queue_keeps_what_a_server_gone_for_good_did_not_take(tmp_path: Path, line: Line, messages: list[str]) -> None:
     config = served(tmp_path, line)
     run_id = record_a_run(config, lambda number: line.down() if number == 2 else None, tmp_path)
     folder = tmp_path / "records" / "outbox"
@@ -145,9 +143,7 @@ def test_what_a_server_gone_for_good_did_not_take_is_kept_and_synced_later(
     assert_complete(config, run_id)
 
 
-def test_what_a_server_refuses_is_set_aside_and_holds_nothing_up(
-    tmp_path: Path, line: Line, messages: list[str]
-) -> None:
+def test_queue_quarantines_what_a_server_refuses(tmp_path: Path, line: Line, messages: list[str]) -> None:
     config = served(tmp_path, line)
     run_id = record_a_run(config, lambda number: line.down() if number == 2 else None, tmp_path)
     queue_module.enqueue(
@@ -161,7 +157,7 @@ def test_what_a_server_refuses_is_set_aside_and_holds_nothing_up(
     assert "journal.jsonl" in {item.name for item in refused.iterdir()}
 
 
-def test_a_run_that_is_to_begin_waits_for_the_server(tmp_path: Path, line: Line, messages: list[str]) -> None:
+def test_create_run_waits_for_the_server(tmp_path: Path, line: Line, messages: list[str]) -> None:
     config = served(tmp_path, line)
     opened = tracking.open_store(config.tracking)
     line.down()
@@ -173,7 +169,7 @@ def test_a_run_that_is_to_begin_waits_for_the_server(tmp_path: Path, line: Line,
     assert messages[1].endswith("answers again")
 
 
-def test_a_run_whose_creation_was_not_answered_is_not_created_twice(tmp_path: Path, line: Line) -> None:
+def test_create_run_is_not_repeated_when_only_its_answer_was_lost(tmp_path: Path, line: Line) -> None:
     config = served(tmp_path, line)
     opened = tracking.open_store(config.tracking)
     create = opened.client.create_run
@@ -193,14 +189,14 @@ def test_a_run_whose_creation_was_not_answered_is_not_created_twice(tmp_path: Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_server_is_gone_is_what_ends_a_sweep(
+def test_signal_ends_a_sweep_while_the_server_is_gone(
     sweep_config: SweepConfig, tmp_path: Path, line: Line, number: signal.Signals
 ) -> None:
     config = in_folder(with_study(sweep_config, workers=1), tmp_path / "records", uri=served_at(line))
     _end_while_the_server_is_gone(config, tmp_path / "lines", line, number)
 
 
-def test_a_signal_while_the_server_is_gone_is_what_ends_a_confirmation(
+def test_signal_ends_a_confirmation_while_the_server_is_gone(
     sweep_config: SweepConfig, tmp_path: Path, line: Line
 ) -> None:
     config = in_folder(with_study(sweep_config, workers=1, trials=2), tmp_path / "records", uri=served_at(line))
@@ -251,7 +247,7 @@ connection.execute("ROLLBACK")
         process.wait()
 
 
-def test_a_run_goes_on_while_the_database_is_locked_for_longer_than_mlflow_waits(
+def test_run_goes_on_while_the_database_is_locked_for_longer_than_mlflow_waits(
     root: Path, tmp_path: Path, messages: list[str]
 ) -> None:
     config = config_in(root)
@@ -299,7 +295,9 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def test_a_full_disk_ends_a_run_in_one_line_and_all_before_is_intact(disk: Path, root: Path, tmp_path: Path) -> None:
+def test_full_disk_ends_a_run_in_one_line_and_leaves_earlier_runs_intact(
+    disk: Path, root: Path, tmp_path: Path
+) -> None:
     config = config_in(shutil.copytree(root, disk / "records"))
     before = record_a_run(config, lambda _: None, tmp_path)
 
@@ -317,7 +315,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_all_before_is_intact(disk: Path,
     assert_complete(config, record_a_run(config, lambda _: None, tmp_path))
 
 
-def test_a_run_whose_end_found_no_space_is_ended_by_the_next_command(
+def test_abandoned_run_is_closed_by_the_next_command(
     disk: Path, root: Path, tmp_path: Path, messages: list[str]
 ) -> None:
     """Given a process that could not say that its run ended, and others that are at work or of another machine."""
@@ -360,7 +358,7 @@ def _record_until_full(values: dict[str, Any], disk: Path) -> None:
         sys.exit(1)
 
 
-def test_a_disk_full_at_the_model_leaves_no_half_of_it(disk: Path, root: Path, tmp_path: Path) -> None:
+def test_full_disk_leaves_no_half_of_a_model(disk: Path, root: Path, tmp_path: Path) -> None:
     """The artifacts are on another disk than the database."""
     shutil.rmtree(root / "artifacts", ignore_errors=True)
     (root / "artifacts").symlink_to(disk)
@@ -382,9 +380,7 @@ def test_a_disk_full_at_the_model_leaves_no_half_of_it(disk: Path, root: Path, t
     assert client.search_logged_models([run.info.experiment_id]) == []
 
 
-def test_a_sweep_on_a_full_disk_stops_in_one_line_and_resumes(
-    disk: Path, root: Path, sweep_config: SweepConfig
-) -> None:
+def test_full_disk_stops_a_sweep_in_one_line_and_it_resumes(disk: Path, root: Path, sweep_config: SweepConfig) -> None:
     shutil.copytree(root, disk / "records")
     config = with_study(in_folder(sweep_config, disk / "records"), workers=2)
     with pytest.raises(MachineError, match="full|No space left on device") as caught:
@@ -402,27 +398,21 @@ def test_a_sweep_on_a_full_disk_stops_in_one_line_and_resumes(
     assert_stores_agree(disk / "records", models=False)
 
 
-@pytest.mark.soak
-def test_a_report_that_finds_no_space_says_so_and_the_trials_are_there(
-    disk: Path, root: Path, sweep_config: SweepConfig
-) -> None:
-    (root / "reports").symlink_to(disk)
-    fill(disk)
-    config = with_study(sweep_config, workers=1, trials=2)
-    with pytest.raises(MachineError, match=r"leaderboard.csv cannot be written: No space left on device"):
-        work(config, InstantTrainer())
-    (disk / "filler").unlink()
-    # Nothing is left to train.
-    assert work(config, BrokenTrainer()).finished == 2
-    assert (disk / "small" / "leaderboard.csv").read_text().count("\n") == 3
-
-
-def test_a_report_that_finds_no_space_leaves_the_old_one_whole(
+def test_full_disk_leaves_leaderboard_and_report_whole(
     disk: Path, root: Path, sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+    # Given a sweep that finds no space for its leaderboard
     (root / "reports").symlink_to(disk)
-    work(with_study(sweep_config, workers=1, trials=1), InstantTrainer())
+    fill(disk)
+    swept = with_study(sweep_config, workers=1, trials=2)
+    with pytest.raises(MachineError, match=r"leaderboard.csv cannot be written: No space left on device"):
+        work(swept, InstantTrainer())
+    (disk / "filler").unlink()
+    # Then the next one has nothing to train.
+    assert work(swept, BrokenTrainer()).finished == 2
+    assert (disk / "small" / "leaderboard.csv").read_text().count("\n") == 3
+    # Given a report that finds no space for the next one
     config = ReportConfig(study=StudyReference(name="small"), tracking=sweep_config.tracking)
     report.write_report(config)
     before = {path.name: path.read_bytes() for path in (disk / "small").iterdir()}
@@ -430,6 +420,7 @@ def test_a_report_that_finds_no_space_leaves_the_old_one_whole(
     fill(disk)
     with pytest.raises(MachineError) as caught:
         report.write_report(config)
+    # Then the old one is as it was.
     page = root / "reports" / "small" / "report.html"
     assert str(caught.value) == f"{page} cannot be written: No space left on device; the study is recorded"
     assert {path.name: path.read_bytes() for path in (disk / "small").iterdir()} == before
@@ -447,7 +438,7 @@ def read_only(disk: Path, root: Path, tmp_path: Path) -> Iterator[RunConfig]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_folder_that_can_only_be_read_is_named_and_can_be_read(
+def test_read_only_folder_is_named_and_can_be_read(
     read_only: RunConfig, sweep_config: SweepConfig, tmp_path: Path
 ) -> None:
     folder = read_only.tracking.folder
@@ -475,7 +466,7 @@ def assert_all_is_there_once(config: SweepConfig, result: sweep.SweepResult) -> 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("seconds", "names"), [(15, ("mlflow.db", "optuna.db")), (120, ("mlflow.db",))])
-def test_a_sweep_goes_on_when_a_database_was_locked(
+def test_sweep_goes_on_after_a_database_was_locked(
     root: Path, sweep_config: SweepConfig, seconds: int, names: tuple[str, ...], messages: list[str]
 ) -> None:
     config = with_study(in_folder(sweep_config, root), workers=2)
@@ -494,7 +485,7 @@ def test_a_sweep_goes_on_when_a_database_was_locked(
 
 
 @pytest.mark.soak
-def test_a_study_whose_database_is_locked_for_two_minutes_stops_in_one_line_and_loses_no_result(
+def test_sweep_whose_study_is_locked_for_two_minutes_stops_in_one_line_and_loses_no_result(
     root: Path, sweep_config: SweepConfig
 ) -> None:
     config = with_study(in_folder(sweep_config, root), workers=2)
@@ -546,7 +537,7 @@ def own_server(empty_records: Path, tmp_path: Path) -> Iterator[MLflowServer]:
 
 
 @pytest.mark.soak
-def test_a_sweep_outlives_a_server_that_is_killed_and_started_again(
+def test_sweep_outlives_a_server_that_is_killed_and_started_again(
     own_server: MLflowServer, tmp_path: Path, sweep_config: SweepConfig, messages: list[str]
 ) -> None:
     config = with_study(in_folder(sweep_config, tmp_path / "r", uri=own_server.uri, experiment="served"), workers=2)
@@ -563,7 +554,7 @@ def test_a_sweep_outlives_a_server_that_is_killed_and_started_again(
 
 
 @pytest.mark.soak
-def test_what_a_sweep_found_before_its_server_was_gone_for_good_is_recorded_by_the_next(
+def test_sweep_whose_server_was_gone_for_good_is_completed_by_the_next(
     own_server: MLflowServer,
     tmp_path: Path,
     sweep_config: SweepConfig,
@@ -599,9 +590,7 @@ STUDY = [
 
 
 @pytest.mark.soak
-def test_a_study_with_its_champion_works_where_it_was_moved_and_where_it_was_copied(
-    tmp_path: Path, command: Command
-) -> None:
+def test_moved_and_copied_study_works_with_its_champion(tmp_path: Path, command: Command) -> None:
     """In a folder whose name has spaces, % and other letters, with the commands and real Keras."""
     first, moved, copied = tmp_path / "a" / "records", tmp_path / STRANGE / "b", tmp_path / "c" / "records"
     space = ["study.space.training.epochs=null", "study.space.training.batch_size=[50,100]"]
@@ -645,7 +634,7 @@ print(mlflow.keras.load_model("models:/digitcnn@champion").predict(numpy.zeros((
 
 
 @pytest.mark.soak
-def test_a_training_whose_server_is_gone_for_good_says_where_its_records_are(
+def test_train_whose_server_is_gone_for_good_says_where_its_records_are(
     tmp_path: Path, line: Line, command: Command
 ) -> None:
     where = [f"tracking.root={tmp_path}/records", f"tracking.uri=http://127.0.0.1:{line.port}"]
@@ -681,7 +670,9 @@ def test_a_training_whose_server_is_gone_for_good_says_where_its_records_are(
 
 
 @pytest.mark.soak
-def test_commands_name_what_is_full_torn_or_down_in_one_line(disk: Path, root: Path, command: Command) -> None:
+def test_commands_name_a_full_disk_damage_and_a_missing_server_in_one_line(
+    disk: Path, root: Path, command: Command
+) -> None:
     down = f"tracking.uri=http://127.0.0.1:{free_port()}"
     fill(disk)
     optuna.create_study(study_name="moved", storage=sqlite_url(root / "optuna.db"))

@@ -1,4 +1,4 @@
-"""The outbox: in order, whole, once, whoever writes and delivers at the same time."""
+"""The durable queue: in order, whole, once, with writers and deliverers at the same time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from digitcnn.tracking import queue as queue_module
 from digitcnn.tracking.queue import Operation
 
 
-def test_records_are_delivered_in_order_and_then_forgotten(tmp_path: Path) -> None:
+def test_queue_delivers_in_order_and_then_forgets(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
     (files / "a.txt").write_text("of the second record")
@@ -25,23 +25,23 @@ def test_records_are_delivered_in_order_and_then_forgotten(tmp_path: Path) -> No
     assert queue_module.pending_runs(tmp_path / "outbox", "elsewhere") == []
     seen: list[Any] = []
 
-    def write(record: Operation) -> None:
-        seen.append(record.content or (record.files and (record.files / "a.txt").read_text()))
+    def write(operation: Operation) -> None:
+        seen.append(operation.content or (operation.files and (operation.files / "a.txt").read_text()))
 
     assert queue_module.flush(tmp_path / "outbox", "run", write) == 3
     assert seen == [{"n": 1}, "of the second record", {"n": 3}]
     assert list((tmp_path / "outbox").iterdir()) == []
 
 
-def test_an_interrupted_delivery_begins_again_and_a_line_cut_off_is_no_record(tmp_path: Path) -> None:
+def test_queue_survives_a_truncated_line_and_an_interrupted_delivery(tmp_path: Path) -> None:
     for number in (1, 2):
         queue_module.enqueue(tmp_path, "here", "run", Operation("tags", {"n": number}))
     with (tmp_path / "run" / "journal.jsonl").open("a") as journal:
         journal.write('{"kind": "tags", "content": {"n"')
     seen: list[Any] = []
 
-    def write(record: Operation) -> None:
-        seen.append(record.content["n"])
+    def write(operation: Operation) -> None:
+        seen.append(operation.content["n"])
         if len(seen) == 2:
             raise ConnectionError
 
@@ -52,14 +52,14 @@ def test_an_interrupted_delivery_begins_again_and_a_line_cut_off_is_no_record(tm
     assert seen == [1, 2, 1, 2, 3]
 
 
-def test_writers_and_deliverers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+def test_queue_loses_nothing_between_writers_and_deliverers(tmp_path: Path) -> None:
     seen: list[int] = []
     over = threading.Event()
 
     def deliver() -> None:
         while not over.is_set() or queue_module.has_pending(tmp_path, "run"):
             for run_id in queue_module.pending_runs(tmp_path, "here"):
-                queue_module.flush(tmp_path, run_id, lambda record: seen.append(record.content["n"]))
+                queue_module.flush(tmp_path, run_id, lambda operation: seen.append(operation.content["n"]))
 
     deliverers = [threading.Thread(target=deliver) for _ in range(2)]
     for thread in deliverers:

@@ -1,104 +1,28 @@
-"""The embedded stores' files: their addresses, what is torn or another program's, and folders that were moved."""
+"""The records on this machine: folders that were moved or copied, and processes that are gone."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import optuna
 import pytest
-import sqlalchemy
 
-from digitcnn import study, tracking
+from digitcnn import tracking
 from digitcnn.config import TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.files import sqlite_path, sqlite_url
 from digitcnn.tracking import local as local_module
 from digitcnn.tracking import queue as queue_module
 from tests.support.recorded import STRANGE, assert_complete, config_in, record_a_run
 
 
-@pytest.mark.parametrize("name", ["plain", STRANGE, "%41", "ünïcode ", "+&;=@:"])
-def test_an_address_names_the_file_and_nothing_else(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name / "x.db"
-    url = sqlite_url(path)
-    assert sqlalchemy.make_url(url).database == str(path)
-    assert sqlite_path(url) == path
-    from mlflow.store.db.utils import _make_parent_dirs_if_sqlite
-
-    _make_parent_dirs_if_sqlite(url)
-    assert {item.name for item in tmp_path.iterdir()} <= {name}
-
-
-def test_a_folder_that_mlflow_would_look_for_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_records_folder_that_mlflow_would_decode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tracking.root=.*%20x: must have no % with two hexadecimal digits"):
         config_in(tmp_path / "records%20x")
-
-
-def _random_bytes(path: Path) -> None:
-    path.write_bytes(bytes(range(256)) * 40)
-
-
-def _cut_off(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2)
-
-
-def _damaged(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.seek(8192)
-        file.write(b"\xff" * 16384)
-
-
-def _of_another_program(path: Path) -> None:
-    path.unlink()
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE bookmarks (url TEXT)")
-
-
-def _of_another_version(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = 'v0'")
-        connection.commit()
-
-
-TORN = {
-    _random_bytes: r"is corrupt or truncated, or not a database \(file is not a database\)",
-    _cut_off: r"is corrupt or truncated, or not a database",
-    _damaged: r"is corrupt or truncated, or not a database",
-    _of_another_program: "is another program's database",
-    _of_another_version: "version",
-}
-
-
-@pytest.mark.parametrize("tear", TORN, ids=lambda tear: tear.__name__.strip("_"))
-@pytest.mark.parametrize("name", ["mlflow.db", "optuna.db"])
-def test_a_torn_or_foreign_database_is_named_and_left_as_it_is(
-    root: Path, name: str, tear: Callable[[Path], None]
-) -> None:
-    url = sqlite_url(root / "optuna.db")
-    optuna.create_study(study_name="x", storage=url)
-    tear(root / name)
-    before = (root / name).read_bytes()
-    files = sorted(root.rglob("*"))
-    opening: dict[str, Callable[[], object]] = {
-        "mlflow.db": lambda: tracking.open_store(TrackingConfig(root=str(root))),
-        "optuna.db": lambda: study.existing_study(root, "x"),
-    }
-    with pytest.raises(MachineError, match=TORN[tear]) as caught:
-        opening[name]()
-    assert name in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert (root / name).read_bytes() == before
-    assert sorted(root.rglob("*")) == files
-
-
-# Records that were moved.
 
 
 def places(path: Path) -> set[str]:
@@ -112,7 +36,7 @@ def places(path: Path) -> set[str]:
         }
 
 
-def test_a_folder_that_was_moved_and_copied_opens_and_the_original_is_untouched(
+def test_relocate_opens_a_copied_folder_and_leaves_the_original_untouched(
     root: Path, tmp_path: Path, messages: list[str]
 ) -> None:
     other = TrackingConfig(root=str(root), experiment="other-name")
@@ -148,7 +72,7 @@ def test_a_folder_that_was_moved_and_copied_opens_and_the_original_is_untouched(
     assert len(messages) == 1
 
 
-def test_a_move_that_is_interrupted_changes_nothing(root: Path, tmp_path: Path) -> None:
+def test_relocate_that_is_killed_before_its_end_changes_nothing(root: Path, tmp_path: Path) -> None:
     moved = shutil.move(root, tmp_path / "moved")
     path = Path(moved) / "mlflow.db"
     before = places(path)
@@ -170,3 +94,20 @@ relocate_artifacts(Path({str(moved)!r}))
     assert places(path) == before
     assert local_module.relocate_artifacts(Path(moved)) == str(root)
     assert all(place.startswith(Path(moved).as_uri()) for place in places(path))
+
+
+def test_prepare_folder_refuses_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError) as caught:
+        tracking.open_store(TrackingConfig(root=str(tmp_path / "file" / "below")))
+    assert str(caught.value) == f"the records folder {tmp_path}/file/below cannot be used: Not a directory"
+
+
+def test_process_is_gone_only_for_one_of_this_machine_that_ended() -> None:
+    own = local_module.process_id()
+    # A number that no process has, and one that was given again.
+    gone = re.sub(r"process \d+", f"process {2**22 + 1}", own)
+    earlier = re.sub(r"of \d{4}-", "of 2001-", own)
+    elsewhere = gone.replace(own.partition(",")[0], "elsewhere-12345678")
+    found = [local_module.process_is_gone(each) for each in (own, gone, earlier, elsewhere, "", "nonsense")]
+    assert found == [False, True, True, False, False, False]

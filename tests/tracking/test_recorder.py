@@ -1,0 +1,130 @@
+"""The records of one run: real MLflow on SQLite, real models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+from PIL import Image
+
+from digitcnn import runner, tracking, training
+from digitcnn.config import RunConfig, load_config
+from digitcnn.errors import TrainingDiverged
+from digitcnn.records import Artifact, Tag
+from digitcnn.tracking import MODEL_FILE
+from digitcnn.values import Decision, EpochMetrics, TrainingResult
+from tests.conftest import small_run
+
+
+def _client(config: RunConfig) -> MlflowClient:
+    return MlflowClient(config.tracking.store_uri)
+
+
+def _only_run(config: RunConfig) -> mlflow.entities.Run:
+    store = tracking.open_store(config.tracking)
+    (run,) = store.client.search_runs([store.experiment_id])
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, TrainingResult]:
+    """A recorded run: its config and its result."""
+    config = small_run(small_npz, tmp_path_factory.mktemp("trained") / "records")
+    return config, runner.record_run(config, tags={Tag.STUDY: "none"}).result
+
+
+def test_recorder_keeps_all_that_reproduction_needs(trained: tuple[RunConfig, TrainingResult]) -> None:
+    config, result = trained
+    run = _only_run(config)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {name: str(value) for name, value in config.parameters().items()}
+    for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "epoch_seconds"):
+        history = _client(config).get_metric_history(run.info.run_id, name)
+        expected = [(epoch.epoch, epoch.metrics()[name]) for epoch in result.epochs]
+        assert [(metric.step, metric.value) for metric in history][:2] == expected
+    summary = result.summary()
+    assert {name: run.data.metrics[name] for name in summary} == pytest.approx(summary)
+    tags = run.data.tags
+    assert (tags[Tag.STUDY], tags[Tag.WEIGHTS_SHA256], tags[Tag.THREADS]) == ("none", result.weights_sha256, "1")
+    for tag in ("data_sha256", "python", "cpu", "backend", "flags", "command", "git.commit", "git.dirty"):
+        assert tags[tag], tag
+    assert tags["version.tensorflow"] == training.package_versions()["tensorflow"]
+    assert [data.tags[0].value for data in run.inputs.dataset_inputs] == ["training", "validation"]
+
+
+def test_recorder_files_can_be_read_back(trained: tuple[RunConfig, TrainingResult], tmp_path: Path) -> None:
+    config, _ = trained
+    _client(config).download_artifacts(_only_run(config).info.run_id, "", str(tmp_path))
+    pictures = {Artifact.CURVES_PICTURE, Artifact.CONFUSION_PICTURE}
+    assert {path.name for path in tmp_path.iterdir()} == {Artifact.CONFIG, Artifact.ENVIRONMENT} | pictures
+    read = load_config(RunConfig, yaml.safe_load((tmp_path / Artifact.CONFIG).read_text()))
+    assert read.parameters() == config.parameters()
+    assert json.loads((tmp_path / Artifact.ENVIRONMENT).read_text())["threads"] == 1
+    for name in pictures:
+        with Image.open(tmp_path / name) as picture:
+            colours = np.unique(np.asarray(picture.convert("L")))
+            assert picture.size[0] > 600
+            assert len(colours) > 50
+
+
+def test_recorder_model_is_small_and_predicts_what_was_measured(trained: tuple[RunConfig, TrainingResult]) -> None:
+    config, result = trained
+    mlflow.set_tracking_uri(config.tracking.store_uri)
+    run = _only_run(config)
+    splits = runner.check_run(config)
+    model = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
+    accuracy = (model.predict(splits.validation.images, verbose=0).argmax(1) == splits.validation.labels).mean()
+    assert accuracy == result.epochs[-1].validation_accuracy
+    pyfunc = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+    assert pyfunc.predict(splits.validation.images[:3]).shape == (3, 10)
+    (logged,) = _client(config).search_logged_models([run.info.experiment_id])
+    folder = Path(logged.artifact_location.removeprefix("file://"))
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert f"keras=={training.package_versions()['keras']}" in requirements
+    stored = (folder / MODEL_FILE).read_bytes()
+    assert hashlib.sha256(stored).hexdigest() == run.data.tags[Tag.MODEL_SHA256]
+    # The optimizer's moments, which would make a model three times as large, are not in it.
+    assert getattr(model, "optimizer", None) is None
+    assert len(stored) < 100_000
+
+
+def test_recorder_ends_a_pruned_run_as_killed_and_without_a_model(small_config: RunConfig) -> None:
+    def prune(_: EpochMetrics) -> Decision:
+        return "prune"
+
+    runner.record_run(small_config, tags={}, on_epoch=prune)
+    run = _only_run(small_config)
+    assert (run.info.status, run.data.tags[Tag.PRUNED_AFTER]) == ("KILLED", "1")
+    assert "cpu_seconds" in run.data.metrics
+    assert _client(small_config).search_logged_models([run.info.experiment_id]) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "failure"),
+    [(RuntimeError("out of luck"), "FAILED", "RuntimeError: out of luck"), (KeyboardInterrupt(), "KILLED", None)],
+)
+def test_recorder_ends_a_run_that_breaks_off_with_its_cause(
+    small_config: RunConfig, error: BaseException, status: str, failure: str | None
+) -> None:
+    def break_off(_: EpochMetrics) -> Decision:
+        raise error
+
+    with pytest.raises(type(error)):
+        runner.record_run(small_config, tags={}, on_epoch=break_off)
+    run = _only_run(small_config)
+    assert (run.info.status, run.data.tags.get(Tag.FAILURE)) == (status, failure)
+    # What had been recorded is there.
+    assert run.data.metrics["validation_accuracy"] > 0
+
+
+def test_recorder_ends_a_diverged_run_as_failed(small_config: RunConfig) -> None:
+    with pytest.raises(TrainingDiverged):
+        runner.record_run(small_config.replace({"training.learning_rate": 1e6, "training.epochs": 5}), tags={})
+    run = _only_run(small_config)
+    assert (run.info.status, run.data.tags[Tag.DIVERGED]) == ("FAILED", "true")
