@@ -1,9 +1,8 @@
 """Loading a recorded model: verified before anything of it is parsed, then rebuilt by our own code.
 
-Keras deserializes nothing here, in safe mode or not: an archive can name any class, module and path. Its config is read
-as data for the sizes of the network, build_model builds that network, every layer of the archive must be what ours is,
-and the weights are read as plain arrays of the shapes that ours has. MLflow's loader is not used either: an MLmodel can
-name any module and code.
+Keras deserializes nothing here, in safe mode or not: an archive can name any class, module and path. build_model builds
+the network of the run's own parameters; the archive's config must be exactly that network's, and its weights are read
+as plain arrays of that network's shapes. MLflow's loader is not used either: an MLmodel can name any module and code.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ import os
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic import Field
 
 from digitcnn import tracking, training
-from digitcnn.config import CnnConfig, MlpConfig, TrackingConfig, load_config
+from digitcnn.config import Config, ModelConfig, RunConfig, TrackingConfig, load_config, nested
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Metric, Tag
 from digitcnn.training import MOST_PARAMETERS, build_model, check_fits, count_parameters, weights_sha256
@@ -31,94 +31,102 @@ if TYPE_CHECKING:
     import keras
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
-_LAYERS = ("InputLayer", "Rescaling", "Reshape", "Conv2D", "MaxPooling2D", "Flatten", "Dense")
-# What a file may hold beside its weights, config.json, and MLmodel; ours have 10 kB, 6 kB and 1 kB.
+# The most bytes that a file may hold beside its weights, and config.json or MLmodel; ours have 10 kB, 6 kB and 1 kB.
 _MOST_BYTES_BESIDE, _MOST_TEXT = 2**20, 2**18
-# What MLflow writes of a Keras model. Anything else could name code that its own loader would run.
-_FLAVORS = {
-    "keras": {"data": "data", "save_exported_model": False, "keras_version": str, "keras_backend": str},
-    "python_function": {"loader_module": "mlflow.keras", "env": dict, "python_version": str},
-}
+
+
+class _KerasFlavor(Config):
+    data: Literal["data"] = "data"
+    save_exported_model: Literal[False] = False
+    keras_version: str = ""
+    keras_backend: str = ""
+
+
+class _FunctionFlavor(Config):
+    loader_module: Literal["mlflow.keras"] = "mlflow.keras"
+    python_version: str = ""
+    env: dict[str, str] = Field(default_factory=dict)
+
+
+class _Flavors(Config):
+    """The flavors that MLflow writes of a Keras model: any other could name code that its own loader would run."""
+
+    keras: _KerasFlavor
+    python_function: _FunctionFlavor
 
 
 def load_recorded_model(store: tracking.Store, config: TrackingConfig, run_id: str) -> keras.Model:
-    """The model that a run recorded in the store of a config. It is parsed only if its SHA-256 is the recorded one.
+    """Return the model that a run recorded in the store of a config; it is parsed only if its SHA-256 is the recorded.
 
     Raises ConfigError for a run without a model or without its digest, MachineError with one line for a model that is
-    not what was recorded, or is none of ours.
+    not what was recorded, or not one of ours.
     """
-    run = store.client.get_run(run_id)
-    # A trial with the parameters of an earlier one was not trained again.
-    run_id = run.data.tags.get(Tag.SAME_AS_RUN, run_id)
-    run = store.client.get_run(run_id)
+    run = tracking.trained_run(store, run_id)
+    run_id, tags = run.info.run_id, run.data.tags
     model_id = tracking.logged_model(store, run_id).model_id
-    if Tag.MODEL_SHA256 not in run.data.tags:
+    if Tag.MODEL_SHA256 not in tags:
         again = f"digitcnn reproduce run={run_id}"
         raise ConfigError(f"run={run_id}: recorded no SHA-256 of its model, as runs do now; repeat it: {again}")
-    folder = config.folder if config.uri is None else None
     parameters = min(int(run.data.metrics.get(Metric.PARAMETERS, MOST_PARAMETERS)), MOST_PARAMETERS)
     try:
-        content = _read(store, model_id, tracking.MODEL_FILE, folder, 4 * parameters + _MOST_BYTES_BESIDE)
-        if hashlib.sha256(content).hexdigest() != run.data.tags[Tag.MODEL_SHA256]:
+        content = _read(store, config, model_id, tracking.MODEL_FILE, 4 * parameters + _MOST_BYTES_BESIDE)
+        if hashlib.sha256(content).hexdigest() != tags[Tag.MODEL_SHA256]:
             raise ValueError(f"{tracking.MODEL_FILE} has another SHA-256 than the run recorded")
-        _check_description(_read(store, model_id, "MLmodel", folder, _MOST_TEXT))
-        network = rebuild(content)
-        if weights_sha256(network) != run.data.tags.get(Tag.WEIGHTS_SHA256):
+        _check_description(_read(store, config, model_id, "MLmodel", _MOST_TEXT))
+        network = rebuild(content, _network(run.data.params))
+        if weights_sha256(network) != tags.get(Tag.WEIGHTS_SHA256):
             raise ValueError("its weights have another SHA-256 than the run recorded")
-    except (ValueError, RecursionError) as error:
-        raise MachineError(f"the model of run {run_id} is refused: {error}") from None
+    except (ValueError, RecursionError, yaml.YAMLError, ConfigError) as error:
+        raise MachineError(f"the model of run {run_id} is refused: {' '.join(str(error).split())}") from None
     return network
 
 
-def _read(store: tracking.Store, model_id: str, name: str, folder: Path | None, most: int) -> bytes:
-    """A file of a recorded model, which lies below the folder of the records if it is not on a server."""
+def _network(parameters: dict[str, str]) -> ModelConfig:
+    """Return the network of a run's recorded parameters. Raises ConfigError if they are those of none."""
+    own = {name: value for name, value in parameters.items() if name.startswith("model.")}
+    return load_config(RunConfig, nested({name: yaml.safe_load(value) for name, value in own.items()})).model
+
+
+def _read(store: tracking.Store, config: TrackingConfig, model_id: str, name: str, most: int) -> bytes:
+    """Return a file of a recorded model, which lies below the folder of the records if it is not on a server."""
     path = tracking.model_file(store, model_id, name)
-    if folder is not None and not Path(os.path.normpath(path)).is_relative_to(folder):
+    if config.uri is None and not Path(os.path.normpath(path)).is_relative_to(config.folder):
         raise ValueError(f"{name} is not in the records, but {path}")
     if not path.is_file():
-        raise ValueError(f"{name} is no file")
+        raise ValueError(f"{name} is not a regular file")
     if path.stat().st_size > most:
         raise ValueError(f"{name} holds {path.stat().st_size:,} bytes; at most {most:,}")
     return path.read_bytes()
 
 
 def _check_description(text: bytes) -> None:
-    """Raises ValueError for an MLmodel that MLflow would not have written of one of our models."""
+    """Raise ValueError for an MLmodel that MLflow would not have written of one of our models."""
     try:
-        flavors = yaml.safe_load(text)["flavors"]
-        described = {name: set(flavors[name]) for name in flavors}
-        wrong = [
-            f"{name}.{key}"
-            for name, known in _FLAVORS.items()
-            for key, value in flavors[name].items()
-            if key not in known or not (value == known[key] or type(value) is known[key])
-        ]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError("its MLmodel is torn") from None
-    if described.keys() != _FLAVORS.keys() or wrong:
-        named = [*wrong, *(described.keys() - _FLAVORS.keys())]
-        raise ValueError(f"its MLmodel is not ours: {named[0]!r:.60}")
+        load_config(_Flavors, yaml.safe_load(text)["flavors"])
+    except ConfigError as error:
+        raise ValueError(f"its MLmodel is not ours: {error}") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
+        raise ValueError("its MLmodel is corrupt or truncated") from None
 
 
-def rebuild(archive: bytes) -> keras.Model:
-    """The network of a `.keras` archive, built by build_model, with the archive's weights.
+def rebuild(archive: bytes, network: ModelConfig) -> keras.Model:
+    """Return a network of a `.keras` archive, built by build_model, with the archive's weights.
 
-    Raises ValueError with the cause for an archive that is not exactly what Keras writes of one of our networks. The
-    memory that it takes is bounded by the archive's size.
+    Raises ValueError with the cause for an archive that is not exactly what Keras writes of that network. The memory
+    that it takes is bounded by the archive's size.
     """
     config_text, weights = _members(archive)
     try:
         config = json.loads(config_text)
-        layers = list(config["config"]["layers"])
-        kinds = [(layer["module"], layer["class_name"]) for layer in layers]
-        foreign = [kind for kind in kinds if kind[0] != "keras.layers" or kind[1] not in _LAYERS]
-        if foreign:
-            raise ValueError(f"has a layer that we do not build: {foreign[0][1]!r:.60} of {foreign[0][0]!r:.60}")
-        network, height, width, classes = _network({layer["config"]["name"]: layer["config"] for layer in layers})
+        first, *_, last = (layer["config"] for layer in config["config"]["layers"])
+        _, height, width = first["batch_shape"]
+        classes = last["units"]
+        if any(type(number) is not int or number < 1 for number in (height, width, classes)):
+            raise TypeError
         check_fits(network, height, width, classes)
     except ConfigError as error:
         raise ValueError(f"its network cannot be: {error}") from None
-    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError):
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         raise ValueError(f"its {_CONFIG} describes none of our networks") from None
     parameters = count_parameters(network, height, width, classes)
     if 4 * parameters > len(weights):
@@ -126,13 +134,13 @@ def rebuild(archive: bytes) -> keras.Model:
     training.import_keras()
     model = build_model(network, height, width, classes, seed=0)
     if _without_defaults(config) != _without_defaults(json.loads(model.to_json())):
-        raise ValueError(f"its {_CONFIG} is not what Keras writes of our network")
+        raise ValueError(f"its {_CONFIG} is not what Keras writes of the run's network")
     model.set_weights(_arrays(weights, model))
     return model
 
 
 def _members(archive: bytes) -> tuple[bytes, bytes]:
-    """The config and the weights of an archive with the three members that Keras writes, stored as they are."""
+    """Return the config and the weights of an archive with the three members that Keras writes, stored as they are."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
             members = {member.filename: member for member in opened.infolist()}
@@ -145,26 +153,11 @@ def _members(archive: bytes) -> tuple[bytes, bytes]:
                 raise ValueError(f"its {_CONFIG} holds {members[_CONFIG].file_size:,} bytes; at most {_MOST_TEXT:,}")
             return opened.read(_CONFIG), opened.read(_WEIGHTS)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, EOFError, OSError) as error:
-        raise ValueError(f"it is no .keras archive, or is torn ({error})") from None
-
-
-def _network(layers: dict[str, dict[str, Any]]) -> tuple[CnnConfig | MlpConfig, int, int, int]:
-    """Our config, the image size and the number of classes of a network whose layers have these configs, by name."""
-    _, height, width = layers["image"]["batch_shape"]
-    classes = layers["probabilities"]["units"]
-    if any(type(number) is not int or number < 1 for number in (height, width, classes)) or classes < 2:
-        raise TypeError
-    if "conv1" not in layers:
-        units = {f"{name}_units": layers[name]["units"] for name in ("dense1", "dense2")}
-        return load_config(MlpConfig, units), height, width, classes
-    sizes = {"dense_units": layers["dense"]["units"]}
-    for name in ("conv1", "conv2"):
-        sizes |= {f"{name}_filters": layers[name]["filters"], f"{name}_kernel": layers[name]["kernel_size"][0]}
-    return load_config(CnnConfig, sizes), height, width, classes
+        raise ValueError(f"it is not a .keras archive, or is corrupt or truncated ({error})") from None
 
 
 def _without_defaults(value: Any) -> Any:
-    """Plain values without the entries that say nothing: versions of Keras write more or fewer of them."""
+    """Return plain values without the entries that say nothing: versions of Keras write more or fewer of them."""
     if isinstance(value, dict):
         kept = {key: each for key, each in value.items() if each not in (None, False, {}) and key != "shared_object_id"}
         return {key: _without_defaults(each) for key, each in kept.items()}
@@ -172,7 +165,7 @@ def _without_defaults(value: Any) -> Any:
 
 
 def _arrays(weights: bytes, model: keras.Model) -> list[NDArray[np.float32]]:
-    """The arrays of a weights file in the order of the model's; raises ValueError unless they have its shapes."""
+    """Return the arrays of a weights file in the model's order. Raises ValueError unless they have its shapes."""
     import h5py
 
     arrays: list[NDArray[np.float32]] = []
@@ -186,12 +179,12 @@ def _arrays(weights: bytes, model: keras.Model) -> list[NDArray[np.float32]]:
                 before[kind] += 1
                 arrays += [_array(file, f"{folder}/{i}", tuple(own.shape)) for i, own in enumerate(layer.weights)]
     except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"its weights are torn ({' '.join(str(error).split()):.100})") from None
+        raise ValueError(f"its weights are corrupt or truncated ({' '.join(str(error).split()):.100})") from None
     return arrays
 
 
 def _array(file: Any, path: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """An array that lies in the file itself, whole and uncompressed: HDF5 can link to any other file."""
+    """Return an array that lies in the file itself, whole and uncompressed: HDF5 can link to any other file."""
     import h5py
 
     node = file

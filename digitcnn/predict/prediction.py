@@ -1,4 +1,4 @@
-"""Classifying pictures with a recorded model, and what came of it for people and machines."""
+"""Predictions of pictures by a recorded model, as values, text, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from digitcnn.predict.preprocess import prepare_picture, read_picture
 
 logger = logging.getLogger(__name__)
 
-# Of a picture's name in the name of what the model saw of it: a file's name has at most 255 bytes.
+# Bytes of a picture's name that the name of its .seen.png keeps: a file's name has at most 255.
 _LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The two likeliest digits of a picture with their probabilities, and the file that shows what the model saw."""
+    """The two likeliest digits of a picture with their probabilities, and the file of its prepared form."""
 
     image: str
     digit: int
@@ -42,7 +42,7 @@ class Prediction:
 
 
 def predict(config: PredictConfig) -> list[Prediction]:
-    """What the model takes the pictures for, in their order; an error is logged for each that cannot be used.
+    """Return the predictions of a config's pictures, in their order; log an error for each that cannot be used.
 
     Raises ConfigError without a picture, or without such a run or model, MachineError if its model is refused.
     """
@@ -50,7 +50,7 @@ def predict(config: PredictConfig) -> list[Prediction]:
         raise ConfigError("image: names no picture; digitcnn predict FILE...")
     if evaluation.is_manifest_file(config.run):
         again = f"digitcnn reproduce run={config.run}"
-        raise ConfigError(f"run={config.run}: a manifest holds no model; {again} makes one, of a run it names")
+        raise ConfigError(f"run={config.run}: a manifest holds no model; {again} makes a run with one")
     with tracking.store_errors(config.tracking):
         store = tracking.open_recorded(config.tracking, f"run={config.run}")
         run_id = evaluation.find_run(store, config.run, config.study, config.tracking)
@@ -74,7 +74,7 @@ def predict(config: PredictConfig) -> list[Prediction]:
 
 
 def _write(pictures: list[tuple[str, NDArray[np.uint8]]], config: PredictConfig) -> list[str]:
-    """Writes what the model saw of each picture, never over a picture, and returns the files."""
+    """Write the prepared form of each picture, never over a picture, and return the files."""
     folder = config.tracking.folder / "reports" / "predictions"
     taken = {os.path.realpath(image) for image in config.image}
     places = []
@@ -91,19 +91,19 @@ def _write(pictures: list[tuple[str, NDArray[np.uint8]]], config: PredictConfig)
 
 
 def prediction_in_words(each: Prediction) -> str:
-    """A prediction in a line."""
+    """Return a prediction as a line for people."""
     line = f"{each.image}: {each.digit} ({100 * each.probability:.1f} %), "
     line += f"runner-up {each.runner_up} ({100 * each.runner_up_probability:.1f} %)"
     return line if each.seen is None else f"{line}; the model saw {each.seen}"
 
 
 def predictions_as_json(found: list[Prediction]) -> str:
-    """Predictions as a JSON array of objects, an object a line."""
+    """Return predictions as a JSON array of objects, an object a line."""
     return "[" + ",\n ".join(json.dumps(dataclasses.asdict(each)) for each in found) + "]"
 
 
 def predictions_as_csv(found: list[Prediction]) -> str:
-    """Predictions as CSV with a heading, without a last line break."""
+    """Return predictions as CSV with a heading, without a last line break."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([field.name for field in dataclasses.fields(Prediction)])

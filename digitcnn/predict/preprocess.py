@@ -1,4 +1,4 @@
-"""Pictures of one handwritten digit, prepared as MNIST was: scans, photographs and drawings. Pillow, numpy and scipy.
+"""Preprocessing: a scan, photograph or drawing of one digit, prepared as MNIST was. Pillow, numpy and scipy.
 
 MNIST's digits were scaled into a box of 20 x 20 pixels, their proportions kept, with grey edges, and placed in 28 x 28
 with their centre of mass at the centre (LeCun, Cortes and Burges); the mean centre over its training images is at row
@@ -38,9 +38,10 @@ Mask = NDArray[np.bool_]
 
 
 def read_picture(name: str) -> Image.Image:
-    """The picture in a file, decoded: of an animation or of several pages the first.
+    """Return the decoded picture of a file: of an animation or of several pages the first.
 
-    Raises ValueError with the cause for what is no picture, is torn, or is too large: judged before it is decoded.
+    Raises ValueError with the cause for a file that is not a picture, is corrupt or truncated, or is too large, which
+    is judged before it is decoded.
     """
     try:
         # A named pipe would block until someone writes to it.
@@ -59,7 +60,7 @@ def read_picture(name: str) -> Image.Image:
         try:
             picture = Image.open(io.BytesIO(content), formats=_FORMATS)
         except UnidentifiedImageError:
-            raise ValueError(f"is none of {', '.join(_FORMATS)}") from None
+            raise ValueError(f"is not a picture; must be one of {', '.join(_FORMATS)}") from None
         except Image.DecompressionBombError:
             raise ValueError(f"has more than {_MOST_PIXELS:,} pixels") from None
         if picture.width * picture.height > _MOST_PIXELS:
@@ -68,12 +69,12 @@ def read_picture(name: str) -> Image.Image:
             picture.load()
             return ImageOps.exif_transpose(picture)
         except Exception as error:
-            # Whatever a decoder meets in a file that was cut off or made up.
-            raise ValueError(f"is torn ({' '.join(str(error).split())})") from None
+            # Decoders raise many kinds of errors for files that were cut off or made up.
+            raise ValueError(f"is corrupt or truncated ({' '.join(str(error).split())})") from None
 
 
 def prepare_picture(picture: Image.Image, height: int = _FRAME, width: int = _FRAME) -> NDArray[np.uint8]:
-    """The digit of a picture, light on black, in a frame (height, width) uint8, as MNIST's are in 28 x 28.
+    """Return the digit of a picture, light on black, in a frame (height, width) uint8, as MNIST's are in 28 x 28.
 
     The ink may be darker or lighter than its background, or of another colour; the background may be transparent,
     grainy or unevenly lit. Raises ValueError if nothing stands out from it.
@@ -101,18 +102,18 @@ def prepare_picture(picture: Image.Image, height: int = _FRAME, width: int = _FR
 
 
 def _bounds(ink: Grey) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the ink, as Pillow counts them."""
+    """Return left, top, right and bottom of the ink, as Pillow counts them."""
     rows, columns = np.nonzero(ink >= 0.5)
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
 def _grey(picture: Image.Image) -> Grey:
-    """The picture (height, width) in the one channel that shows it best, from about 0 to 1, reduced if it is large."""
+    """Return the picture (height, width) in the channel that shows it best, about 0 to 1, reduced if it is large."""
     factor = -(-max(picture.size) // _WORKING_SIDE)
     if picture.mode[0] in "IF":
         deep = np.asarray(picture, np.float32)
         if not np.isfinite(deep).all():
-            raise ValueError("holds values that are no numbers")
+            raise ValueError("holds values that are not numbers")
         # 16 bits, or values of no fixed range.
         low, high = (0.0, 65535.0) if picture.mode.startswith("I;16") else (float(deep.min()), float(deep.max()))
         return np.asarray(Image.fromarray((deep - low) / max(high - low, 1e-9)).reduce(factor))
@@ -128,7 +129,7 @@ def _array(picture: Image.Image, factor: int) -> Grey:
 
 
 def _on_paper(picture: Grey) -> Grey:
-    """An RGBA picture on a background: of the colour that most of it has, or one that its strokes stand out from."""
+    """Return an RGBA picture on a background: of its most frequent colour, or one that its strokes stand out from."""
     colours, opacity = picture[..., :3], picture[..., 3:]
     opaque = colours[opacity[..., 0] > 0.5]
     if not len(opaque):
@@ -143,7 +144,7 @@ def _on_paper(picture: Grey) -> Grey:
 
 
 def _one_channel(colours: Grey) -> Grey:
-    """RGB on the line through colour space along which the picture varies most: red ink on green paper shows, too."""
+    """Project RGB on the line along which the picture's colours vary most: red ink on green paper shows, too."""
     flat = colours.reshape(-1, 3)
     line = np.linalg.eigh(np.cov(flat, rowvar=False))[1][:, -1]
     line = line * np.sign(line.sum()) / np.abs(line).sum()
@@ -151,7 +152,7 @@ def _one_channel(colours: Grey) -> Grey:
 
 
 def _ink(grey: Grey) -> Grey:
-    """How much ink is at each pixel, 0 to 1, grain and specks left out."""
+    """Return the ink at each pixel, 0 to 1, grain and specks left out. Raises ValueError if there is none."""
     difference = grey - _background(grey)
     if np.square(difference[difference < 0]).sum() > np.square(difference[difference > 0]).sum():
         difference = -difference
@@ -173,7 +174,7 @@ def _ink(grey: Grey) -> Grey:
 
 
 def _background(grey: Grey) -> Grey:
-    """The picture without ink: as its edge is, or a second-order surface if the paper is nearer to that.
+    """Return the picture without ink: as its edge is, or a second-order surface if the paper is nearer to that.
 
     The surface is that of least absolute distance, by reweighted least squares.
     """
@@ -197,7 +198,7 @@ def _background(grey: Grey) -> Grey:
 
 
 def _drawn(mask: Mask) -> Mask:
-    """The parts of a mask that belong to the digit: no specks, and no lines from edge to edge beside it."""
+    """Return the parts of a mask that belong to the digit: no specks, and no lines from edge to edge beside it."""
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     across = [
@@ -211,7 +212,7 @@ def _drawn(mask: Mask) -> Mask:
 
 
 def _thickened(ink: Grey, least: float) -> Grey:
-    """The ink with strokes at least this wide, in pixels.
+    """Return the ink with strokes at least this wide, in pixels.
 
     Over a long bar of width w the mean distance to its edge is w / 4.
     """

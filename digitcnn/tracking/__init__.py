@@ -25,6 +25,7 @@ from digitcnn.tracking.queries import (
     register_champion,
     search_runs,
     study_runs,
+    trained_run,
     was_trained_with,
 )
 from digitcnn.tracking.recorder import (
@@ -78,6 +79,7 @@ __all__ = [
     "study_runs",
     "suppress_away",
     "tags",
+    "trained_run",
     "was_trained_with",
     "with_retries",
 ]

@@ -111,6 +111,13 @@ def was_trained_with(run: Any, config: RunConfig) -> bool:
     return all(run.data.params.get(name) == value for name, value in wanted.items())
 
 
+def trained_run(store: Store, run_id: str) -> Any:
+    """Return a run; of a trial that took over the result of an earlier one, the run that was trained."""
+    run = store.client.get_run(run_id)
+    original = run.data.tags.get(Tag.SAME_AS_RUN)
+    return run if original is None else store.client.get_run(original)
+
+
 def read_predictions(store: Store, run_id: str) -> pd.DataFrame:
     """Return the predicted class of every test image: image, label, predicted, probability."""
     import pandas as pd

@@ -47,7 +47,7 @@ def _draw(digit: Pixels, place: Path) -> None:
     Image.fromarray(255 - digit).resize((150, 150)).save(place)
 
 
-def test_the_command_classifies_what_it_can_and_names_the_rest(
+def test_predict_classifies_usable_pictures_and_names_the_others(
     command: Command, champion: Champion, mnist: tuple[Pixels, Pixels], tmp_path: Path
 ) -> None:
     config, run_id = champion
@@ -64,7 +64,7 @@ def test_the_command_classifies_what_it_can_and_names_the_rest(
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert ended.stderr.splitlines() == [
         "error: missing.png: cannot be read: No such file or directory",
-        "error: letter\\x1b[31m.png: is none of PNG, JPEG, BMP, GIF, TIFF, WEBP",
+        "error: letter\\x1b[31m.png: is not a picture; must be one of PNG, JPEG, BMP, GIF, TIFF, WEBP",
     ]
     found = json.loads(ended.stdout)
     assert [each["image"] for each in found] == names
@@ -80,9 +80,7 @@ def test_the_command_classifies_what_it_can_and_names_the_rest(
     assert len(store.client.search_runs([store.experiment_id])) == before
 
 
-def test_a_prediction_without_a_picture_or_a_model_is_one_line(
-    command: Command, champion: Champion, tmp_path: Path
-) -> None:
+def test_predict_without_a_picture_or_a_model_is_one_line(command: Command, champion: Champion, tmp_path: Path) -> None:
     ended = command("predict", f"tracking.root={tmp_path}/records")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "error: image: names no picture; digitcnn predict FILE...\n"
@@ -125,7 +123,7 @@ def test_what_is_no_override_is_a_picture(words: list[str], images: list[str], o
     assert (tree["image"], line.overrides) == (images, overrides)
 
 
-def test_a_picture_is_never_written_over(champion: Champion, mnist: tuple[Pixels, Pixels], tmp_path: Path) -> None:
+def test_predict_never_writes_over_a_picture(champion: Champion, mnist: tuple[Pixels, Pixels], tmp_path: Path) -> None:
     config, _ = champion
     reports = Path(config.root) / "reports" / "predictions"
     reports.mkdir(parents=True, exist_ok=True)
@@ -142,7 +140,7 @@ def test_a_picture_is_never_written_over(champion: Champion, mnist: tuple[Pixels
     ]
 
 
-def test_the_formats_say_the_same() -> None:
+def test_predictions_say_the_same_in_every_format() -> None:
     found = [Prediction('a "b", c.png', 7, 0.9876, 1, 0.0101), Prediction("d.png", 2, 0.5, 3, 0.25, "seen/d.png")]
     assert json.loads(predict.predictions_as_json(found)) == [vars(each) for each in found]
     rows = list(csv.DictReader(io.StringIO(predict.predictions_as_csv(found))))
@@ -164,7 +162,7 @@ def _picture(digit: Pixels, generator: np.random.Generator) -> Image.Image:
     return page if generator.random() < 0.5 else Image.fromarray(255 - np.asarray(page))
 
 
-def test_over_97_of_100_redrawn_digits_are_read_right(
+def test_predict_reads_over_97_of_100_redrawn_digits_right(
     mnist: tuple[Pixels, Pixels], tmp_path: Path, messages: list[str]
 ) -> None:
     """Given a champion that has seen MNIST once, and the first 500 test images, shifted, scaled and inverted."""
@@ -226,7 +224,7 @@ CALL = (
 )
 
 
-def test_the_served_champion_answers_as_the_command_does(
+def test_predict_answers_as_the_served_champion_does(
     champion: Champion, mnist: tuple[Pixels, Pixels], tmp_path: Path
 ) -> None:
     config, run_id = champion

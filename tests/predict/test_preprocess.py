@@ -122,7 +122,7 @@ FORMS: dict[str, Callable[[Pixels], Image.Image]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_in_whatever_form_a_digit_comes_the_model_sees_the_same(form: str, digits: Pixels) -> None:
+def test_prepare_picture_gives_the_same_for_every_form_of_a_digit(form: str, digits: Pixels) -> None:
     # Black and white alone have no grey edges.
     least = 0.88 if form == "1 bit" else 0.96
     for digit in digits[:5]:
@@ -130,7 +130,7 @@ def test_in_whatever_form_a_digit_comes_the_model_sees_the_same(form: str, digit
         assert likeness(prepare_picture(FORMS[form](drawn)), prepare_picture(Image.fromarray(drawn))) > least
 
 
-def test_a_telephones_note_of_rotation_is_followed(digits: Pixels, tmp_path: Path) -> None:
+def test_read_picture_follows_a_telephones_note_of_rotation(digits: Pixels, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for index, digit in enumerate(digits[:5]):
@@ -141,7 +141,7 @@ def test_a_telephones_note_of_rotation_is_followed(digits: Pixels, tmp_path: Pat
         )
 
 
-def test_a_prepared_mnist_image_is_nearly_itself(digits: Pixels) -> None:
+def test_prepare_picture_leaves_mnist_nearly_as_it_is(digits: Pixels) -> None:
     for digit in digits:
         for picture in (digit, 255 - digit):
             seen = prepare_picture(Image.fromarray(picture))
@@ -150,7 +150,7 @@ def test_a_prepared_mnist_image_is_nearly_itself(digits: Pixels) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (14, 14), (56, 56), (20, 40)])
-def test_the_digit_fills_the_box_and_its_mass_is_centred(height: int, width: int, digits: Pixels) -> None:
+def test_prepare_picture_fills_the_box_and_centres_the_mass(height: int, width: int, digits: Pixels) -> None:
     for digit in digits[:10]:
         seen = prepare_picture(Image.fromarray(drawing(digit)), height, width)
         assert (seen.shape, seen.dtype) == ((height, width), np.uint8)
@@ -161,7 +161,7 @@ def test_the_digit_fills_the_box_and_its_mass_is_centred(height: int, width: int
         assert np.abs(centre).max() <= 0.5 + 1e-6
 
 
-def test_size_and_place_do_not_matter(digits: Pixels) -> None:
+def test_prepare_picture_is_independent_of_size_and_place(digits: Pixels) -> None:
     for digit in digits[:3]:
         expected = prepare_picture(Image.fromarray(drawing(digit)))
         for width, height, side, left, top in (
@@ -173,7 +173,7 @@ def test_size_and_place_do_not_matter(digits: Pixels) -> None:
             assert likeness(seen, expected) > 0.98
 
 
-def test_a_thin_pen_is_made_as_wide_as_the_thinnest_of_mnist(digits: Pixels) -> None:
+def test_prepare_picture_widens_a_thin_pen_to_the_thinnest_of_mnist(digits: Pixels) -> None:
     page = np.full((600, 600), 255, np.uint8)
     page[60:540, 300:302] = 0
     seen = prepare_picture(Image.fromarray(page))
@@ -193,10 +193,10 @@ RANDOM = np.random.default_rng(0)
         (Image.fromarray(np.tile(np.linspace(50, 200, 200).astype(np.uint8), (160, 1))), "holds no digit"),
         (Image.new("L", (1, 1)), "has 1 x 1 pixels"),
         (Image.new("L", (20_000, 3)), "has 20000 x 3 pixels"),
-        (Image.fromarray(np.full((9, 9), np.nan, np.float32)), "holds values that are no numbers"),
+        (Image.fromarray(np.full((9, 9), np.nan, np.float32)), "holds values that are not numbers"),
     ],
 )
-def test_a_picture_without_a_digit_is_refused(picture: Image.Image, message: str) -> None:
+def test_prepare_picture_refuses_a_picture_without_a_digit(picture: Image.Image, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepare_picture(picture)
 
@@ -234,17 +234,20 @@ def _sparse(path: Path) -> None:
     ("make", "message"),
     [
         (lambda path: None, "cannot be read: No such file or directory"),
-        (_write(b""), "is none of PNG, JPEG, BMP, GIF, TIFF, WEBP"),
-        (_write(b"a letter to a friend"), "is none of PNG, JPEG"),
+        (_write(b""), "is not a picture; must be one of PNG, JPEG, BMP, GIF, TIFF, WEBP"),
+        (_write(b"a letter to a friend"), "is not a picture; must be one of PNG, JPEG"),
         # Pillow would start Ghostscript for it.
-        (_write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"), "is none of PNG, JPEG"),
+        (
+            _write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"),
+            "is not a picture; must be one of PNG, JPEG",
+        ),
         (_write(_png(60_000, 60_000, bytes(10**7))), "has more than 50,000,000 pixels"),
         (_write(_png(8_000, 8_000, bytes(8_000 * 8_001))), "has 8,000 x 8,000 pixels; at most 50,000,000"),
         (_write(_bmp(60_000, 60_000)), "has more than 50,000,000 pixels"),
-        (_write(_file("PNG", 5000)), "is torn"),
-        (_write(_file("JPEG", 5000)), "is torn"),
-        (_write(_file("BMP", 5000)), "is torn"),
-        (_write(_png(200, 200, b"12")), "is torn"),
+        (_write(_file("PNG", 5000)), "is corrupt or truncated"),
+        (_write(_file("JPEG", 5000)), "is corrupt or truncated"),
+        (_write(_file("BMP", 5000)), "is corrupt or truncated"),
+        (_write(_png(200, 200, b"12")), "is corrupt or truncated"),
         (_sparse, "holds 8,589,934,592 bytes; at most 67,108,864"),
         (Path.mkdir, "cannot be read: Is a directory"),
         (os.mkfifo, "is not a regular file"),
@@ -253,7 +256,9 @@ def _sparse(path: Path) -> None:
         (lambda path: path.symlink_to(path.parent), "cannot be read: Is a directory"),
     ],
 )
-def test_a_file_that_is_no_picture_is_refused(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+def test_read_picture_refuses_a_file_that_is_not_a_picture(
+    make: Callable[[Path], Any], message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "picture.png"
     make(path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -263,7 +268,7 @@ def test_a_file_that_is_no_picture_is_refused(make: Callable[[Path], Any], messa
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000
 
 
-def test_of_an_animation_the_first_picture_is_taken(digits: Pixels, tmp_path: Path) -> None:
+def test_read_picture_takes_the_first_of_an_animation(digits: Pixels, tmp_path: Path) -> None:
     first, second = (Image.fromarray(255 - drawing(digit)) for digit in digits[:2])
     first.save(tmp_path / "two.gif", save_all=True, append_images=[second])
     seen = prepare_picture(read_picture(str(tmp_path / "two.gif")))
