@@ -170,7 +170,19 @@ def test_an_entry_of_the_space_is_replaced_as_a_whole(entry: str) -> None:
 
 
 def test_words_are_files_whatever_their_names() -> None:
-    names = ["a.png", "x/b=c.png", "\udcff.png", "${x}.png", "-", "a b,[c"]
+    names = [
+        "a.png",
+        "x/b=c.png",
+        "./y=2.png",
+        "\udcff.png",
+        "${x}.png",
+        "-",
+        "a b,[c",
+        "[z].png",
+        "a\nb",
+        "back\\",
+        "1e3",
+    ]
     typed = [*names, "image=007", "image=[1,'x y']", "run=best"]
     found = _compose("predict", PredictConfig, typed, "image")
     assert found.image == [*names, "007", "1", "x y"]

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitcnn import predict, runner, tracking
-from digitcnn.cli import arguments
 from digitcnn.config import PredictConfig, RunConfig, StudyReference, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.predict import loading
@@ -100,27 +99,6 @@ def test_predict_without_a_picture_or_a_model_is_one_line(command: Command, cham
             predict.predict(PredictConfig(image=["x.png"], run=run, study=STUDY, tracking=TrackingConfig(root=root)))
         assert str(caught.value).startswith(line)
     assert not Path(nowhere).exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "images", "overrides"),
-    [
-        (["a.png", "run=champion", "b.png"], ["a.png", "b.png"], ["run='champion'"]),
-        (["image=a=b, c.png", "image=d.png"], ["a=b, c.png", "d.png"], []),
-        (["image=[a.png,'b, ${c}.png']", "d.png"], ["a.png", "b, ${c}.png", "d.png"], []),
-        (
-            ["scans/x=1.png", "./y=2.png", "[z].png", "a\nb.png"],
-            ["scans/x=1.png", "./y=2.png", "[z].png", "a\nb.png"],
-            [],
-        ),
-        (["image=${x}", "back\\", "image=null", "1e3"], ["${x}", "back\\", "null", "1e3"], []),
-    ],
-)
-def test_what_is_no_override_is_a_picture(words: list[str], images: list[str], overrides: list[str]) -> None:
-    line = arguments.parse(words, ("run",), "image")
-    tree = {"image": []}
-    line.restore(tree)
-    assert (tree["image"], line.overrides) == (images, overrides)
 
 
 def test_predict_never_writes_over_a_picture(champion: Champion, mnist: tuple[Pixels, Pixels], tmp_path: Path) -> None:

@@ -235,11 +235,11 @@ def _sparse(path: Path) -> None:
     [
         (lambda path: None, "cannot be read: No such file or directory"),
         (_write(b""), "is not a picture; must be one of PNG, JPEG, BMP, GIF, TIFF, WEBP"),
-        (_write(b"a letter to a friend"), "is not a picture; must be one of PNG, JPEG"),
+        (_write(b"a letter to a friend"), "is not a picture; must be"),
         # Pillow would start Ghostscript for it.
         (
             _write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"),
-            "is not a picture; must be one of PNG, JPEG",
+            "is not a picture; must be",
         ),
         (_write(_png(60_000, 60_000, bytes(10**7))), "has more than 50,000,000 pixels"),
         (_write(_png(8_000, 8_000, bytes(8_000 * 8_001))), "has 8,000 x 8,000 pixels; at most 50,000,000"),
@@ -256,9 +256,7 @@ def _sparse(path: Path) -> None:
         (lambda path: path.symlink_to(path.parent), "cannot be read: Is a directory"),
     ],
 )
-def test_read_picture_refuses_a_file_that_is_not_a_picture(
-    make: Callable[[Path], Any], message: str, tmp_path: Path
-) -> None:
+def test_read_picture_refuses_other_files(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     make(path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -237,7 +237,7 @@ class CompiledEngine:
         self._step = 0
 
     def train_epoch(self, order: Array, progress: Callable[[float], None] | None = None) -> tuple[float, float]:
-        """See Engine. `progress` is called about ten times."""
+        """Train once through `order`; see Engine. `progress` is called about ten times."""
         batches = -(-len(order) // self._batch_size)
         largest = min(self._batch_size, len(order))
         share = -(-largest // min(self._threads, largest))
@@ -270,7 +270,7 @@ class CompiledEngine:
         return float(loss), float(correct)
 
     def evaluate(self, examples: Examples) -> Evaluation:
-        """See Engine."""
+        """Evaluate the model at its present weights; see Engine."""
         _, count, micro = _layout(LARGEST_CHUNK, self._network)
         size, image = count * micro, self._network.image
         predict = _probabilities_function(self._network)
@@ -285,6 +285,6 @@ class CompiledEngine:
         return judge(np.concatenate(list(self._pool.map(part, range(0, len(examples), size)))), examples)
 
     def finish(self) -> None:
-        """See Engine. The threads end, too."""
+        """Put the trained weights into the model and end the threads."""
         self._model.set_weights([weight.numpy() for weight in self._state[0]])
         self._pool.shutdown()

@@ -67,7 +67,7 @@ class KerasEngine:
         )
 
     def train_epoch(self, order: NDArray[np.int64], progress: Progress | None = None) -> tuple[float, float]:
-        """See Engine."""
+        """Train once through `order`; see Engine."""
         import keras
 
         # Cut to the epoch, so that Keras builds no larger buffers than the data.
@@ -86,9 +86,9 @@ class KerasEngine:
         return float(history["loss"][0]), float(history["accuracy"][0])
 
     def evaluate(self, examples: Examples) -> Evaluation:
-        """See Engine."""
+        """Evaluate the model; see Engine."""
         # 1,000 images a batch: the activations stay within 100 MB, and larger batches are not faster.
         return judge(self._model.predict(examples.images, batch_size=1000, verbose=0), examples)
 
     def finish(self) -> None:
-        """See Engine. Keras trains in place."""
+        """Do nothing: Keras trains in place."""
