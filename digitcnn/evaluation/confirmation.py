@@ -27,7 +27,8 @@ from digitcnn.runner import (
     SweepDisplay,
     Trainer,
     WorkerDied,
-    core_shares,
+    threads_per_worker,
+    worker_count,
 )
 from digitcnn.tracking import close_abandoned_runs
 
@@ -93,7 +94,7 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     first = contenders[0].config.training.seed + 1
     seeds = tuple(range(first, first + config.confirm.seeds))
     jobs = len(contenders) * len(seeds)
-    workers = min(config.confirm.workers or len(core_shares(1)[0]), jobs)
+    workers = worker_count(config.confirm.workers, jobs)
     return ConfirmationPlan(config, contenders, seeds, workers, str(existing.parent_run_id))
 
 
@@ -197,11 +198,11 @@ class _Confirmation:
             logger.warning(f"{name} diverged with seed {seed}: it is left out")
         missing = self.known.missing(self.plan)
         total = sum(contender.name not in self.known.diverged for contender, _ in self.plan.jobs)
-        workers = min(self.plan.workers, max(len(missing), 1))
+        workers = worker_count(self.plan.workers, len(missing))
         study_name = self.plan.config.study.name
         self.shown.began(study_name, total, total - len(missing), workers, Metric.TEST_ACCURACY)
         if missing:
-            threads = len(core_shares(workers)[-1])
+            threads = threads_per_worker(workers)
             pool = Pool(trainer, workers, threads)
             try:
                 with (

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from digitcnn.evaluation.confirmation import ConfirmationPlan, recorded_runs
 from digitcnn.formatting import format_count, format_duration
-from digitcnn.runner import core_shares, estimate_seconds, measure_speed
+from digitcnn.runner import estimate_seconds, measure_speed, threads_per_worker, worker_count
 
 
 def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
     """The preview of a confirmation as lines of text."""
     known = recorded_runs(plan)
     missing = known.missing(plan)
-    workers = min(plan.workers, max(len(missing), 1))
-    threads = len(core_shares(workers)[-1])
+    workers = worker_count(plan.workers, len(missing))
+    threads = threads_per_worker(workers)
     baseline = plan.contenders[0].config.replace({"training.threads": threads})
     name, seeds = plan.config.study.name, len(plan.seeds)
     lines = [f"confirmation of study {name}: {len(plan.contenders)} configs x {seeds} seeds"]

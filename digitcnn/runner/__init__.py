@@ -9,7 +9,6 @@ from digitcnn.runner.run import (
     check_run,
     record_run,
     run_job,
-    with_threads,
 )
 from digitcnn.runner.signals import capture_signals, end_in_order, end_process
 from digitcnn.runner.sweep import plan_sweep, run_sweep
@@ -21,7 +20,8 @@ from digitcnn.runner.workers import (
     RunFailed,
     Trainer,
     WorkerDied,
-    core_shares,
+    threads_per_worker,
+    worker_count,
 )
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "WorkerDied",
     "capture_signals",
     "check_run",
-    "core_shares",
     "describe_sweep",
     "end_in_order",
     "end_process",
@@ -48,5 +47,6 @@ __all__ = [
     "repair_records",
     "run_job",
     "run_sweep",
-    "with_threads",
+    "threads_per_worker",
+    "worker_count",
 ]

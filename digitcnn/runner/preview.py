@@ -1,7 +1,8 @@
-"""What a sweep would do: its space, its trials, and from a few measured steps the time and the disk it would take."""
+"""The preview of a sweep: its space and trials, and the time and disk it would take, from a few measured steps."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import threading
@@ -27,6 +28,7 @@ from digitcnn.training import (
     import_keras,
     make_engine,
     samples_per_epoch,
+    thread_count,
 )
 from digitcnn.values import Decision, EpochMetrics, Examples
 
@@ -50,7 +52,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A trainer that measures the speed of a config instead of recording a run."""
+    """A trainer that measures the speed of a config and records nothing."""
 
     backend: Backend
 
@@ -79,22 +81,22 @@ class Calibration:
 
 
 def measure_speed(baseline: RunConfig, workers: int) -> Speed:
-    """Times some steps of the baseline in as many workers at once as there will be; the slowest counts."""
+    """Return the speed of a baseline, from some steps in that many workers at once: the slowest counts."""
     print(f"measuring the speed of {format_count(workers, 'worker')}, half a minute ...", file=sys.stderr)
-    pool = Pool(Calibration(baseline.backend), workers, baseline.training.threads)
+    job, trainer = Job(baseline, {}, ""), Calibration(baseline.backend)
     try:
-        job = Job(baseline, {}, "")
-        with ThreadPoolExecutor(workers) as threads:
+        with (
+            contextlib.closing(Pool(trainer, workers, thread_count(baseline.training))) as pool,
+            ThreadPoolExecutor(workers) as threads,
+        ):
             outcomes = list(threads.map(lambda w: w.run(job, lambda _: "stop", threading.Event()), pool.workers))
     except (WorkerDied, RunFailed) as error:
         raise MachineError(f"the calibration failed: {error}") from None
-    finally:
-        pool.close()
     return Speed(*(min(outcome.summary[key] for outcome in outcomes) for key in ("training", "validation")))
 
 
 def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
-    """The preview as lines of text."""
+    """Return the preview as lines of text."""
     config, baseline = plan.config, plan.baseline.parameters()
     points = space_size(plan.space)
     lines = [f"study {config.study.name}: {', '.join(config.study.objective)}, {config.study.sampler} sampler, "]
@@ -122,7 +124,7 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
 
 
 def _expected(plan: SweepPlan, speed: Speed) -> tuple[float, float]:
-    """The mean seconds and parameters of a trial over random draws; time grows with a network's multiplications."""
+    """Return the mean seconds and parameters of a trial over random draws."""
     drawn = [plan.baseline.replace(point) for point in draw_points(plan.space, _DRAWS)]
     splits = check_run(plan.baseline)
     shape = (*splits.image_shape, splits.classes)
@@ -133,7 +135,7 @@ def _expected(plan: SweepPlan, speed: Speed) -> tuple[float, float]:
 
 
 def estimate_seconds(config: RunConfig, baseline: RunConfig, speed: Speed) -> float:
-    """What one run takes, if the baseline has this speed."""
+    """Return the seconds of one run, from the baseline's speed: time grows with a network's multiplications."""
     splits = check_run(baseline)
     shape = (*splits.image_shape, splits.classes)
     multiplications = count_multiplications(config.model, *shape)

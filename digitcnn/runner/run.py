@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,17 +23,16 @@ _MOST_SAMPLES = 100_000_000
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that is over, and where it is recorded."""
+    """A run that is over, with the id that it is recorded under."""
 
     run_id: str
     result: TrainingResult
 
 
 def check_run(config: RunConfig) -> Splits:
-    """The data of a run, after checking that the network fits them and its backend is there. Imports neither that nor
-    MLflow.
+    """Return the data of a run, checked: its backend is installed, and its network fits the images.
 
-    Raises ConfigError; nothing has been created by then.
+    Raises ConfigError; creates nothing, and imports neither the backend nor MLflow.
     """
     training.check_installed(config.backend)
     splits = _load_once(config.data)
@@ -44,11 +44,6 @@ def check_run(config: RunConfig) -> Splits:
     return splits
 
 
-def with_threads(config: RunConfig) -> RunConfig:
-    """The config with `training.threads` settled: what is recorded is what was used."""
-    return config.replace({"training.threads": training.thread_count(config.training)})
-
-
 def record_run(
     config: RunConfig,
     *,
@@ -57,19 +52,21 @@ def record_run(
     on_epoch: Callable[[EpochMetrics], Decision] = lambda _: "continue",
     on_progress: Callable[[int, float], None] | None = None,
 ) -> FinishedRun:
-    """Trains as the config says and records it, in a new run or in one that was created for it.
+    """Train as the config says and record it, in a new run or in one that was created for it.
 
-    `on_epoch` is called after each epoch has been recorded and decides whether to go on. Raises ConfigError before
+    `on_epoch` is called when an epoch has been recorded and decides if the training goes on. Raises ConfigError before
     anything is recorded; TrainingDiverged, and any failure of the machine, after the run was closed as FAILED.
     """
-    config = with_threads(config)
+    threads = training.thread_count(config.training)
+    # What is recorded is what was used.
+    config = config.replace({"training.threads": threads})
     splits = check_run(config)
-    training.import_keras(training.thread_count(config.training), config.backend)
+    training.import_keras(threads, config.backend)
     import keras
 
-    # Layers of earlier runs in this process are let go.
+    # Frees the layers of earlier runs in this process.
     keras.backend.clear_session()
-    environment = training.describe_environment(training.thread_count(config.training), config.backend)
+    environment = training.describe_environment(threads, config.backend)
     with tracking.start_run(config, tags, environment, run_id) as run:
         run.log_data(splits)
         height, width = splits.image_shape
@@ -84,15 +81,10 @@ def record_run(
     return FinishedRun(run.run_id, result)
 
 
-_loaded: tuple[DataConfig, Splits] | None = None
-
-
+@functools.lru_cache(maxsize=1)
 def _load_once(config: DataConfig) -> Splits:
-    """The splits of a data config, kept for the next run of this process: a sweep's trials share them."""
-    global _loaded  # noqa: PLW0603
-    if _loaded is None or _loaded[0] != config:
-        _loaded = (config, training.load_splits(config))
-    return _loaded[1]
+    """Return the splits of a data config, kept for the next run of this process: a sweep's trials share them."""
+    return training.load_splits(config)
 
 
 @dataclass(frozen=True)

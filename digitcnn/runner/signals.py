@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP (a terminal that is closed): work is ended in order, or at once when asked again."""
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first ends work in order, the next at once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def end_process(number: signal.Signals) -> NoReturn:
-    """Ends the process as such a signal does, with every `finally` on the way: exit status 128 and the number."""
+    """End the process as such a signal does, with every `finally` on the way: exit status 128 and the number."""
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 @contextlib.contextmanager
 def capture_signals(first: Callable[[], None], again: Callable[[], None]) -> Iterator[list[signal.Signals]]:
-    """Gives the list of the ending signals that have arrived inside the body, instead of ending with them.
+    """Collect the ending signals that arrive inside the body instead of ending with them; yield their list.
 
-    At the first one `first` is called, in a thread: the handler may have interrupted anything, a print included. At
-    the second `again` is called, where the body is. A third ends the body there.
+    The first one calls `first`, in a thread: the handler may have interrupted anything, a print included. The second
+    calls `again` where the body is, and a third ends the body there.
     """
     received: list[signal.Signals] = []
 
@@ -50,7 +50,7 @@ def capture_signals(first: Callable[[], None], again: Callable[[], None]) -> Ite
 
 
 def end_in_order() -> None:
-    """From now on SIGTERM and SIGHUP end this process with every `finally` on the way, as Ctrl-C does."""
+    """Make SIGTERM and SIGHUP end this process with every `finally` on the way, as Ctrl-C does."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -63,7 +63,7 @@ def end_in_order() -> None:
 
 
 def print_nowhere() -> None:
-    """Lets what is printed go nowhere: writing to a terminal that is gone is an error."""
+    """Discard what is printed: writing to a terminal that is gone is an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -27,7 +28,8 @@ from digitcnn.runner.workers import (
     RunFailed,
     Trainer,
     WorkerDied,
-    core_shares,
+    threads_per_worker,
+    worker_count,
 )
 from digitcnn.study import Space, parse_space, space_corners
 from digitcnn.values import Decision, EpochMetrics
@@ -86,13 +88,13 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         with study.storage_errors(config.tracking.folder):
             study.refuse_another(existing, study.study_identity(config.study, space, baseline))
             missing -= study.count_finished(existing)
-    workers = min(config.study.workers or len(core_shares(1)[0]), max(missing, 1))
+    workers = worker_count(config.study.workers, missing)
     return SweepPlan(
         config=config,
         space=space,
         total=total,
         workers=workers,
-        threads=baseline.training.threads or len(core_shares(workers)[-1]),
+        threads=baseline.training.threads or threads_per_worker(workers),
     )
 
 
@@ -103,17 +105,17 @@ def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = No
     if the MLflow store is away then.
     """
     config, folder = plan.config, plan.config.tracking.folder
-    with study.only_process(folder, config.study.name):
-        pool = Pool(trainer or RecordedTraining(config.backend), plan.workers, plan.threads)
-        try:
-            with pool.stopped_by_signals() as received:
-                store = tracking.open_store(config.tracking, pool.stop.is_set)
-                opened = study.open_study(folder, config.study, plan.space, config.baseline)
-                with study.storage_errors(folder), tracking.store_errors(config.tracking):
-                    tracking.close_abandoned_runs(store)
-                    return _Sweep(plan, shown, pool, store, opened, received).work()
-        finally:
-            pool.close()
+    trainer = trainer or RecordedTraining(config.backend)
+    with (
+        study.only_process(folder, config.study.name),
+        contextlib.closing(Pool(trainer, plan.workers, plan.threads)) as pool,
+        pool.stopped_by_signals() as received,
+    ):
+        store = tracking.open_store(config.tracking, pool.stop.is_set)
+        opened = study.open_study(folder, config.study, plan.space, config.baseline)
+        with study.storage_errors(folder), tracking.store_errors(config.tracking):
+            tracking.close_abandoned_runs(store)
+            return _Sweep(plan, shown, pool, store, opened, received).work()
 
 
 @dataclass

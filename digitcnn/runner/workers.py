@@ -1,4 +1,4 @@
-"""Warm worker processes: each imports Keras once, then trains one run after another for the process that owns it.
+"""A pool of worker processes: each imports Keras once, then trains one run after another for its owner.
 
 The owner sends a config and gets an event per epoch, which it answers with "continue", "prune" or "stop".
 """
@@ -34,7 +34,7 @@ _MOST_GROWTH_MB = 500.0
 
 @dataclass(frozen=True)
 class Job:
-    """One run for a worker: its config, tags, and the MLflow run that was created for it."""
+    """One run for a worker: its config, tags, and the id of the MLflow run that was created for it."""
 
     config: RunConfig
     tags: Mapping[str, str]
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, as far as its owner needs to know: final metrics by name, and the number of epochs."""
+    """The end of a run as its owner sees it: the number of epochs, and the final metrics by name."""
 
     ending: Literal["completed", "pruned", "stopped"]
     epochs: int
@@ -51,14 +51,14 @@ class Outcome:
 
 
 class Trainer(Protocol):
-    """What a worker process does: prepare once with its number of threads, then one job after another."""
+    """The work of a worker process: prepare once with its number of threads, then run one job after another."""
 
     def prepare(self, threads: int) -> None: ...
 
     def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome: ...
 
 
-# The exit status of a worker that ran out of memory: a new process is better than what is left of this one.
+# The exit status of a worker that ran out of memory: it is replaced, as little of it can be relied on.
 _OUT_OF_MEMORY = 77
 
 
@@ -105,10 +105,10 @@ class Worker:
         self.memory_mb = []
 
     def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision], stop: threading.Event) -> Outcome:
-        """Does a job, in a new process if the last one is gone.
+        """Do a job, in a new process if the last one is gone.
 
-        `stop` asks it to end at the next epoch; it is killed if that takes too long. Raises WorkerDied, RunFailed,
-        or MachineError as the worker raised it.
+        `stop` asks the job to end at its next epoch; the process is killed if that takes too long. Raises WorkerDied,
+        RunFailed, or MachineError as the worker raised it.
         """
         if not self.process.is_alive() or self._has_grown():
             self.close()
@@ -118,7 +118,7 @@ class Worker:
         except (RunFailed, MachineError):
             raise
         except BaseException:
-            # The process may be in the middle of its run: it must not take the next job for an answer.
+            # The process is in the middle of its run, and would take the next job for an answer.
             self.process.kill()
             self.process.join()
             raise
@@ -164,7 +164,7 @@ class Worker:
         return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + _MOST_GROWTH_MB
 
     def close(self) -> None:
-        """Ends the process, without waiting for a run in it."""
+        """End the process, without waiting for a run in it."""
         self.connection.close()
         # The system may have refused to start one.
         if self.process.pid is not None:
@@ -182,17 +182,17 @@ def _exit_reason(code: int | None) -> str:
 class Pool:
     """Some workers, each with its share of the cores, handed out one at a time."""
 
-    def __init__(self, trainer: Trainer, workers: int, threads: int | None) -> None:
+    def __init__(self, trainer: Trainer, workers: int, threads: int) -> None:
         shares = core_shares(workers)
         self.stop = threading.Event()
-        self.workers = [Worker(trainer, share, threads or len(shares[-1])) for share in shares]
+        self.workers = [Worker(trainer, share, threads) for share in shares]
         self._idle: queue.Queue[int] = queue.Queue()
         for index in range(workers):
             self._idle.put(index)
 
     @contextlib.contextmanager
     def worker(self) -> Iterator[tuple[int, Worker]]:
-        """A worker that is idle, with its number from 0, waiting until there is one."""
+        """Wait for an idle worker and hold it while the body runs; yield its number from 0 and the worker."""
         index = self._idle.get()
         try:
             yield index, self.workers[index]
@@ -201,9 +201,9 @@ class Pool:
 
     @contextlib.contextmanager
     def stopped_by_signals(self) -> Iterator[list[signal.Signals]]:
-        """Inside the body a signal lets the workers end in order; a second one kills them. Gives those that came.
+        """Let a signal inside the body end the workers in order, a second one kill them; yield the list of signals.
 
-        A store that is away is not waited for after a signal: the process ends as the signal does, with one line.
+        After a signal nobody waits for a store that is away: the process ends as the signal does, with one line.
         """
 
         def stop() -> None:
@@ -224,21 +224,31 @@ class Pool:
                 signals.end_process(received[0])
 
     def close(self) -> None:
-        """Ends all worker processes."""
+        """End all worker processes."""
         for worker in self.workers:
             worker.close()
 
 
 def core_shares(workers: int) -> list[tuple[int, ...]]:
-    """The cores of each worker: all of them dealt out evenly, or one each, shared, if there are more workers."""
+    """Return the cores of each worker: all of them dealt out evenly, or one each, shared, if workers are more."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     if workers > len(cores):
         return [(cores[index % len(cores)],) for index in range(workers)]
     return [tuple(cores[index::workers]) for index in range(workers)]
 
 
+def worker_count(wanted: int | None, jobs: int) -> int:
+    """Return the number of workers for some jobs: as many as wanted, else one per core, but no more than jobs."""
+    return min(wanted or len(core_shares(1)[0]), max(jobs, 1))
+
+
+def threads_per_worker(workers: int) -> int:
+    """Return the number of threads that each of some workers has, on cores of its own where there are enough."""
+    return len(core_shares(workers)[-1])
+
+
 def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...], threads: int) -> None:
-    """A worker process's whole life."""
+    """Serve jobs from the owner until it is gone: the whole life of a worker process."""
     # Ctrl-C reaches every process of a terminal, SIGTERM often all of a job; the owner decides what they mean.
     for number in signals.ENDING:
         signal.signal(number, signal.SIG_IGN)
@@ -278,7 +288,7 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
 
 
 def _end_with_owner() -> None:
-    """Ends this process when the one that started it is gone, also in the middle of an epoch."""
+    """End this process when its owner is gone, also in the middle of an epoch."""
     owner = multiprocessing.parent_process()
     if owner is not None:
         connection.wait([owner.sentinel])

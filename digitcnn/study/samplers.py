@@ -1,4 +1,4 @@
-"""The sampler and the pruner that a study's config names, and what does not go together."""
+"""Samplers and pruners: made as a study's config names them, and which combinations are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from digitcnn.study.space import Range, Space, grid_points
 
 
 def check_sampler(config: StudyConfig, space: Space) -> None:
-    """Raises ConfigError for a sampler, pruner or objective that do not go together."""
+    """Raise ConfigError if the sampler, the pruner and the objectives do not go together."""
     if config.sampler == "grid":
         grid_points(space)
     if config.sampler == "gp" and importlib.util.find_spec("torch") is None:
@@ -38,7 +38,7 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
 
 
 def make_sampler(config: StudyConfig, trials: int) -> BaseSampler:
-    """The sampler, with a seed that goes on where a resumed study left off instead of drawing the same again."""
+    """Return the sampler of a study with that many trials, seeded such that it does not draw the same ones again."""
     seed = int(np.random.SeedSequence([config.seed, trials]).generate_state(1)[0])
     match config.sampler:
         case "tpe":
@@ -53,16 +53,16 @@ def make_sampler(config: StudyConfig, trials: int) -> BaseSampler:
         case "cmaes":
             sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
         case "nsgaii":
-            # Optuna's 50 would make the first generation the whole of a study of this size: five generations.
+            # At least five generations: with Optuna's 50 the first one would be the whole of a small study.
             sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, config.trials // 5)))
-    # Optuna reseeds at random before every trial when threads share a sampler, so that study.seed would mean nothing.
-    # Threads of one process share one generator, which needs no reseeding.
+    # Optuna would reseed at random before every trial, so that study.seed would mean nothing. Threads of one process
+    # share one generator, which needs no reseeding.
     sampler.reseed_rng = lambda: None  # type: ignore[method-assign]
     return sampler
 
 
 def make_pruner(config: StudyConfig, space: Space, baseline: RunConfig) -> BasePruner:
-    """The pruner. None prunes in the first epochs: there the number of updates, not the network, decides."""
+    """Return the pruner. It spares the first two epochs, which the number of updates decides, not the network."""
     epochs = space.get("training.epochs")
     longest = int(max(epochs.extremes)) if epochs is not None else baseline.training.epochs
     match config.pruner:

@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from digitcnn.config import RunConfig
 from digitcnn.files import write_atomically
-from digitcnn.runner import Job, Pool
+from digitcnn.runner import Job, Pool, threads_per_worker
 from digitcnn.training import available_cores, cpu_model, describe_environment, package_versions
 from experiments.benchmarks import study_timing
 from experiments.benchmarks.measurement import BenchmarkConfig, Measurement, ratio
@@ -57,13 +57,8 @@ def _total_rate(pool: Pool, config: RunConfig, task: str, images: int) -> float:
         return float(sum(outcome.summary["rate"] for outcome in outcomes))
 
 
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[Pool]:
-    pool = Pool(Timing(), workers, None)
-    try:
-        yield pool
-    finally:
-        pool.close()
+def _pool(workers: int) -> contextlib.closing[Pool]:
+    return contextlib.closing(Pool(Timing(), workers, threads_per_worker(workers)))
 
 
 def _run(config: BenchmarkConfig, **training: Any) -> RunConfig:

@@ -12,7 +12,6 @@ from digitcnn.values import Decision, EpochMetrics
 
 def train(config: RunConfig) -> int:
     """Train and record one run, with its progress on the screen; return the exit status."""
-    config = runner.with_threads(config)
     runner.check_run(config)
     with display.training_display(config.training) as shown, deferred_signals() as end_if_asked:
 
