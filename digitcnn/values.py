@@ -36,7 +36,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Splits:
-    """The examples that one run trains on and is judged by: after every epoch, or `judged_once` after the last.
+    """The examples that one run trains on and is judged by: after every epoch, or `final_test_only` after the last.
 
     `sha256` identifies the arrays that were read, before splitting.
     """
@@ -47,7 +47,7 @@ class Splits:
     validation: Examples
     classes: int
     sha256: str
-    judged_once: bool = False
+    final_test_only: bool = False
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -95,16 +95,16 @@ class EpochMetrics:
 class TrainingResult:
     """A training that ended by itself (`completed`) or was ended at an epoch (`pruned`, `stopped`).
 
-    `final` are the final model's results on the examples that judge the run, `labels` (n,) their classes; `judged_once`
-    says that they are the test set, read for this alone. `confusion[i, j]` counts those of class i that the model
-    takes for class j.
+    `final` are the final model's results on the examples that judge the run, `labels` (n,) their classes. With
+    `final_test_only` they are the test set, read for this alone. `confusion[i, j]` counts those of class i that the
+    model takes for class j.
     """
 
     ending: Literal["completed", "pruned", "stopped"]
     epochs: tuple[EpochMetrics, ...]
     final: Evaluation
     labels: NDArray[np.int64]
-    judged_once: bool
+    final_test_only: bool
     confusion: NDArray[np.int64]
     training_seconds: float
     cpu_seconds: float
@@ -117,7 +117,7 @@ class TrainingResult:
 
     def summary(self) -> dict[str, float]:
         """Return the final metrics by name: the last and the best validation, or the test; and the cost."""
-        if self.judged_once:
+        if self.final_test_only:
             judged = {Metric.TEST_LOSS: self.final.loss, Metric.TEST_ACCURACY: self.final.accuracy}
         else:
             best = max(self.epochs, key=lambda epoch: epoch.validation_accuracy or 0.0)

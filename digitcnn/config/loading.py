@@ -12,7 +12,7 @@ from digitcnn.config.urls import without_credentials
 from digitcnn.errors import ConfigError
 
 # An error names the value, but not all of a long one.
-_MOST_SHOWN = 200
+_MAX_SHOWN = 200
 
 
 class Config(BaseModel):
@@ -115,7 +115,7 @@ def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
         chosen = value.get("name") if isinstance(value, Mapping) else None
         return f"{key}.name={chosen}: must be one of {', '.join(choices)}"
     shown = without_credentials(str(value))
-    shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
+    shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
     if key == "tracking.uri" and "://" not in shown:
         shown = "***"
     allowed = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must", 1)

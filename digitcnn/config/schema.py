@@ -32,8 +32,8 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What file systems allow, in bytes.
-_LONGEST_PATH, _LONGEST_NAME = 4000, 255
-_MOST_COUNTED = 10_000_000
+_MAX_PATH_BYTES, _MAX_NAME_BYTES = 4000, 255
+_MAX_COUNT = 10_000_000
 
 
 def parse_duration(duration: str) -> float:
@@ -64,8 +64,8 @@ def _check_path(value: str) -> str:
     if has_control_characters(value):
         raise ValueError("must hold no control characters and be UTF-8")
     encoded = os.fsencode(value)
-    if len(encoded) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in encoded.split(b"/")):
-        raise ValueError(f"must be at most {_LONGEST_PATH} bytes long, and each name in it {_LONGEST_NAME}")
+    if len(encoded) > _MAX_PATH_BYTES or any(len(name) > _MAX_NAME_BYTES for name in encoded.split(b"/")):
+        raise ValueError(f"must be at most {_MAX_PATH_BYTES} bytes long, and each name in it {_MAX_NAME_BYTES}")
     return value
 
 
@@ -79,7 +79,7 @@ def _check_steps(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     try:
         return check(value)
     except ValidationError:
-        raise ValueError(f"must be null, a whole number from 1 to {_MOST_COUNTED}, or batch_size") from None
+        raise ValueError(f"must be null, a whole number from 1 to {_MAX_COUNT}, or batch_size") from None
 
 
 def _check_objective(value: list[str]) -> list[str]:
@@ -88,7 +88,7 @@ def _check_objective(value: list[str]) -> list[str]:
     return value
 
 
-Count = Annotated[int, Field(ge=1, le=_MOST_COUNTED)]
+Count = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
 Filters = Annotated[int, Field(ge=1, le=4096)]
 Kernel = Annotated[int, Field(ge=1, le=99)]
 Units = Annotated[int, Field(ge=1, le=65_536)]

@@ -115,7 +115,7 @@ def reproduce(
         raise ConfigError(f"data.path={config.data.path}: holds other data than the run was trained on (SHA-256)")
     finished = runner.record_run(config, tags={Tag.REPRODUCES: manifest.run_id}, on_epoch=on_epoch)
     result = finished.result
-    final = result.summary() if result.judged_once else {}
+    final = result.summary() if result.final_test_only else {}
     metrics = _side_by_side(manifest, result.epochs, final, splits)
     now = training.describe_environment(training.thread_count(config.training), config.backend)
     now |= {Tag.ENGINE: result.engine}

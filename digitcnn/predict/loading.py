@@ -25,14 +25,14 @@ from digitcnn import tracking, training
 from digitcnn.config import Config, ModelConfig, RunConfig, TrackingConfig, load_config, nested
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Metric, Tag
-from digitcnn.training import MOST_PARAMETERS, build_model, check_fits, count_parameters, weights_sha256
+from digitcnn.training import MAX_PARAMETERS, build_model, check_fits, count_parameters, weights_sha256
 
 if TYPE_CHECKING:
     import keras
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 # The most bytes that a file may hold beside its weights, and config.json or MLmodel; ours have 10 kB, 6 kB and 1 kB.
-_MOST_BYTES_BESIDE, _MOST_TEXT = 2**20, 2**18
+_MAX_BYTES_BESIDE, _MAX_TEXT = 2**20, 2**18
 
 
 class _KerasFlavor(Config):
@@ -67,12 +67,12 @@ def load_recorded_model(store: tracking.Store, config: TrackingConfig, run_id: s
     if Tag.MODEL_SHA256 not in tags:
         again = f"digitcnn reproduce run={run_id}"
         raise ConfigError(f"run={run_id}: recorded no SHA-256 of its model, as runs do now; repeat it: {again}")
-    parameters = min(int(run.data.metrics.get(Metric.PARAMETERS, MOST_PARAMETERS)), MOST_PARAMETERS)
+    parameters = min(int(run.data.metrics.get(Metric.PARAMETERS, MAX_PARAMETERS)), MAX_PARAMETERS)
     try:
-        content = _read(store, config, model_id, tracking.MODEL_FILE, 4 * parameters + _MOST_BYTES_BESIDE)
+        content = _read(store, config, model_id, tracking.MODEL_FILE, 4 * parameters + _MAX_BYTES_BESIDE)
         if hashlib.sha256(content).hexdigest() != tags[Tag.MODEL_SHA256]:
             raise ValueError(f"{tracking.MODEL_FILE} has another SHA-256 than the run recorded")
-        _check_description(_read(store, config, model_id, "MLmodel", _MOST_TEXT))
+        _check_description(_read(store, config, model_id, "MLmodel", _MAX_TEXT))
         network = rebuild(content, _network(run.data.params))
         if weights_sha256(network) != tags.get(Tag.WEIGHTS_SHA256):
             raise ValueError("its weights have another SHA-256 than the run recorded")
@@ -149,8 +149,8 @@ def _members(archive: bytes) -> tuple[bytes, bytes]:
                 raise ValueError(f"its archive holds {(foreign or ['a member twice'])[0]!r:.60}")
             if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
                 raise ValueError("its archive is compressed; Keras stores members as they are")
-            if members[_CONFIG].file_size > _MOST_TEXT:
-                raise ValueError(f"its {_CONFIG} holds {members[_CONFIG].file_size:,} bytes; at most {_MOST_TEXT:,}")
+            if members[_CONFIG].file_size > _MAX_TEXT:
+                raise ValueError(f"its {_CONFIG} holds {members[_CONFIG].file_size:,} bytes; at most {_MAX_TEXT:,}")
             return opened.read(_CONFIG), opened.read(_WEIGHTS)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, EOFError, OSError) as error:
         raise ValueError(f"it is not a .keras archive, or is corrupt or truncated ({error})") from None

@@ -26,7 +26,7 @@ from digitcnn.predict.preprocess import prepare_picture, read_picture
 logger = logging.getLogger(__name__)
 
 # Bytes of a picture's name that the name of its .seen.png keeps: a file's name has at most 255.
-_LONGEST_NAME = 200
+_MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _write(pictures: list[tuple[str, NDArray[np.uint8]]], config: PredictConfig)
     taken = {os.path.realpath(image) for image in config.image}
     places = []
     for image, picture in pictures:
-        name = os.fsdecode(os.fsencode(Path(image).name)[:_LONGEST_NAME])
+        name = os.fsdecode(os.fsencode(Path(image).name)[:_MAX_NAME_BYTES])
         names = itertools.chain([f"{name}.seen.png"], (f"{name}.{number}.seen.png" for number in itertools.count(2)))
         place = next(folder / each for each in names if os.path.realpath(folder / each) not in taken)
         taken.add(os.path.realpath(place))

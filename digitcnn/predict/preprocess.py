@@ -19,19 +19,19 @@ from scipy import ndimage
 
 # The decoders that a picture may reach: no others of Pillow's forty, some of which start other programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-_MOST_FILE_BYTES = 64 * 2**20
+_MAX_FILE_BYTES = 64 * 2**20
 # A telephone's camera; decoded in colour it takes 200 MB. Pillow itself allows 179 million.
-_MOST_PIXELS = 50_000_000
+_MAX_PIXELS = 50_000_000
 # Large pictures are reduced to this many pixels a side: a digit of a 50th of the side still fills MNIST's box.
 _WORKING_SIDE = 1000
 # MNIST's frame and box, for the proportions of other frames.
 _FRAME, _BOX = 28, 20
 # The 1st and the 99th percentile of the width of MNIST's strokes, in pixels of the box.
-_THINNEST_STROKE = 1.9
+_MIN_STROKE = 1.9
 # Ink must stand out from its background by this much of the range from black to white, and of the background's grain.
-_LEAST_CONTRAST, _LEAST_GRAINS = 0.06, 8.0
+_MIN_CONTRAST, _MIN_GRAINS = 0.06, 8.0
 # A part of the drawing is ink, not a speck, from this share of the largest part on.
-_LEAST_PART = 0.04
+_MIN_PART = 0.04
 
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -49,8 +49,8 @@ def read_picture(name: str) -> Image.Image:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError("is not a regular file")
-            if status.st_size > _MOST_FILE_BYTES:
-                raise ValueError(f"holds {status.st_size:,} bytes; at most {_MOST_FILE_BYTES:,}")
+            if status.st_size > _MAX_FILE_BYTES:
+                raise ValueError(f"holds {status.st_size:,} bytes; at most {_MAX_FILE_BYTES:,}")
             content = file.read()
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from None
@@ -62,9 +62,9 @@ def read_picture(name: str) -> Image.Image:
         except UnidentifiedImageError:
             raise ValueError(f"is not a picture; must be one of {', '.join(_FORMATS)}") from None
         except Image.DecompressionBombError:
-            raise ValueError(f"has more than {_MOST_PIXELS:,} pixels") from None
-        if picture.width * picture.height > _MOST_PIXELS:
-            raise ValueError(f"has {picture.width:,} x {picture.height:,} pixels; at most {_MOST_PIXELS:,}")
+            raise ValueError(f"has more than {_MAX_PIXELS:,} pixels") from None
+        if picture.width * picture.height > _MAX_PIXELS:
+            raise ValueError(f"has {picture.width:,} x {picture.height:,} pixels; at most {_MAX_PIXELS:,}")
         try:
             picture.load()
             return ImageOps.exif_transpose(picture)
@@ -85,7 +85,7 @@ def prepare_picture(picture: Image.Image, height: int = _FRAME, width: int = _FR
     ink = _ink(grey)
     left, top, right, bottom = _bounds(ink)
     enlarged = min(_BOX / _FRAME * height / (bottom - top), _BOX / _FRAME * width / (right - left))
-    ink = _thickened(ink, _THINNEST_STROKE / _FRAME * min(height, width) / enlarged)
+    ink = _thickened(ink, _MIN_STROKE / _FRAME * min(height, width) / enlarged)
     left, top, right, bottom = _bounds(ink)
     scale = min(_BOX / _FRAME * height / (bottom - top), _BOX / _FRAME * width / (right - left))
     size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
@@ -162,7 +162,7 @@ def _ink(grey: Grey) -> Grey:
         smooth = ndimage.gaussian_filter(difference, blur)
         left = grain / max(2 * blur * np.pi**0.5, 1)
         peak = float(smooth.max())
-        if peak >= max(_LEAST_CONTRAST, _LEAST_GRAINS * left):
+        if peak >= max(_MIN_CONTRAST, _MIN_GRAINS * left):
             break
     else:
         raise ValueError("holds no digit: nothing stands out from its background")
@@ -208,7 +208,7 @@ def _drawn(mask: Mask) -> Mask:
     inside = np.where(across, 0, sizes)
     if inside.max() >= 0.1 * sizes.max():
         sizes = inside
-    return np.isin(parts, 1 + np.flatnonzero(sizes >= _LEAST_PART * sizes.max()))
+    return np.isin(parts, 1 + np.flatnonzero(sizes >= _MIN_PART * sizes.max()))
 
 
 def _thickened(ink: Grey, least: float) -> Grey:

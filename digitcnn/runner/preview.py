@@ -142,5 +142,5 @@ def estimate_seconds(config: RunConfig, baseline: RunConfig, speed: Speed) -> fl
     work = multiplications / count_multiplications(baseline.model, *shape)
     epochs = config.training.epochs
     training = epochs * samples_per_epoch(config.training, len(splits.train)) / speed.training
-    judged = len(splits.validation) * (1 if splits.judged_once else epochs) / speed.validation
+    judged = len(splits.validation) * (1 if splits.final_test_only else epochs) / speed.validation
     return _SECONDS_BESIDE_EPOCHS + (training + judged) * work

@@ -196,7 +196,7 @@ class Run:
             for file, figure in pictures.items():
                 figure.savefig(Path(folder) / file)
             self._put(operations.files(Path(folder)))
-        if result.judged_once:
+        if result.final_test_only:
             put_files(self.store, self.run_id, {Artifact.PREDICTIONS: _predictions_csv(result)})
         if result.ending == "completed":
             self._log_model(model)

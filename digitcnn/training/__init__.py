@@ -13,7 +13,7 @@ from digitcnn.training.environment import (
 )
 from digitcnn.training.loop import samples_per_epoch, train
 from digitcnn.training.network import (
-    MOST_PARAMETERS,
+    MAX_PARAMETERS,
     build_model,
     check_fits,
     count_multiplications,
@@ -23,7 +23,7 @@ from digitcnn.training.network import (
 
 __all__ = [
     "BACKEND_PACKAGES",
-    "MOST_PARAMETERS",
+    "MAX_PARAMETERS",
     "available_cores",
     "build_model",
     "check_fits",

@@ -30,12 +30,12 @@ MNIST_SHA256 = {
 PACKAGED_NAME = "mnist"
 _PACKAGED = Path(str(files("digitcnn"))) / "datasets" / "mnist.npz"
 # The largest array that a file may make us allocate: 40 times MNIST.
-_MOST_BYTES = 2 * 1024**3
+_MAX_BYTES = 2 * 1024**3
 # Deflate can expand a thousandfold; real images from some size on do not. MNIST expands fivefold.
-_MOST_EXPANSION, _FREE_BYTES = 100, 2**26
+_MAX_EXPANSION, _FREE_BYTES = 100, 2**26
 # numpy writes headers of 128 bytes, and four members have a directory of 250; both are read whole.
-_MOST_HEADER, _MOST_DIRECTORY = 2**14, 2**16
-_MOST_CLASSES = 1000
+_MAX_HEADER, _MAX_DIRECTORY = 2**14, 2**16
+_MAX_CLASSES = 1000
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -70,7 +70,7 @@ def load_splits(config: DataConfig) -> Splits:
         validation=validation,
         classes=classes,
         sha256=hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode()).hexdigest(),
-        judged_once=config.validation == "test_once",
+        final_test_only=config.validation == "test_once",
     )
 
 
@@ -124,7 +124,7 @@ def _check_directory(file: IO[bytes]) -> None:
     directory = int.from_bytes(tail[end + 12 : end + 16], "little") if end >= 0 else 0
     # The directory of files over 4 GiB has a second record that overrules the first.
     overruled = end >= 20 and tail[end - 20 : end - 16] == b"PK\6\7" and size < 2**32
-    if overruled or directory > _MOST_DIRECTORY:
+    if overruled or directory > _MAX_DIRECTORY:
         raise ValueError("its list of members is that of no npz file")
 
 
@@ -136,7 +136,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ConfigError(f"{name} is compressed in a way that numpy does not write")
     with archive.open(member) as opened:
-        start = io.BytesIO(opened.read(_MOST_HEADER))
+        start = io.BytesIO(opened.read(_MAX_HEADER))
     try:
         version = np.lib.format.read_magic(start)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -154,11 +154,11 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     if 0 in shape:
         raise ConfigError(f"{name} is empty")
     size = math.prod(shape) * dtype.itemsize
-    if size > _MOST_BYTES:
+    if size > _MAX_BYTES:
         raise ConfigError(f"{name} is {shape} {dtype}, over the limit of 2 GiB")
     if size != member.file_size - start.tell():
         raise ConfigError(f"{name} is corrupt or truncated: {shape} {dtype} in {member.file_size:,} bytes")
-    if size > _FREE_BYTES and size > _MOST_EXPANSION * member.compress_size:
+    if size > _FREE_BYTES and size > _MAX_EXPANSION * member.compress_size:
         raise ConfigError(f"{name} expands from {member.compress_size:,} to {size:,} bytes: no images do")
     with archive.open(member) as opened:
         return np.lib.format.read_array(opened, allow_pickle=False)
@@ -169,8 +169,8 @@ def _check_labels(images: int, labels: NDArray[Any], part: str) -> None:
     if images != len(labels):
         raise ConfigError(f"{images} images but {len(labels)} labels in {part}")
     lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= _MOST_CLASSES:
-        raise ConfigError(f"y_{part} has labels from {lowest} to {highest}; must lie in 0 to {_MOST_CLASSES - 1}")
+    if lowest < 0 or highest >= _MAX_CLASSES:
+        raise ConfigError(f"y_{part} has labels from {lowest} to {highest}; must lie in 0 to {_MAX_CLASSES - 1}")
     present = np.unique(labels)
     if part == "train" and (len(present) != highest + 1 or highest < 1):
         raise ConfigError("y_train must hold every label from 0 to the highest, at least 0 and 1")

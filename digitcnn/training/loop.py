@@ -77,7 +77,7 @@ def train(
         progress = None if on_progress is None else lambda fraction, epoch=epoch: on_progress(epoch, fraction)
         train_loss, train_accuracy = engine.train_epoch(order, progress)
         trained = time.perf_counter()
-        if not splits.judged_once:
+        if not splits.final_test_only:
             final = engine.evaluate(splits.validation)
         samples_seen += len(order)
         bad = [loss for loss in (train_loss, 0.0 if final is None else final.loss) if not math.isfinite(loss)]
@@ -109,7 +109,7 @@ def train(
         epochs=tuple(epochs),
         final=final,
         labels=splits.validation.labels,
-        judged_once=splits.judged_once,
+        final_test_only=splits.final_test_only,
         confusion=confusion,
         training_seconds=time.perf_counter() - began,
         cpu_seconds=time.process_time() - cpu_began,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import keras
 
 # A network of this many parameters takes 2 GB with Adam's two moments and the gradient: more than a worker's share.
-MOST_PARAMETERS = 134_000_000
+MAX_PARAMETERS = 134_000_000
 
 
 class Convolution(NamedTuple):
@@ -104,8 +104,8 @@ def count_multiplications(config: ModelConfig, height: int, width: int, classes:
 def check_fits(config: ModelConfig, height: int, width: int, classes: int) -> None:
     """Raise ConfigError if the network leaves no pixels of such images, or is too large to train here."""
     parameters = count_parameters(config, height, width, classes)
-    if parameters > MOST_PARAMETERS:
-        raise ConfigError(f"model: has {parameters:,} parameters; must have at most {MOST_PARAMETERS:,}")
+    if parameters > MAX_PARAMETERS:
+        raise ConfigError(f"model: has {parameters:,} parameters; must have at most {MAX_PARAMETERS:,}")
 
 
 def weights_sha256(model: keras.Model) -> str:

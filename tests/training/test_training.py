@@ -171,7 +171,7 @@ def test_weights_sha256_tells_any_change_of_a_weight(small_config: RunConfig) ->
     assert weights_sha256(model) != before
 
 
-def test_train_judged_once_reads_the_test_set_after_the_last_epoch_alone(small_config: RunConfig) -> None:
+def test_train_final_test_only_reads_the_test_set_after_the_last_epoch_alone(small_config: RunConfig) -> None:
     once = _train(small_config.replace({"data.validation": "test_once"}))
     assert [epoch.validation_accuracy for epoch in once.epochs] == [None, None]
     assert not set(once.summary()) & {"validation_accuracy", "best_epoch"}
