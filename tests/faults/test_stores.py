@@ -43,7 +43,7 @@ from tests.conftest import Command, command_line, with_study
 from tests.support import processes
 from tests.support.processes import FORKS
 from tests.support.recorded import STRANGE, assert_complete, config_in, epoch, record_a_run
-from tests.support.servers import Line, MLflowServer, free_port
+from tests.support.servers import MLflowServer, Proxy, free_port
 from tests.support.sweeps import Quiet, assert_stores_agree, open_records, work
 from tests.support.trainers import BrokenTrainer, InstantTrainer
 
@@ -79,18 +79,18 @@ def server(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture
-def line(server: MLflowServer) -> Iterator[Line]:
-    laid = Line(server.port)
-    yield laid
-    laid.down()
+def proxy(server: MLflowServer) -> Iterator[Proxy]:
+    opened = Proxy(server.port)
+    yield opened
+    opened.down()
 
 
-def served_at(line: Line) -> str:
-    return f"http://127.0.0.1:{line.port}"
+def served_at(proxy: Proxy) -> str:
+    return f"http://127.0.0.1:{proxy.port}"
 
 
-def served(tmp_path: Path, line: Line) -> RunConfig:
-    return config_in(tmp_path / "records", uri=served_at(line), experiment="served")
+def served(tmp_path: Path, proxy: Proxy) -> RunConfig:
+    return config_in(tmp_path / "records", uri=served_at(proxy), experiment="served")
 
 
 def test_open_store_refuses_a_server_that_is_down_in_one_line(tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def test_open_store_refuses_a_server_that_is_down_in_one_line(tmp_path: Path) ->
     assert not (tmp_path / "records").exists()
 
 
-def test_queue_delivers_what_was_logged_while_the_server_was_gone(tmp_path: Path, line: Line) -> None:
-    config = served(tmp_path, line)
+def test_queue_delivers_what_was_logged_while_the_server_was_gone(tmp_path: Path, proxy: Proxy) -> None:
+    config = served(tmp_path, proxy)
 
     def gone_for_two_epochs(number: int) -> None:
         if number == 2:
-            line.down()
+            proxy.down()
         if number == 4:
-            line.up()
+            proxy.up()
 
     run_id = record_a_run(config, gone_for_two_epochs, tmp_path)
     assert_complete(config, run_id)
@@ -118,9 +118,11 @@ def test_queue_delivers_what_was_logged_while_the_server_was_gone(tmp_path: Path
     assert list((tmp_path / "records" / "outbox").iterdir()) == []
 
 
-def test_queue_keeps_what_a_server_gone_for_good_did_not_take(tmp_path: Path, line: Line, messages: list[str]) -> None:
-    config = served(tmp_path, line)
-    run_id = record_a_run(config, lambda number: line.down() if number == 2 else None, tmp_path)
+def test_queue_keeps_what_a_server_gone_for_good_did_not_take(
+    tmp_path: Path, proxy: Proxy, messages: list[str]
+) -> None:
+    config = served(tmp_path, proxy)
+    run_id = record_a_run(config, lambda number: proxy.down() if number == 2 else None, tmp_path)
     folder = tmp_path / "records" / "outbox"
     assert tracking.pending_message(config.tracking) == (
         f"the MLflow store did not take all records of 1 run; they are kept in {folder}, "
@@ -129,27 +131,27 @@ def test_queue_keeps_what_a_server_gone_for_good_did_not_take(tmp_path: Path, li
     # A command that does not reach it either changes nothing.
     with pytest.raises(MachineError, match="Connection refused"):
         tracking.open_store(config.tracking)
-    line.up()
+    proxy.up()
     opened = tracking.open_store(config.tracking)
     # Cut off after the model and before its run knows of it, delivery begins again: nothing is there twice.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MlflowClient, "log_outputs", lambda *_: line.down())
+        patch.setattr(MlflowClient, "log_outputs", lambda *_: proxy.down())
         with pytest.raises(MlflowException):
             tracking.deliver(opened)
-    line.up()
+    proxy.up()
     tracking.deliver(opened)
     assert messages[-1:] == ["delivered 9 records of 1 run that had been kept"]
     assert tracking.pending_message(config.tracking) == ""
     assert_complete(config, run_id)
 
 
-def test_queue_quarantines_what_a_server_refuses(tmp_path: Path, line: Line, messages: list[str]) -> None:
-    config = served(tmp_path, line)
-    run_id = record_a_run(config, lambda number: line.down() if number == 2 else None, tmp_path)
+def test_queue_quarantines_what_a_server_refuses(tmp_path: Path, proxy: Proxy, messages: list[str]) -> None:
+    config = served(tmp_path, proxy)
+    run_id = record_a_run(config, lambda number: proxy.down() if number == 2 else None, tmp_path)
     queue_module.enqueue(
         tmp_path / "records" / "outbox", config.tracking.store_uri, "0" * 32, tracking.tags({"a": "b"})
     )
-    line.up()
+    proxy.up()
     tracking.deliver(tracking.open_store(config.tracking))
     assert_complete(config, run_id)
     refused = tmp_path / "records" / "outbox" / "refused" / ("0" * 32)
@@ -157,11 +159,11 @@ def test_queue_quarantines_what_a_server_refuses(tmp_path: Path, line: Line, mes
     assert "journal.jsonl" in {item.name for item in refused.iterdir()}
 
 
-def test_create_run_waits_for_the_server(tmp_path: Path, line: Line, messages: list[str]) -> None:
-    config = served(tmp_path, line)
+def test_create_run_waits_for_the_server(tmp_path: Path, proxy: Proxy, messages: list[str]) -> None:
+    config = served(tmp_path, proxy)
     opened = tracking.open_store(config.tracking)
-    line.down()
-    threading.Timer(2.0, line.up).start()
+    proxy.down()
+    threading.Timer(2.0, proxy.up).start()
     run_id = tracking.create_training_run(opened, config, "late", {})
     assert opened.client.get_run(run_id).info.run_name == "late"
     assert len(messages) == 2
@@ -169,16 +171,16 @@ def test_create_run_waits_for_the_server(tmp_path: Path, line: Line, messages: l
     assert messages[1].endswith("answers again")
 
 
-def test_create_run_is_not_repeated_when_only_its_answer_was_lost(tmp_path: Path, line: Line) -> None:
-    config = served(tmp_path, line)
+def test_create_run_is_not_repeated_when_only_its_answer_was_lost(tmp_path: Path, proxy: Proxy) -> None:
+    config = served(tmp_path, proxy)
     opened = tracking.open_store(config.tracking)
     create = opened.client.create_run
     with pytest.MonkeyPatch.context() as patch:
 
         def created_and_cut_off(*arguments: Any) -> Any:
             run = create(*arguments)
-            line.down()
-            threading.Timer(1.0, line.up).start()
+            proxy.down()
+            threading.Timer(1.0, proxy.up).start()
             return run
 
         patch.setattr(opened.client, "create_run", created_and_cut_off)
@@ -190,28 +192,28 @@ def test_create_run_is_not_repeated_when_only_its_answer_was_lost(tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_a_sweep_while_the_server_is_gone(
-    sweep_config: SweepConfig, tmp_path: Path, line: Line, number: signal.Signals
+    sweep_config: SweepConfig, tmp_path: Path, proxy: Proxy, number: signal.Signals
 ) -> None:
-    config = in_folder(with_study(sweep_config, workers=1), tmp_path / "records", uri=served_at(line))
-    _end_while_the_server_is_gone(config, tmp_path / "lines", line, number)
+    config = in_folder(with_study(sweep_config, workers=1), tmp_path / "records", uri=served_at(proxy))
+    _end_while_the_server_is_gone(config, tmp_path / "lines", proxy, number)
 
 
 def test_signal_ends_a_confirmation_while_the_server_is_gone(
-    sweep_config: SweepConfig, tmp_path: Path, line: Line
+    sweep_config: SweepConfig, tmp_path: Path, proxy: Proxy
 ) -> None:
-    config = in_folder(with_study(sweep_config, workers=1, trials=2), tmp_path / "records", uri=served_at(line))
+    config = in_folder(with_study(sweep_config, workers=1, trials=2), tmp_path / "records", uri=served_at(proxy))
     work(config, InstantTrainer())
     confirm = {"study": {"name": config.study.name}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
     confirmed = load_config(ConfirmConfig, confirm | {"tracking": config.tracking.model_dump()})
-    _end_while_the_server_is_gone(confirmed, tmp_path / "lines", line, signal.SIGINT)
+    _end_while_the_server_is_gone(confirmed, tmp_path / "lines", proxy, signal.SIGINT)
 
 
 def _end_while_the_server_is_gone(
-    config: SweepConfig | ConfirmConfig, lines: Path, line: Line, number: signal.Signals
+    config: SweepConfig | ConfirmConfig, lines: Path, proxy: Proxy, number: signal.Signals
 ) -> None:
     process = processes.start(config, InstantTrainer(0.3), lines)
     processes.wait_for(lines, "epoch 1", process)
-    line.down()
+    proxy.down()
     # The next run waits for it.
     processes.wait_for(lines, "does not answer", process)
     assert process.pid is not None
@@ -635,9 +637,9 @@ print(mlflow.keras.load_model("models:/digitcnn@champion").predict(numpy.zeros((
 
 @pytest.mark.soak
 def test_train_whose_server_is_gone_for_good_says_where_its_records_are(
-    tmp_path: Path, line: Line, command: Command
+    tmp_path: Path, proxy: Proxy, command: Command
 ) -> None:
-    where = [f"tracking.root={tmp_path}/records", f"tracking.uri=http://127.0.0.1:{line.port}"]
+    where = [f"tracking.root={tmp_path}/records", f"tracking.uri=http://127.0.0.1:{proxy.port}"]
     where += ["tracking=server", "tracking.experiment=served"]
     process = subprocess.Popen(
         command_line("train", *SMALL, *where), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -646,7 +648,7 @@ def test_train_whose_server_is_gone_for_good_says_where_its_records_are(
     assert process.stderr is not None
     for text in process.stdout:
         if "epoch 1/2" in text:
-            line.down()
+            proxy.down()
             break
     output, error = process.communicate(timeout=900)
     assert process.returncode == 1
@@ -655,11 +657,11 @@ def test_train_whose_server_is_gone_for_good_says_where_its_records_are(
         "error: the MLflow store did not take all records of 1 run; they are kept in "
         f"{tmp_path}/records/outbox, and the next command that reaches it delivers them\n"
     )
-    line.up()
+    proxy.up()
     ended = command("train", *SMALL, *where, timeout=900)
     assert ended.returncode == 0, ended.stderr
     assert "records of 1 run that had been kept" in ended.stdout
-    client = MlflowClient(f"http://127.0.0.1:{line.port}")
+    client = MlflowClient(f"http://127.0.0.1:{proxy.port}")
     experiment = client.get_experiment_by_name("served")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.model_sha256 LIKE '%'")

@@ -1,19 +1,22 @@
-"""What the library logs, as texts."""
+"""The messages that the library logs, as texts."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 
 
 class _Listener(logging.Handler):
     def __init__(self, hear: Callable[[str], None]) -> None:
         super().__init__()
-        self.hear = hear
+        self.hear, self.process = hear, os.getpid()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.hear(record.getMessage())
+        # A real worker is spawned and shows nothing; those that tests fork inherit this listener.
+        if os.getpid() == self.process:
+            self.hear(record.getMessage())
 
 
 def hear_messages(hear: Callable[[str], None]) -> Callable[[], None]:

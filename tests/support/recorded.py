@@ -1,4 +1,4 @@
-"""A run without Keras that records all kinds of things, and the check that all of it is there, once."""
+"""A run without Keras that records one of everything, and the check that all of it is there, once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from digitcnn.config import RunConfig, load_config
 from digitcnn.tracking import operations
 from digitcnn.values import EpochMetrics
 
-# A folder's name with all that an address of a file could stumble over.
+# A folder's name with every character that has a meaning in an address.
 STRANGE = "räcords of 50% a?b#c"
 
 
@@ -27,7 +27,7 @@ def config_in(root: Path, **tracking: str) -> RunConfig:
 
 
 def saved_model(folder: Path) -> Path:
-    """A model as it is saved, without Keras."""
+    """Save a model without Keras in a folder and return the folder."""
     folder.mkdir()
     Model(run_id="").save(str(folder / "MLmodel"))
     (folder / "weights").write_bytes(bytes(1000))
@@ -35,7 +35,7 @@ def saved_model(folder: Path) -> Path:
 
 
 def record_a_run(config: RunConfig, at_epoch: Callable[[int], None], folder: Path, epochs: int = 5) -> str:
-    """A run with epochs, tags, a file, data and a model; `at_epoch` is called before each epoch is recorded."""
+    """Record a run with epochs, tags, a file, data and a model; call `at_epoch` before each epoch. Return its id."""
     with tracking.start_run(config, {"study": "none"}, training.describe_environment(1)) as run:
         for number in range(1, epochs + 1):
             at_epoch(number)
@@ -52,13 +52,13 @@ def record_a_run(config: RunConfig, at_epoch: Callable[[int], None], folder: Pat
 
 
 def files_at(config: RunConfig, place: str) -> set[str]:
-    """By its address: MLflow's client remembers where the artifacts of a run were, which a move changes."""
+    """Return the names of the files at an address: MLflow's client remembers a run's, which a move changes."""
     found = mlflow.artifacts.list_artifacts(artifact_uri=place, tracking_uri=config.tracking.store_uri)
     return {Path(item.path).name for item in found}
 
 
 def assert_complete(config: RunConfig, run_id: str, epochs: int = 5) -> None:
-    """All that `record_a_run` recorded is there, once."""
+    """Assert that all that `record_a_run` recorded is there, once."""
     client = MlflowClient(config.tracking.store_uri)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"

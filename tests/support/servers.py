@@ -1,4 +1,4 @@
-"""Real servers for the tests: MLflow's own, on loopback, ended by their ids."""
+"""MLflow servers on loopback, and a proxy that cuts the connections to one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from digitcnn.files import sqlite_url
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Return a port of loopback on which no program listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -69,7 +69,7 @@ class MLflowServer:
 
 @contextlib.contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
-    """The address of an MLflow server with its records in a folder, which runs while the body does."""
+    """Run an MLflow server with its records in a folder while the body lasts; yield its address."""
     server = MLflowServer(folder, free_port())
     try:
         server.start()
@@ -78,8 +78,8 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         server.kill()
 
 
-class Line:
-    """A port that leads to another one while the line is up; while it is down, connections are refused."""
+class Proxy:
+    """A port that leads to another one while the proxy is up; while it is down, connections are refused."""
 
     def __init__(self, to: int) -> None:
         self.to = to
