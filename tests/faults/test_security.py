@@ -160,7 +160,7 @@ def test_a_link_in_the_records_is_not_written_through(tmp_path: Path) -> None:
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     for path in (tmp_path / "pipe.yaml", tmp_path, Path("/dev/zero")):
-        with pytest.raises(ConfigError, match="it is no file"):
+        with pytest.raises(ConfigError, match="it is not a regular file"):
             read_manifest(path)
 
 
