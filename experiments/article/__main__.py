@@ -7,12 +7,12 @@ from digitcnn.config import expand_user
 from experiments.article import publication
 from experiments.article.publication import PublishConfig
 
-_REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def publish(config: PublishConfig) -> int:
     """Write the tables, the champion, the figure and RESULTS.md; or the last two again, with `from_tables=true`."""
-    folder = _REPOSITORY / expand_user(config.folder)
+    folder = REPOSITORY / expand_user(config.folder)
     if config.from_tables:
         print(f"written: {publication.publish_from_tables(folder)}, and the figure beside it")
         return 0
