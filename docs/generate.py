@@ -262,8 +262,24 @@ def _public_names(module: ast.Module) -> list[str]:
     return []
 
 
+def _followed(reference: re.Match[str]) -> str:
+    """Return a `room/module.py:name` with the module of the room that defines the name now, if exactly one does."""
+    file, name = reference[1], reference[2]
+    defines = re.compile(rf"^ *(?:def|class) {name}\b|^ *{name} = ", re.MULTILINE)
+    package = REPOSITORY / "digitcnn"
+    if (package / file).exists() and defines.search((package / file).read_text()):
+        return reference[0]
+    room = package / file.split("/")[0]
+    found = [path for path in room.rglob("*.py") if defines.search(path.read_text())]
+    return f"`{found[0].relative_to(package)}:{name}`" if len(found) == 1 else reference[0]
+
+
 def architecture(text: str) -> str:
-    """Return the page with its picture and its rooms made anew; what stands around them is written by hand."""
+    """Return the page with its picture and rooms made anew, and references that follow functions which moved.
+
+    The rest of the page is written by hand.
+    """
+    text = re.sub(r"`([\w/]+\.py):(\w+)`", _followed, text)
     for name, made in (("picture", picture()), ("rooms", rooms())):
         begin, end = f"<!-- {name}: written by make docs -->", f"<!-- end of {name} -->"
         before, after = text.partition(begin)[0], text.partition(end)[2]
