@@ -15,6 +15,10 @@ class Tag:
     # Set when a run is created.
     PARENT = "mlflow.parentRunId"
     HOST = "host"
+    # From these MLflow's UI shows the source of a run.
+    SOURCE_NAME = "mlflow.source.name"
+    SOURCE_TYPE = "mlflow.source.type"
+    SOURCE_COMMIT = "mlflow.source.git.commit"
     # Of every run of a study; `trial` and `confirms` tell trials and confirming runs apart.
     STUDY = "study"
     TRIAL = "trial"
@@ -40,6 +44,7 @@ class Tag:
     CORES = "cores"
     CPU = "cpu"
     FLAGS = "flags"
+    GIT_PREFIX = "git."
     GIT_COMMIT = "git.commit"
     GIT_DIRTY = "git.dirty"
     PLATFORM = "platform"

@@ -9,57 +9,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitcnn.drawing import BLUE, INK, MOST_LABELLED_CLASSES, ORANGE, mistake_shares
+from digitcnn.records import Metric
 from digitcnn.values import EpochMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TRAINING, _VALIDATION = BLUE, ORANGE
 
-
-def learning_curves(epochs: tuple[EpochMetrics, ...], title: str) -> Figure:
+def learning_curves(epochs: Sequence[EpochMetrics], title: str) -> Figure:
     """Draw loss and accuracy over epochs: training, and validation with its best epoch marked, if there is one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
-    numbers = [epoch.epoch for epoch in epochs]
-    _lines(loss_axes, numbers, [e.train_loss for e in epochs], _known([e.validation_loss for e in epochs]))
+    _draw_curve(loss_axes, epochs, Metric.TRAIN_LOSS, 1, color=BLUE, label="training")
+    _draw_curve(loss_axes, epochs, Metric.VALIDATION_LOSS, 1, color=ORANGE, label="validation")
     loss_axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss")
-    train = [100 * epoch.train_accuracy for epoch in epochs]
-    validation = [100 * accuracy for accuracy in _known([e.validation_accuracy for e in epochs])]
-    _lines(accuracy_axes, numbers, train, validation)
+    _draw_curve(accuracy_axes, epochs, Metric.TRAIN_ACCURACY, 100, color=BLUE, label="training")
+    validation = _draw_curve(accuracy_axes, epochs, Metric.VALIDATION_ACCURACY, 100, color=ORANGE, label="validation")
     accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy")
     if validation:
-        best = int(np.argmax(validation))
-        accuracy_axes.plot(numbers[best], validation[best], "o", ms=10, mfc="none", mec=_VALIDATION, mew=1.8)
+        epoch, best = max(validation, key=lambda point: point[1])
+        accuracy_axes.plot(epoch, best, "o", ms=10, mfc="none", mec=ORANGE, mew=1.8)
         accuracy_axes.annotate(
-            f"best {validation[best]:.2f} %, epoch {numbers[best]}",
-            (numbers[best], validation[best]),
+            f"best {best:.2f} %, epoch {epoch}",
+            (epoch, best),
             xytext=(0, -26),
             textcoords="offset points",
-            ha="right" if best > len(numbers) / 2 else "left",
-            color=_VALIDATION,
+            ha="right" if epoch > len(epochs) / 2 else "left",
+            color=ORANGE,
         )
     accuracy_axes.legend(frameon=False, loc="lower right")
     figure.suptitle(title)
     return figure
 
 
-def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _lines(axes: Axes, epochs: list[int], train: list[float], validation: list[float]) -> None:
+def _draw_curve(
+    axes: Axes, epochs: Sequence[EpochMetrics], metric: str, scale: float, color: str, label: str
+) -> list[tuple[int, float]]:
+    """Draw a metric, times a scale, over the epochs in which it was measured; return the points."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.plot(epochs, train, "o-", ms=3.5, lw=1.6, color=_TRAINING, label="training")
-    if validation:
-        axes.plot(epochs, validation, "o-", ms=3.5, lw=1.6, color=_VALIDATION, label="validation")
+    points = [(each.epoch, scale * each.metrics()[metric]) for each in epochs if metric in each.metrics()]
+    if points:
+        axes.plot(*zip(*points, strict=True), "o-", ms=3.5, lw=1.6, color=color, label=label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    axes.grid(visible=True, alpha=0.25)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return points
 
 
 def confusion_matrix(confusion: NDArray[np.int64], title: str) -> Figure:

@@ -52,8 +52,7 @@ def create_run(store: Store, name: str, tags: Mapping[str, str], parameters: Map
     """
     from mlflow.entities import Param
 
-    # From the source MLflow's UI shows how a run was started.
-    source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+    source = {Tag.SOURCE_NAME: Path(sys.argv[0]).name, Tag.SOURCE_TYPE: "LOCAL"}
     tags = {Tag.HOST: process_id()} | source | dict(tags)
     began = int(time.time() * 1000)
 
@@ -111,18 +110,15 @@ def close_abandoned_runs(store: Store) -> None:
 
 def environment_tags(environment: Mapping[str, Any]) -> dict[str, str]:
     """Return the description of a run's environment as MLflow tags, one level deep with dotted names."""
-    tags: dict[str, str] = {}
-    for key, value in environment.items():
-        if key == "packages":
-            tags |= {f"{Tag.VERSION_PREFIX}{name}": text for name, text in value.items()}
-        elif key == "git":
-            tags |= {f"git.{name}": str(part).lower() for name, part in value.items()}
-            if "commit" in value:
-                # From which MLflow's UI shows a run's source.
-                tags["mlflow.source.git.commit"] = value["commit"]
-        else:
-            tags[key] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
-    return tags
+    packages, git = environment.get("packages", {}), environment.get("git", {})
+    others = {key: value for key, value in environment.items() if key not in ("packages", "git")}
+    tags = {
+        key: json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
+        for key, value in others.items()
+    }
+    tags |= {f"{Tag.VERSION_PREFIX}{name}": version for name, version in packages.items()}
+    tags |= {f"{Tag.GIT_PREFIX}{name}": str(value).lower() for name, value in git.items()}
+    return tags | ({Tag.SOURCE_COMMIT: git["commit"]} if "commit" in git else {})
 
 
 def copy_run(store: Store, source: str, target: str, status: Status) -> None:
@@ -202,8 +198,8 @@ class Run:
             self._log_model(model)
         self.ending = result.ending
 
-    def _put(self, record: Operation) -> None:
-        put(self.store, self.run_id, record)
+    def _put(self, operation: Operation) -> None:
+        put(self.store, self.run_id, operation)
 
     def _log_model(self, model: keras.Model) -> None:
         import mlflow
@@ -227,7 +223,7 @@ class Run:
             mlflow.keras.save_model(
                 bare, str(folder), mlflow_model=Model(run_id=self.run_id), signature=signature, pip_requirements=pins
             )
-            # Of the file as it was stored: it holds the time, so that no second file of this model has the same digest.
+            # Of this file: it holds the time, so that no second file of this model has the same digest.
             digest = hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
             self._put(operations.model(folder, parameters))
         self._put(operations.tags({Tag.MODEL_SHA256: digest}))
