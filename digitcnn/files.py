@@ -9,7 +9,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from digitcnn.errors import MachineError
 
@@ -47,11 +47,6 @@ def sqlite_url(path: Path) -> str:
     # SQLAlchemy decodes %41 as a letter and takes what follows a question mark for options. MLflow creates the folder
     # in the address without decoding it: with its slashes quoted too there is none.
     return f"sqlite:///{quote(str(path), safe='') if set('%?') & set(str(path)) else path}"
-
-
-def sqlite_path(url: str) -> Path:
-    """Return the file of an embedded store's address."""
-    return Path(unquote(url.removeprefix("sqlite:///")))
 
 
 @functools.cache
