@@ -132,6 +132,12 @@ def test_check_installed_names_a_missing_backend_in_one_line(
     assert not Path(small_config.tracking.root).exists()
 
 
+def test_import_keras_refuses_other_threads_than_those_begun_with() -> None:
+    training.import_keras(1)
+    with pytest.raises(ConfigError, match="training.threads=2: this process has begun with 1 threads"):
+        training.import_keras(2)
+
+
 def test_import_keras_refuses_another_backend_than_the_one_begun_with() -> None:
     training.import_keras(1)
     with pytest.raises(ConfigError, match="backend=jax: this process has begun with tensorflow"):

@@ -1,12 +1,8 @@
-"""The compiled engine trains as Keras does, from the same weights and batches, and twice the same."""
+"""The compiled engine trains as Keras does from the same weights and batches."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -210,26 +206,3 @@ def test_train_says_which_engine_trained_and_keeps_the_layers(small_config: RunC
         accuracy = (probabilities.argmax(1) == splits.validation.labels).mean()
         assert accuracy == pytest.approx(result.epochs[-1].validation_accuracy, abs=0.011)
         assert {type(layer).__module__.partition(".")[0] for layer in model.layers} == {"keras"}
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_compiled_trains_fresh_processes_to_the_same_bits(small_npz: Path, threads: int) -> None:
-    program = f"""
-from digitcnn import runner, training
-from digitcnn.config import RunConfig, load_config
-from digitcnn.training import build_model, train
-config = load_config(RunConfig, {{"data": {{"path": {str(small_npz)!r}, "validation_size": 100}},
-    "training": {{"epochs": 2, "batch_size": 97, "threads": {threads}, "engine": "compiled"}}}})
-training.import_keras({threads})
-splits = runner.check_run(config)
-model = build_model(config.model, 28, 28, 10, 0)
-print(train(model, splits, config.training, lambda _: "continue").weights_sha256)
-"""
-
-    def digest(_: int) -> str:
-        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-
-    with ThreadPoolExecutor(2) as pool:
-        digests = list(pool.map(digest, range(3)))
-    assert len(set(digests)) == 1
-    assert len(digests[0].strip()) == 64

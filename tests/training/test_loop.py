@@ -1,10 +1,11 @@
-"""Training: real Keras on small data."""
+"""The training loop: real Keras on small data."""
 
 from __future__ import annotations
 
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 from digitcnn import runner, training
-from digitcnn.config import CnnConfig, MlpConfig, RunConfig, TrainingConfig
-from digitcnn.errors import ConfigError, TrainingDiverged
-from digitcnn.training import build_model, train, weights_sha256
+from digitcnn.config import RunConfig, TrainingConfig
+from digitcnn.errors import TrainingDiverged
+from digitcnn.training import build_model, train
 from digitcnn.training.loop import batches_per_epoch, epoch_orders
 from digitcnn.values import Decision, EpochMetrics, TrainingResult
 
@@ -45,33 +46,6 @@ def test_epoch_orders_with_steps_are_pieces_of_one_repeating_stream() -> None:
     stream = sum(epochs, [])
     assert all(sorted(stream[start : start + 10]) == list(range(10)) for start in range(0, 80, 10))
     assert [len(epoch) for epoch in _orders(10, batch_size=4, epochs=1, steps_per_epoch=7)] == [28]
-
-
-@pytest.mark.parametrize(
-    ("model", "parameters"),
-    [(CnnConfig(), 843_658), (MlpConfig(), 104_938), (CnnConfig(conv1_filters=5, conv2_kernel=4, dense_units=3), None)],
-)
-def test_count_parameters_counts_as_keras_does(model: CnnConfig | MlpConfig, parameters: int | None) -> None:
-    training.import_keras(1)
-    built = build_model(model, 28, 28, 10, 0)
-    assert built.count_params() == training.count_parameters(model, 28, 28, 10)
-    assert parameters in (None, built.count_params())
-
-
-def test_build_model_gives_the_articles_list_of_standard_layers() -> None:
-    training.import_keras(1)
-    names = [type(layer).__name__ for layer in build_model(CnnConfig(), 28, 28, 10, 0).layers]
-    assert names == [
-        *("Rescaling", "Reshape", "Conv2D", "MaxPooling2D", "Conv2D", "MaxPooling2D", "Flatten", "Dense", "Dense")
-    ]
-
-
-def test_check_fits_refuses_kernels_and_networks_that_are_too_large() -> None:
-    training.check_fits(CnnConfig(conv1_kernel=3, conv2_kernel=12), 28, 28, 10)
-    with pytest.raises(ConfigError, match="model.conv2_kernel=13: leaves no pixels of images of 28 x 28"):
-        training.check_fits(CnnConfig(conv1_kernel=3, conv2_kernel=13), 28, 28, 10)
-    with pytest.raises(ConfigError, match="must have at most"):
-        training.check_fits(CnnConfig(conv2_filters=4096, dense_units=65_536), 28, 28, 10)
 
 
 def test_train_learns_and_counts_its_work(small_config: RunConfig) -> None:
@@ -136,41 +110,6 @@ def test_train_repeats_its_weights_in_a_warm_process(small_config: RunConfig) ->
     assert _train(small_config.replace({"training.seed": 5})).weights_sha256 != digests[0]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_keras_engine_trains_fresh_processes_to_the_same_bits(small_npz: Path, threads: int) -> None:
-    program = f"""
-from digitcnn import runner, training
-from digitcnn.config import RunConfig, load_config
-from digitcnn.training import build_model, train
-config = load_config(RunConfig, {{"data": {{"path": {str(small_npz)!r}, "validation_size": 100}},
-    "training": {{"epochs": 1, "batch_size": 60, "threads": {threads}, "engine": "keras"}}}})
-training.import_keras({threads})
-splits = runner.check_run(config)
-model = build_model(config.model, 28, 28, 10, 0)
-print(train(model, splits, config.training, lambda _: "continue").weights_sha256)
-"""
-    processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    digests = {process.communicate(timeout=200)[0].strip() for process in processes}
-    assert len(digests) == 1
-    assert len(digests.pop()) == 64
-
-
-def test_import_keras_refuses_other_threads_than_those_begun_with(small_config: RunConfig) -> None:
-    training.import_keras(1)
-    with pytest.raises(ConfigError, match="training.threads=2: this process has begun with 1 threads"):
-        training.import_keras(2)
-
-
-def test_weights_sha256_tells_any_change_of_a_weight(small_config: RunConfig) -> None:
-    training.import_keras(1)
-    model = build_model(small_config.model, 28, 28, 10, 0)
-    before = weights_sha256(model)
-    weights = model.get_weights()
-    weights[0].flat[0] = np.nextafter(weights[0].flat[0], 1)
-    model.set_weights(weights)
-    assert weights_sha256(model) != before
-
-
 def test_train_final_test_only_reads_the_test_set_after_the_last_epoch_alone(small_config: RunConfig) -> None:
     once = _train(small_config.replace({"data.validation": "test_once"}))
     assert [epoch.validation_accuracy for epoch in once.epochs] == [None, None]
@@ -181,3 +120,27 @@ def test_train_final_test_only_reads_the_test_set_after_the_last_epoch_alone(sma
     assert once.summary()["test_accuracy"] == each.epochs[-1].validation_accuracy
     assert once.samples_seen == 2 * 600
     assert (once.final.predictions == once.labels).mean() == once.summary()["test_accuracy"]
+
+
+@pytest.mark.parametrize("engine", ["keras", "compiled"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_train_repeats_its_weights_in_fresh_processes(engine: str, threads: int, small_npz: Path) -> None:
+    program = f"""
+from digitcnn import runner, training
+from digitcnn.config import RunConfig, load_config
+config = load_config(RunConfig, {{"data": {{"path": {str(small_npz)!r}, "validation_size": 100}},
+    "model": {{"name": "cnn", "conv1_filters": 8, "conv2_filters": 16, "dense_units": 32}},
+    "training": {{"epochs": 2, "batch_size": 97, "threads": {threads}, "engine": {engine!r}}}}})
+training.import_keras({threads})
+splits = runner.check_run(config)
+model = training.build_model(config.model, 28, 28, 10, 0)
+print(training.train(model, splits, config.training, lambda _: "continue").weights_sha256)
+"""
+
+    def digest(_: int) -> str:
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        digests = set(pool.map(digest, range(3)))
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == 64
