@@ -115,10 +115,9 @@ def _purpose(path: Path) -> str:
 
 
 def _files(group: str) -> list[str]:
-    lines = []
-    for path in sorted((CONF / group).glob("*.yaml")):
-        lines += textwrap.wrap(f"- `{group}={path.stem}`: {_purpose(path)}", 120, subsequent_indent="  ")
-    return lines
+    """Return a list item for each file of a group, with its purpose."""
+    items = [f"- `{group}={path.stem}`: {_purpose(path)}" for path in sorted((CONF / group).glob("*.yaml"))]
+    return [line for item in items for line in textwrap.wrap(item, 120, subsequent_indent="  ")]
 
 
 def _comments(path: Path, prefix: str) -> dict[str, tuple[str, str]]:
@@ -175,7 +174,7 @@ def _type(options: list[dict[str, Any]]) -> str:
 
 
 def _allowed(options: list[dict[str, Any]]) -> str:
-    """Return the allowed values of a key: the words, or the range."""
+    """Return the allowed values of a key: the words, the range, or what the schema says of a text."""
     said = []
     for option in options:
         item = option.get("items", option)
@@ -185,6 +184,8 @@ def _allowed(options: list[dict[str, Any]]) -> str:
         if low is not None:
             above = "above " if "exclusiveMinimum" in item else ""
             said.append(f"{above}{low:,} to {high:,}")
+        if item["type"] == "string" and "description" in item:
+            said.append(item["description"])
         if "minItems" in option:
             said.append(f"{option['minItems']} to {option['maxItems']} of them")
     return "; ".join(said)
