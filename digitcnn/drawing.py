@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 INK, DARK_GREY, GREY = "#222222", "#777777", "#9a9a9a"
 # The counts of more classes would not fit into the cells of a confusion matrix.
-MOST_LABELLED_CLASSES = 20
+MAX_LABELLED_CLASSES = 20
 
 
 def mistake_shares(confusion: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,82 +1,76 @@
-"""Confirming a study: its best trials and the baseline with several seeds on the test set, and the champion of them."""
+"""Confirmation: a study's best trials and the baseline, with several seeds on the test set, and their champion."""
 
 from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from digitcnn import runner, study, tracking
-from digitcnn.config import ConfirmConfig, RunConfig, load_config, nested
+from digitcnn.config import ConfirmConfig, RunConfig, StudyConfig, load_config, nested
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation.champion import model_card
 from digitcnn.evaluation.comparison import Candidate, compare_candidates
 from digitcnn.evaluation.manifest import manifest_of, write_manifest
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Metric, Tag
-from digitcnn.runner import (
-    Interrupted,
-    Job,
-    Pool,
-    RecordedTraining,
-    RunDiverged,
-    RunFailed,
-    SweepDisplay,
-    Trainer,
-    WorkerDied,
-    threads_per_worker,
-    worker_count,
-)
-from digitcnn.tracking import close_abandoned_runs
+from digitcnn.runner import Pool, RunFailed, SweepDisplay, WorkerDied, threads_per_worker, worker_count
 
 logger = logging.getLogger(__name__)
 
-_MOST_DEATHS = 3
+# As often as a sweep repeats a trial whose worker died.
+_RETRIES: int = StudyConfig.model_fields["retries"].default
 
 
 @dataclass(frozen=True)
 class ConfirmationPlan:
-    """What a confirmation is going to do, checked: nothing has been created yet. The baseline comes first."""
+    """A confirmation that was checked; nothing has been created yet. The first candidate is the baseline."""
 
     config: ConfirmConfig
-    contenders: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     seeds: tuple[int, ...]
     workers: int
     parent_run_id: str
 
     @property
     def folder(self) -> Path:
-        """Where the study's reports are."""
+        """The folder of the study's reports."""
         return self.config.tracking.folder / "reports" / self.config.study.name
-
-    @property
-    def jobs(self) -> list[tuple[Candidate, int]]:
-        """Every config with every seed, in the order in which they are trained."""
-        return [(contender, seed) for seed in self.seeds for contender in self.contenders]
 
 
 @dataclass(frozen=True)
 class RecordedRuns:
-    """What is recorded of a confirmation: run ids by config and seed, and with which seed a config diverged."""
+    """The recorded part of a confirmation: run ids by candidate and seed, and the seed with which one diverged."""
 
     runs: dict[tuple[str, int], str]
     diverged: dict[str, int]
 
     def missing(self, plan: ConfirmationPlan) -> list[tuple[Candidate, int]]:
-        """What is still to be trained. A config that diverged once cannot be compared, whatever its other seeds do."""
+        """Return the candidates and seeds to train, in that order; none of a candidate that diverged.
+
+        A candidate that diverged with one seed cannot be compared, whatever its others do.
+        """
         return [
-            (contender, seed)
-            for contender, seed in plan.jobs
-            if contender.name not in self.diverged and (contender.name, seed) not in self.runs
+            (candidate, seed)
+            for seed in plan.seeds
+            for candidate in plan.candidates
+            if candidate.name not in self.diverged and (candidate.name, seed) not in self.runs
         ]
+
+    def require_baseline(self) -> None:
+        """Raise MachineError if the baseline diverged."""
+        if "baseline" in self.diverged:
+            seed = self.diverged["baseline"]
+            raise MachineError(f"the baseline diverged with seed {seed}: there is nothing to compare the others with")
 
 
 @dataclass(frozen=True)
 class ConfirmationResult:
-    """A confirmation that ended: a row per config, a row per run, the champion's name and its frozen form's file."""
+    """A finished confirmation: a row per candidate, a row per run, the champion's name and its manifest's file."""
 
     table: pd.DataFrame
     runs: pd.DataFrame
@@ -85,28 +79,27 @@ class ConfirmationResult:
 
 
 def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
-    """Checks everything that a confirmation needs. Raises ConfigError; creates nothing."""
-    existing = study.recorded_study(config.study, config.tracking.folder)
+    """Check everything that a confirmation needs. Raise ConfigError; create nothing."""
+    opened = study.recorded_study(config.study, config.tracking.folder)
     with study.storage_errors(config.tracking.folder):
-        contenders = _contenders(existing, config)
-    runner.check_run(contenders[0].config)
+        candidates = _candidates(opened, config)
+    runner.check_run(candidates[0].config)
     # Not the seed that the search was judged with: its luck made the best trials the best.
-    first = contenders[0].config.training.seed + 1
+    first = candidates[0].config.training.seed + 1
     seeds = tuple(range(first, first + config.confirm.seeds))
-    jobs = len(contenders) * len(seeds)
-    workers = worker_count(config.confirm.workers, jobs)
-    return ConfirmationPlan(config, contenders, seeds, workers, str(existing.parent_run_id))
+    workers = worker_count(config.confirm.workers, len(candidates) * len(seeds))
+    return ConfirmationPlan(config, candidates, seeds, workers, str(opened.parent_run_id))
 
 
-def _contenders(existing: study.OpenStudy, config: ConfirmConfig) -> tuple[Candidate, ...]:
-    """The baseline and the best trials, each config once."""
-    flat = {**existing.identity["baseline"], "data.validation": "test_once"}
+def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[Candidate, ...]:
+    """Return the baseline and the best trials, each config once."""
+    flat = {**opened.identity["baseline"], "data.validation": "test_once"}
     base = load_config(RunConfig, {**nested(flat), "tracking": config.tracking.model_dump()})
-    searched = [name for name in existing.identity["space"] if name != "training.seed"]
+    searched = [name for name in opened.identity["space"] if name != "training.seed"]
     start = {name: base.parameters()[name] for name in searched}
-    table = study.rank_trials(existing)
+    table = study.rank_trials(opened)
     found = [Candidate("baseline", study.baseline_trial_number(table) or 0, start, base)]
-    for trial in study.best_first(existing, study.ended_trials(existing).values()):
+    for trial in study.best_first(opened, study.ended_trials(opened).values()):
         parameters = {name: value for name, value in trial.parameters.items() if name in start}
         if len(found) <= config.confirm.top and all(parameters != each.parameters for each in found):
             found.append(Candidate(f"trial {trial.number}", trial.number, parameters, base.replace(parameters)))
@@ -115,164 +108,153 @@ def _contenders(existing: study.OpenStudy, config: ConfirmConfig) -> tuple[Candi
     return tuple(found)
 
 
-def run_confirmation(plan: ConfirmationPlan, shown: SweepDisplay, trainer: Trainer | None = None) -> ConfirmationResult:
-    """Trains every config with every seed that is not recorded yet, compares them and registers the champion."""
-    config, name = plan.config, plan.config.study.name
+def recorded_runs(plan: ConfirmationPlan) -> RecordedRuns:
+    """Return the runs that are recorded. Raise ConfigError without a store, MachineError if the baseline diverged."""
+    config = plan.config
+    with tracking.store_errors(config.tracking):
+        return _recorded(plan, tracking.open_recorded(config.tracking, f"study.name={config.study.name}"))
+
+
+def _recorded(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns:
+    # A file of the same name may hold other images by now.
+    data = runner.check_run(plan.candidates[0].config).sha256
+    found = tracking.confirmation_runs(store, plan.config.study.name)
+    of_data = [run for run in found if run.data.tags.get(Tag.DATA_SHA256, data) == data]
+    recorded = RecordedRuns({}, {})
+    for candidate in plan.candidates:
+        for run in reversed(of_data):
+            seed = int(run.data.params["training.seed"])
+            if not tracking.was_trained_with(run, candidate.config.replace({"training.seed": seed})):
+                continue
+            if Tag.DIVERGED in run.data.tags:
+                # Whatever seeds are asked for now: the others alone would flatter it.
+                recorded.diverged.setdefault(candidate.name, seed)
+            elif run.info.status == "FINISHED" and seed in plan.seeds:
+                recorded.runs[candidate.name, seed] = run.info.run_id
+    recorded.require_baseline()
+    return recorded
+
+
+def run_confirmation(
+    plan: ConfirmationPlan, shown: SweepDisplay, trainer: runner.Trainer | None = None
+) -> ConfirmationResult:
+    """Train every candidate with every seed that is not recorded yet, compare them and register the champion.
+
+    Raise ConfigError if the study's records are gone, MachineError if the baseline diverged or a run failed for good.
+    """
+    config = plan.config
     opened = study.recorded_study(config.study, config.tracking.folder)
     with (
         study.storage_errors(config.tracking.folder),
         tracking.store_errors(config.tracking),
-        study.only_process(config.tracking.folder, name),
+        study.only_process(config.tracking.folder, config.study.name),
     ):
         store = tracking.open_store(config.tracking)
-        close_abandoned_runs(store)
-        plan = _reconciled(plan, store, opened)
-        known = _known(plan, store)
-        training = trainer or RecordedTraining(plan.contenders[0].config.backend)
-        _Confirmation(plan, shown, store, known).work(training)
+        tracking.close_abandoned_runs(store)
+        repaired = runner.repair_records(opened, store)
+        if repaired:
+            logger.warning(repaired)
+            # There may be another result among the repaired ones.
+            plan = plan_confirmation(config)
+        if not tracking.has_run(store, plan.parent_run_id):
+            raise ConfigError(
+                f"study.name={config.study.name}: MLflow's records of it are gone; sweep it again first, "
+                "which begins new ones"
+            )
+        recorded = _recorded(plan, store)
+        backend = plan.candidates[0].config.backend
+        _train_missing(plan, recorded, store, shown, trainer or runner.RecordedTraining(backend))
         tracking.deliver(store)
-        table, rows = compare_candidates(plan.contenders, store, known.runs, known.diverged)
-        return _conclude(plan, store, table, rows)
+        table, runs = compare_candidates(plan.candidates, store, recorded.runs, recorded.diverged)
+        return _conclude(plan, store, table, runs)
 
 
-def _reconciled(planned: ConfirmationPlan, store: tracking.Store, opened: study.OpenStudy) -> ConfirmationPlan:
-    """The plan, made again if the study's records had to be repaired: there may be another result among them."""
-    repaired = runner.repair_records(opened, store)
-    if repaired:
-        logger.warning(repaired)
-        planned = plan_confirmation(planned.config)
-    if not tracking.has_run(store, planned.parent_run_id):
-        name = planned.config.study.name
-        raise ConfigError(
-            f"study.name={name}: MLflow's records of it are gone; sweep it again first, which begins new ones"
-        )
-    return planned
+def _train_missing(
+    plan: ConfirmationPlan,
+    recorded: RecordedRuns,
+    store: tracking.Store,
+    shown: SweepDisplay,
+    trainer: runner.Trainer,
+) -> None:
+    """Train what is not recorded, and add it. Raise MachineError if a run failed for good or the baseline diverged."""
+    for name, seed in recorded.diverged.items():
+        logger.warning(f"{name} diverged with seed {seed}: it is left out")
+    missing = recorded.missing(plan)
+    total = (len(plan.candidates) - len(recorded.diverged)) * len(plan.seeds)
+    workers = worker_count(plan.workers, len(missing))
+    shown.began(plan.config.study.name, total, total - len(missing), workers, Metric.TEST_ACCURACY)
+    if not missing:
+        return
+    threads = threads_per_worker(workers)
+    failed: dict[str, str] = {}
 
-
-def recorded_runs(plan: ConfirmationPlan) -> RecordedRuns:
-    """What is recorded of a confirmation so far. Raises as `run` does if nothing can be confirmed."""
-    config = plan.config
-    with tracking.store_errors(config.tracking):
-        return _known(plan, tracking.open_recorded(config.tracking, f"study.name={config.study.name}"))
-
-
-def _known(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns:
-    found = tracking.confirmation_runs(store, plan.config.study.name)
-    # A file of the same name may hold other images by now.
-    data = runner.check_run(plan.contenders[0].config).sha256
-    of_data = [each for each in found if each.data.tags.get(Tag.DATA_SHA256, data) == data]
-    known = RecordedRuns({}, {})
-    for contender in plan.contenders:
-        for each in reversed(of_data):
-            seed = int(each.data.params["training.seed"])
-            if not tracking.was_trained_with(each, contender.config.replace({"training.seed": seed})):
-                continue
-            if Tag.DIVERGED in each.data.tags:
-                # Whatever seeds are asked for now: the others alone would flatter it.
-                known.diverged.setdefault(contender.name, seed)
-            elif each.info.status == "FINISHED" and seed in plan.seeds:
-                known.runs[contender.name, seed] = each.info.run_id
-    _need_baseline(known)
-    return known
-
-
-def _need_baseline(known: RecordedRuns) -> None:
-    if "baseline" in known.diverged:
-        seed = known.diverged["baseline"]
-        raise MachineError(f"the baseline diverged with seed {seed}: there is nothing to compare the others with")
-
-
-@dataclass
-class _Confirmation:
-    """The state of a confirmation at work."""
-
-    plan: ConfirmationPlan
-    shown: SweepDisplay
-    store: tracking.Store
-    known: RecordedRuns
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def work(self, trainer: Trainer) -> None:
-        """Trains what is missing. Raises MachineError if a run failed for good, or if the baseline diverged."""
-        for name, seed in self.known.diverged.items():
-            logger.warning(f"{name} diverged with seed {seed}: it is left out")
-        missing = self.known.missing(self.plan)
-        total = sum(contender.name not in self.known.diverged for contender, _ in self.plan.jobs)
-        workers = worker_count(self.plan.workers, len(missing))
-        study_name = self.plan.config.study.name
-        self.shown.began(study_name, total, total - len(missing), workers, Metric.TEST_ACCURACY)
-        if missing:
-            threads = threads_per_worker(workers)
-            pool = Pool(trainer, workers, threads)
+    def train(candidate: Candidate, seed: int) -> None:
+        """Train a run, again if its worker died; record how it ended in `recorded` or `failed`."""
+        config = candidate.config.replace({"training.seed": seed, "training.threads": threads})
+        tags = {Tag.STUDY: plan.config.study.name, Tag.CONFIRMS: candidate.name}
+        label = f"{candidate.name}, seed {seed}"
+        name = f"{plan.config.study.name} {label}"
+        for attempt in range(_RETRIES + 1):
+            if pool.stop.is_set() or candidate.name in recorded.diverged:
+                return
+            run_id = tracking.create_training_run(store, config, name, tags, plan.parent_run_id)
+            job = runner.Job(config, tags, run_id)
             try:
-                with (
-                    pool.stopped_by_signals() as received,
-                    tracking.store_errors(self.plan.config.tracking),
-                    ThreadPoolExecutor(workers) as executor,
-                ):
-                    self.store.stopped = pool.stop.is_set
-                    futures = [executor.submit(self._confirm, pool, threads, *job) for job in missing]
-                    try:
-                        for future in futures:
-                            future.result()
-                    except BaseException:
-                        # The machine failed: what has not begun does not begin, what runs ends at its next epoch.
-                        pool.stop.set()
-                        executor.shutdown(wait=True, cancel_futures=True)
-                        raise
-                if received:
-                    runner.end_process(received[0])
-            finally:
-                pool.close()
-        if self.failed:
-            contender, cause = next(iter(self.failed.items()))
-            raise MachineError(
-                f"{contender} failed: {cause}; the other runs are recorded, confirm again to go on; "
-                "if it fails each time, a smaller confirm.top leaves it out"
-            )
-
-    def _confirm(self, pool: Pool, threads: int, contender: Candidate, seed: int) -> None:
-        if pool.stop.is_set() or contender.name in self.known.diverged:
-            return
-        config = contender.config.replace({"training.seed": seed, "training.threads": threads})
-        study_name = self.plan.config.study.name
-        tags = {Tag.STUDY: study_name, Tag.CONFIRMS: contender.name}
-        label = f"{contender.name}, seed {seed}"
-        for attempt in range(1, _MOST_DEATHS + 1):
-            run_id = tracking.create_training_run(
-                self.store, config, f"{study_name} {label}", tags, self.plan.parent_run_id
-            )
-            job = Job(config, tags, run_id)
-            try:
-                with runner.run_job(self.store, pool, job, self.shown, label, contender.parameters) as (index, outcome):
+                with runner.run_job(store, pool, job, shown, label, candidate.parameters) as (index, outcome):
                     if outcome.ending == "completed":
-                        self.known.runs[contender.name, seed] = run_id
-                        self.shown.trial_ended(index, label, "complete", outcome.summary[Metric.TEST_ACCURACY], "")
+                        recorded.runs[candidate.name, seed] = run_id
+                        shown.trial_ended(index, label, "complete", outcome.summary[Metric.TEST_ACCURACY], "")
                 return
-            except Interrupted:
+            except runner.Interrupted:
                 return
-            except RunDiverged:
-                self.known.diverged.setdefault(contender.name, seed)
-                _need_baseline(self.known)
+            except runner.RunDiverged:
+                recorded.diverged.setdefault(candidate.name, seed)
+                recorded.require_baseline()
                 return
             except (RunFailed, WorkerDied) as error:
-                if isinstance(error, RunFailed) or attempt == _MOST_DEATHS:
-                    self.failed[contender.name] = str(error)
+                if isinstance(error, RunFailed) or attempt == _RETRIES:
+                    failed[candidate.name] = str(error)
                     return
+
+    with closing(Pool(trainer, workers, threads)) as pool:
+        # Inside, so that a store that is away is told from other failures when a signal has come.
+        with (
+            pool.stopped_by_signals() as received,
+            tracking.store_errors(plan.config.tracking),
+            ThreadPoolExecutor(workers) as executor,
+        ):
+            store.stopped = pool.stop.is_set
+            futures = [executor.submit(train, *job) for job in missing]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                # The machine failed: what has not begun does not begin, what runs ends at its next epoch.
+                pool.stop.set()
+                executor.shutdown(wait=True, cancel_futures=True)
+                raise
+        if received:
+            runner.end_process(received[0])
+    if failed:
+        name, cause = next(iter(failed.items()))
+        raise MachineError(
+            f"{name} failed: {cause}; the other runs are recorded, confirm again to go on; "
+            "if it fails each time, a smaller confirm.top leaves it out"
+        )
 
 
 def _conclude(
-    plan: ConfirmationPlan, store: tracking.Store, table: pd.DataFrame, rows: pd.DataFrame
+    plan: ConfirmationPlan, store: tracking.Store, table: pd.DataFrame, runs: pd.DataFrame
 ) -> ConfirmationResult:
-    """Writes the tables and the champion's frozen form, records them, and registers the champion."""
+    """Write and record the tables and the champion's manifest, and register the champion."""
     champion = table[table["champion"]].iloc[0]
     name = str(champion["config"])
     # The first seed, which was chosen before anything was seen: the luckiest one would be chosen by the test set.
-    run_id = str(rows[rows["config"] == name].iloc[0]["run_id"])
+    run_id = str(runs[runs["config"] == name].iloc[0]["run_id"])
     manifest = manifest_of(store, run_id)
-    card = model_card(plan.config.study.name, plan.contenders[0].config.data, plan.seeds, table, run_id)
+    card = model_card(plan.config.study.name, plan.candidates[0].config.data, plan.seeds, table, run_id)
     path = plan.folder / Artifact.CHAMPION
-    for file, content in ((Artifact.CONFIRMATION, table), (Artifact.CONFIRMATION_RUNS, rows)):
+    for file, content in ((Artifact.CONFIRMATION, table), (Artifact.CONFIRMATION_RUNS, runs)):
         write_atomically(plan.folder / file, content.to_csv(index=False), "the runs are recorded")
     write_manifest(manifest, path, card)
     written = (Artifact.CONFIRMATION, Artifact.CONFIRMATION_RUNS, Artifact.CHAMPION)
@@ -285,4 +267,4 @@ def _conclude(
         Tag.WEIGHTS_SHA256: manifest.weights_sha256,
     }
     tracking.register_champion(store, run_id, tags, card)
-    return ConfirmationResult(table, rows, name, path)
+    return ConfirmationResult(table, runs, name, path)

@@ -20,8 +20,8 @@ from digitcnn.records import EPOCH_METRICS, TEST_METRICS, TRAIN_METRICS, Artifac
 _METRICS = (*EPOCH_METRICS, *TEST_METRICS)
 _FORMAT = 1
 # Enough for 25,000 epochs. Aliases would expand beyond any limit, deep nesting would exhaust the stack.
-_MOST_BYTES = 4 * 2**20
-_DEEPEST = 10
+_MAX_BYTES = 4 * 2**20
+_MAX_DEPTH = 10
 
 
 def _check_text(value: str) -> str:
@@ -88,7 +88,7 @@ def read_manifest(path: Path) -> RunManifest:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a regular file")
         with path.open("rb") as file:
-            content = _plain_mapping(file.read(_MOST_BYTES + 1))
+            content = _plain_mapping(file.read(_MAX_BYTES + 1))
         if content.pop("format", None) != _FORMAT:
             raise ValueError(f"its format is not {_FORMAT}")
         return load_config(RunManifest, content)
@@ -101,16 +101,16 @@ def read_manifest(path: Path) -> RunManifest:
 
 def _plain_mapping(text: bytes | str) -> dict[str, Any]:
     """Parse a YAML mapping without tags and aliases, of bounded size and depth. Raise ValueError for anything else."""
-    if len(text) > _MOST_BYTES:
-        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    if len(text) > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             if getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None:
                 raise ValueError("it holds an alias or a tag")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise ValueError(f"it is nested more than {_DEEPEST} deep")
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
         content = yaml.load(text, Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None

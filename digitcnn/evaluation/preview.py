@@ -1,4 +1,4 @@
-"""What a confirmation would do, and how long it would take."""
+"""The preview of a confirmation: its missing runs and their time."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from digitcnn.runner import estimate_seconds, measure_speed, threads_per_worker,
 
 
 def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
-    """The preview of a confirmation as lines of text."""
-    known = recorded_runs(plan)
-    missing = known.missing(plan)
+    """Return the preview of a confirmation as lines of text."""
+    recorded = recorded_runs(plan)
+    missing = recorded.missing(plan)
     workers = worker_count(plan.workers, len(missing))
     threads = threads_per_worker(workers)
-    baseline = plan.contenders[0].config.replace({"training.threads": threads})
+    baseline = plan.candidates[0].config.replace({"training.threads": threads})
     name, seeds = plan.config.study.name, len(plan.seeds)
-    lines = [f"confirmation of study {name}: {len(plan.contenders)} configs x {seeds} seeds"]
+    lines = [f"confirmation of study {name}: {len(plan.candidates)} configs x {seeds} seeds"]
     speed = measure_speed(baseline, workers) if missing else None
     total = 0.0
-    for contender in plan.contenders:
-        values = ", ".join(f"{name} {value}" for name, value in contender.parameters.items())
-        line, left = f"  {contender.name}: {values}", sum(each is contender for each, _ in missing)
-        if contender.name in known.diverged:
-            line += f"; diverged with seed {known.diverged[contender.name]}: left out"
+    for candidate in plan.candidates:
+        values = ", ".join(f"{name} {value}" for name, value in candidate.parameters.items())
+        line, left = f"  {candidate.name}: {values}", sum(each is candidate for each, _ in missing)
+        if candidate.name in recorded.diverged:
+            line += f"; diverged with seed {recorded.diverged[candidate.name]}: left out"
         elif speed is None or left == 0:
             line += "; all recorded"
         else:
-            seconds = estimate_seconds(contender.config, baseline, speed)
+            seconds = estimate_seconds(candidate.config, baseline, speed)
             total += seconds * left
             line += f"; {left} of {seeds} runs to come, {format_duration(seconds)} each"
         lines.append(line)

@@ -19,8 +19,8 @@ from digitcnn.values import Decision, EpochMetrics, Splits
 Verdict = Literal["IDENTICAL", "EQUIVALENT", "DIFFERENT"]
 # Of the difference of two counts: about one comparison in 370 exceeds it by chance.
 _STANDARD_ERRORS = 3.0
-_SHORTEST_ID = 6
-_REFERENCES = ("champion", "best with study=NAME", "a run id", f"at least its first {_SHORTEST_ID} characters")
+_MIN_ID = 6
+_REFERENCES = ("champion", "best with study=NAME", "a run id", f"at least its first {_MIN_ID} characters")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def find_run(
         return tracking.champion_run(store)
     if reference == "best":
         return _best_run(of, config)
-    if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_ID},32}}", reference):
+    if not re.fullmatch(rf"[0-9a-f]{{{_MIN_ID},32}}", reference):
         # Only `run` may be a file; `compare` puts recorded runs side by side.
         allowed = [*_REFERENCES, "a manifest's FILE.yaml"] if key == "run" else _REFERENCES
         raise ConfigError(f"{key}={reference}: must be {', '.join(allowed[:-1])}, or {allowed[-1]}")

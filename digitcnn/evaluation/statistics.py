@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SIGNIFICANCE = 0.05
 _POWER = 0.8
-_MOST_SEEDS = 1000
+_MAX_SEEDS = 1000
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
@@ -143,7 +143,7 @@ def _seeds_needed(difference: Summary, resolution: float, candidates: int) -> in
     if not sd > 0 or difference.mean == 0:
         return None
     effect, level = abs(difference.mean) / sd, SIGNIFICANCE / candidates
-    n = np.arange(2, _MOST_SEEDS + 1)
+    n = np.arange(2, _MAX_SEEDS + 1)
     power = stats.nct.sf(stats.t.ppf(1 - level / 2, n - 1), n - 1, effect * n**0.5)
     enough = np.flatnonzero(power >= _POWER)
     return int(n[enough[0]]) if len(enough) else None

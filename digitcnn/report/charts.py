@@ -15,16 +15,16 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from plotly import graph_objects as go
 
-from digitcnn.drawing import BLUE, GREY, INK, MOST_LABELLED_CLASSES, ORANGE, mistake_shares
+from digitcnn.drawing import BLUE, GREY, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares
 from digitcnn.records import TITLES
 from digitcnn.study import dominates
 
 # The browser draws a chart of lines one line at a time.
-MOST_LINES = 300
-_MOST_PATHS = 40
+MAX_LINES = 300
+_MAX_PATHS = 40
 # Learning curves with fewer points than this are marked, and drawn as a whole.
-_MOST_UNCUT = 40
-_FEWEST_TRIALS = 4
+_MAX_UNCUT = 40
+_MIN_TRIALS = 4
 # Optuna advises at least five trials above PED-ANOVA's quantile, and takes a tenth of them by default.
 _BEST_TRIALS = 5
 
@@ -86,7 +86,7 @@ def learning_curves(curves: pd.DataFrame, metric: str, best: int | None, baselin
             label = "baseline, ranked first" if best == baseline else name
             figure.add_trace(_curve(part, metric, name=label, line={"color": color, "width": 2.6, "dash": dash}))
     values = _scaled(metric, known[metric].astype(float))
-    if len(values) > _MOST_UNCUT:
+    if len(values) > _MAX_UNCUT:
         # The first epochs of the worst trials would leave a hair's breadth for what matters.
         low, high = values.quantile((0.1, 1.0) if metric.endswith("accuracy") else (0.0, 0.9))
         margin = 0.05 * (high - low)
@@ -105,7 +105,7 @@ def _bundle(part: pd.DataFrame, metric: str, name: str, color: str, strength: fl
     # A trace is one path, which does not darken where it crosses itself: several of them do.
     traces = [
         _curve(part[part["trial"].isin(some)], metric, opacity=opacity, showlegend=False, **look)
-        for some in np.array_split(trials, min(len(trials), _MOST_PATHS))
+        for some in np.array_split(trials, min(len(trials), _MAX_PATHS))
     ]
     return [*traces, go.Scatter(x=[None], y=[None], mode="lines", **look)]
 
@@ -120,13 +120,13 @@ def _curve(part: pd.DataFrame, metric: str, **look: Any) -> Any:
         y += [*_scaled(metric, rows[metric].astype(float)).tolist(), None]
         trials += [trial] * (len(rows) + 1)
     hover = "trial %{customdata}, epoch %{x}: %{y:.4g}"
-    mode = "lines+markers" if len(part) <= _MOST_UNCUT else "lines"
+    mode = "lines+markers" if len(part) <= _MAX_UNCUT else "lines"
     return go.Scatter(x=x, y=y, customdata=trials, hovertemplate=hover, mode=mode, marker_size=4, **look)
 
 
 def parallel_coordinates(shown: optuna.Study, table: pd.DataFrame) -> go.Figure:
     """Draw a line per completed trial through its objectives and parameters; of very many trials the best."""
-    best = table[table["state"] == "complete"]["trial"].head(MOST_LINES)
+    best = table[table["state"] == "complete"]["trial"].head(MAX_LINES)
     trials = shown.get_trials(deepcopy=False)
     some = optuna.create_study(directions=shown.directions)
     some.add_trials([trials[number] for number in sorted(best)])
@@ -147,7 +147,7 @@ def parallel_coordinates(shown: optuna.Study, table: pd.DataFrame) -> go.Figure:
 def importances(shown: optuna.Study) -> go.Figure | None:
     """Draw how much each parameter decides if a trial is among the best; None while there are too few trials."""
     completed = shown.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(completed) < _FEWEST_TRIALS:
+    if len(completed) < _MIN_TRIALS:
         return None
     quantile = min(max(_BEST_TRIALS / len(completed), 0.1), 0.5)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
@@ -238,7 +238,7 @@ def confusion(counts: NDArray[np.int64]) -> go.Figure:
         x=classes,
         y=classes,
         text=np.where(counts > 0, counts.astype(str), ""),
-        texttemplate="%{text}" if len(counts) <= MOST_LABELLED_CLASSES else None,
+        texttemplate="%{text}" if len(counts) <= MAX_LABELLED_CLASSES else None,
         colorscale=[[0, "#ffffff"], [1, "#f0965a"]],
         colorbar=_colorbar("share of the row (%)"),
         hovertemplate="true %{y}, predicted %{x}: %{text} images<extra></extra>",

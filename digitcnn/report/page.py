@@ -22,7 +22,7 @@ from digitcnn.records import Artifact, Metric, is_maximized
 from digitcnn.report import charts, text
 from digitcnn.report.record import Mistake, StudyRecord, most_confident_mistakes, read_study
 
-_MOST_MISTAKES = 24
+_MAX_MISTAKES = 24
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -133,7 +133,7 @@ def _champion(
     drawn["confusion"] = charts.confusion(counts)
     lines = [text.of_champion(found, len(predicted) - int(counts.trace()), len(predicted))]
     try:
-        mistakes = most_confident_mistakes(manifest, predicted, _MOST_MISTAKES)
+        mistakes = most_confident_mistakes(manifest, predicted, _MAX_MISTAKES)
     except ConfigError as error:
         return [*lines, f"The images cannot be shown: {error}."], []
     return lines, [(each, _data_url(each.pixels)) for each in mistakes]

@@ -14,7 +14,7 @@ from digitcnn.report import charts
 from digitcnn.report.record import StudyRecord
 from digitcnn.study import Choices, Range
 
-_MOST_ROWS = 100
+_MAX_ROWS = 100
 _ROWS_OF_SUMMARY = 5
 _STATUS = {
     "RUNNING": "a sweep is at work on it, or was cut off",
@@ -184,7 +184,7 @@ def confirmed_text(table: pd.DataFrame) -> Grid:
 def ranked(found: StudyRecord) -> str:
     """Return the leaderboard's caption: its rows and their order."""
     number = len(found.table)
-    shown = f"The first {_MOST_ROWS} of {number:,} trials" if number > _MOST_ROWS else "Every trial"
+    shown = f"The first {_MAX_ROWS} of {number:,} trials" if number > _MAX_ROWS else "Every trial"
     by = "the number of its Pareto front" if len(found.objectives) > 1 else f"{found.objectives[0]}, one run each"
     return f"{shown}, ranked by {by}; trials that ended early follow without a rank. All of them: leaderboard.csv."
 
@@ -192,14 +192,14 @@ def ranked(found: StudyRecord) -> str:
 def ranking(table: pd.DataFrame) -> Grid:
     """Return the first rows of a leaderboard as texts."""
     head = tuple(study.column_heading(str(name)) for name in table.columns)
-    rows = table.head(_MOST_ROWS).to_dict("records")
+    rows = table.head(_MAX_ROWS).to_dict("records")
     return Grid(head, [[study.format_cell(str(name), value) for name, value in row.items()] for row in rows])
 
 
 def of_parallel_coordinates(found: StudyRecord) -> str:
     """Return the caption of the parallel coordinates."""
     number, colour = len(found.completed), "Pareto rank" if len(found.objectives) > 1 else "objective"
-    which = f"the {charts.MOST_LINES} best" if number > charts.MOST_LINES else "each"
+    which = f"the {charts.MAX_LINES} best" if number > charts.MAX_LINES else "each"
     return f"A line for {which} of the completed trials; the colour is its {colour}, the darker the better."
 
 

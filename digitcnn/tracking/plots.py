@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from digitcnn.drawing import BLUE, INK, MOST_LABELLED_CLASSES, ORANGE, mistake_shares
+from digitcnn.drawing import BLUE, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares
 from digitcnn.records import Metric
 from digitcnn.values import EpochMetrics
 
@@ -71,7 +71,7 @@ def confusion_matrix(confusion: NDArray[np.int64], title: str) -> Figure:
     most = max(1.0, float(mistakes.max()))
     picture = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=most)
     axes.set(xlabel="predicted class", ylabel="true class")
-    if classes <= MOST_LABELLED_CLASSES:
+    if classes <= MAX_LABELLED_CLASSES:
         axes.set(xticks=range(classes), yticks=range(classes))
         for row, column in np.argwhere(confusion):
             weight = "bold" if row == column else "normal"
