@@ -1,5 +1,8 @@
 """Why a command ends early, with one line: a person's mistake, a failing machine, or a loss that is no number."""
 
+# How the line of a failing machine ends where it says what it spared.
+RECORDS_SAFE = "what had been recorded is safe"
+
 
 class ConfigError(Exception):
     """A person's mistake. The message is one line: the key, the value and what is allowed. Exit status 2."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from digitcnn.errors import MachineError
+from digitcnn.errors import RECORDS_SAFE, MachineError
 
 # How long a command waits for another process that holds a file.
 LOCK_SECONDS = 60
@@ -76,7 +76,7 @@ def check_database(path: Path, program: str, tables: frozenset[str], version: tu
                         f"{program.lower()} db upgrade '{sqlite_url(path)}'"
                     )
     except sqlite3.OperationalError as error:
-        raise MachineError(f"{path} cannot be used: {error}; what had been recorded is safe") from None
+        raise MachineError(f"{path} cannot be used: {error}; {RECORDS_SAFE}") from None
     except sqlite3.DatabaseError as error:
         cause = " ".join(str(error).split())
         raise MachineError(f"{path} is corrupt or truncated, or not a database ({cause}); {remedy}") from None

@@ -27,7 +27,7 @@ from digitcnn.cli.composition import config_of, set_up_hydra
 from digitcnn.cli.display import messages
 from digitcnn.cli.help import command_help
 from digitcnn.config import Config, TrackingConfig, known_keys, nearest_key, without_credentials
-from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
+from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
 from digitcnn.formatting import printable
 from digitcnn.runner import capture_signals, end_in_order, end_process
 from digitcnn.tracking import pending_message
@@ -154,7 +154,7 @@ def tell(error: Exception, schema: type[Config]) -> int:
     if isinstance(error, HydraException | OmegaConfBaseException):
         text = _hydra_line(error, schema)
     elif isinstance(error, OSError):
-        text, status = f"the machine failed: {error}; what had been recorded is safe", 1
+        text, status = f"the machine failed: {error}; {RECORDS_SAFE}", 1
     elif isinstance(error, MachineError | TrainingDiverged):
         status = 1
     elif not isinstance(error, ConfigError | ValueError | YAMLError):

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 from digitcnn import training
 from digitcnn.config import RunConfig
-from digitcnn.errors import ConfigError, MachineError, StoreAway, TrainingDiverged
+from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, StoreAway, TrainingDiverged
 from digitcnn.runner import signals
 from digitcnn.values import Decision, EpochMetrics
 
@@ -275,7 +275,7 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
         except MachineError as error:
             owner.send(("machine", str(error)))
         except OSError as error:
-            owner.send(("machine", f"{error}; what had been recorded is safe"))
+            owner.send(("machine", f"{error}; {RECORDS_SAFE}"))
         except TrainingDiverged as error:
             owner.send(("diverged", str(error)))
         except ConfigError as error:

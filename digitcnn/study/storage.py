@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
-from digitcnn.errors import ConfigError, MachineError, StoreAway
+from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, StoreAway
 from digitcnn.files import LOCK_SECONDS, check_database, create_database, sqlite_url
 
 # Raised where the store failed, by Optuna or below it.
@@ -48,7 +48,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
     except STORAGE_FAILURES as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         kind = StoreAway if "database is locked" in cause else MachineError
-        message = f"the study's store {storage_path(folder)} failed: {cause}; what had been recorded is safe"
+        message = f"the study's store {storage_path(folder)} failed: {cause}; {RECORDS_SAFE}"
         raise kind(message) from None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from digitcnn.config import TrackingConfig, without_credentials
-from digitcnn.errors import MachineError, StoreAway
+from digitcnn.errors import RECORDS_SAFE, MachineError, StoreAway
 from digitcnn.formatting import format_count
 from digitcnn.tracking import local, queue
 
@@ -149,7 +149,7 @@ def store_errors(config: TrackingConfig) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, RequestException) as error:
         away = is_away(error)
-        safe = (pending_message(config) if away else "") or "what had been recorded is safe"
+        safe = (pending_message(config) if away else "") or RECORDS_SAFE
         raise (StoreAway if away else MachineError)(
             f"the MLflow store {without_credentials(config.store_uri)} failed: {error_cause(error)}; {safe}"
         ) from None
