@@ -82,7 +82,7 @@ def load_recorded_model(store: tracking.Store, config: TrackingConfig, run_id: s
 
 
 def _network(parameters: dict[str, str]) -> ModelConfig:
-    """Return the network of a run's recorded parameters. Raises ConfigError if they are those of none."""
+    """Return the network of a run's recorded parameters. Raises ConfigError if they describe none."""
     own = {name: value for name, value in parameters.items() if name.startswith("model.")}
     return load_config(RunConfig, nested({name: yaml.safe_load(value) for name, value in own.items()})).model
 

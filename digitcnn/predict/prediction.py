@@ -56,20 +56,20 @@ def predict(config: PredictConfig) -> list[Prediction]:
         run_id = evaluation.find_run(store, config.run, config.study, config.tracking)
         model = loading.load_recorded_model(store, config.tracking, run_id)
     _, height, width = model.input_shape
-    seen: dict[int, NDArray[np.uint8]] = {}
-    for index, image in enumerate(config.image):
+    prepared: list[tuple[str, NDArray[np.uint8]]] = []
+    for image in config.image:
         try:
-            seen[index] = prepare_picture(read_picture(image), height, width)
+            prepared.append((image, prepare_picture(read_picture(image), height, width)))
         except ValueError as error:
             logger.error(f"{image}: {error}")
-    if not seen:
+    if not prepared:
         return []
-    places = _write([(config.image[index], picture) for index, picture in seen.items()], config) if config.show else []
-    probabilities = model.predict(np.stack(list(seen.values())), batch_size=1000, verbose=0)
+    files = _write(prepared, config) if config.show else [None] * len(prepared)
+    probabilities = model.predict(np.stack([picture for _, picture in prepared]), batch_size=1000, verbose=0)
     found = []
-    for index, row, place in itertools.zip_longest(seen, probabilities, places):
+    for (image, _), row, file in zip(prepared, probabilities, files, strict=True):
         second, first = (int(digit) for digit in np.argsort(row, kind="stable")[-2:])
-        found.append(Prediction(config.image[index], first, float(row[first]), second, float(row[second]), place))
+        found.append(Prediction(image, first, float(row[first]), second, float(row[second]), file))
     return found
 
 
