@@ -18,7 +18,7 @@ from digitcnn.training import build_model, samples_per_epoch, train
 from digitcnn.values import Decision, EpochMetrics, Splits, TrainingResult
 
 # An epoch's order of images is held in memory: 8 bytes each.
-_MOST_SAMPLES = 100_000_000
+_MAX_SAMPLES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def check_run(config: RunConfig) -> Splits:
     height, width = splits.image_shape
     training.check_fits(config.model, height, width, splits.classes)
     samples = samples_per_epoch(config.training, len(splits.train))
-    if samples > _MOST_SAMPLES:
-        raise ConfigError(f"training.steps_per_epoch: makes epochs of {samples:,} images; at most {_MOST_SAMPLES:,}")
+    if samples > _MAX_SAMPLES:
+        raise ConfigError(f"training.steps_per_epoch: makes epochs of {samples:,} images; at most {_MAX_SAMPLES:,}")
     return splits
 
 

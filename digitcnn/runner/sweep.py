@@ -37,7 +37,7 @@ from digitcnn.values import Decision, EpochMetrics
 logger = logging.getLogger(__name__)
 
 # Different trials that fail in a row for one cause, from which on the cause is taken to lie outside the trials.
-_MOST_SAME_FAILURES = 3
+_MAX_SAME_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class _Sweep:
         if cause not in self.failures.values():
             self.failures.clear()
         self.failures[parameters] = cause
-        if len(self.failures) >= _MOST_SAME_FAILURES:
+        if len(self.failures) >= _MAX_SAME_FAILURES:
             self._abort(MachineError(f"{len(self.failures)} trials failed in a row: {cause}; what had run is recorded"))
 
     def _abort(self, error: MachineError) -> None:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # How long a worker may go on with its epoch after it was asked to stop; all of a command's ending is to take 10 s.
 _GRACE_SECONDS = 3.0
 # A worker that holds this much more memory (MB) than after its first run is replaced by a new process.
-_MOST_GROWTH_MB = 500.0
+_MAX_GROWTH_MB = 500.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Worker:
         return WorkerDied(self.process.exitcode)
 
     def _has_grown(self) -> bool:
-        return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + _MOST_GROWTH_MB
+        return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + _MAX_GROWTH_MB
 
     def close(self) -> None:
         """End the process, without waiting for a run in it."""

@@ -17,9 +17,9 @@ from digitcnn.errors import ConfigError
 Scalar = bool | int | float | str
 _SEARCHED_GROUPS = ("model", "training")
 # Beyond this many corners of the space, only the all-low and all-high ones are tried: a check takes 0.1 ms each.
-_MOST_CORNERS = 4096
-_MOST_GRID_POINTS = 100_000
-_MOST_STEPS = 10_000_000_000
+_MAX_CORNERS = 4096
+_MAX_GRID_POINTS = 100_000
+_MAX_STEPS = 10_000_000_000
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def grid_points(space: Space) -> list[dict[str, Scalar]]:
             raise ConfigError(
                 f"study.sampler=grid: study.space.{name} is continuous; give it a step or choices, or another sampler"
             )
-    if space_size(space) > _MOST_GRID_POINTS:
+    if space_size(space) > _MAX_GRID_POINTS:
         raise ConfigError(
-            f"study.sampler=grid: the space has {space_size(space):,.0f} points; at most {_MOST_GRID_POINTS:,}"
+            f"study.sampler=grid: the space has {space_size(space):,.0f} points; at most {_MAX_GRID_POINTS:,}"
         )
     axes = [parameter.values for parameter in space.values()]
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
@@ -152,7 +152,7 @@ def space_size(space: Space) -> float:
 def space_corners(space: Space) -> list[dict[str, Scalar]]:
     """Return the points with every parameter at an extreme; of a wide space only the all-low and all-high ones."""
     extremes = [parameter.extremes for parameter in space.values()]
-    if math.prod(len(values) for values in extremes) > _MOST_CORNERS:
+    if math.prod(len(values) for values in extremes) > _MAX_CORNERS:
         points = [tuple(values[0] for values in extremes), tuple(values[-1] for values in extremes)]
     else:
         points = list(itertools.product(*extremes))
@@ -252,8 +252,8 @@ def _range(key: str, given: Mapping[str, Any], baseline_value: Any) -> Range:
         raise ConfigError(f"{key}: is not a number in the baseline ({baseline_value}); give choices")
     if step is not None and (step <= 0 or log):
         raise ConfigError(f"{key}.step={step}: must be above 0, and not be given with log")
-    if step is not None and (high - low) / step > _MOST_STEPS:
-        raise ConfigError(f"{key}.step={step}: gives more than {_MOST_STEPS:,} values")
+    if step is not None and (high - low) / step > _MAX_STEPS:
+        raise ConfigError(f"{key}.step={step}: gives more than {_MAX_STEPS:,} values")
     if log and low <= 0:
         raise ConfigError(f"{key}.low={low}: must be above 0 on a logarithmic scale")
     if all(isinstance(value, int) for value in (low, high)) and isinstance(baseline_value, int):

@@ -30,7 +30,7 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
 
 # Studies that an error names.
-_MOST_NAMES = 10
+_MAX_NAMES = 10
 
 
 class OpenStudy(Study):
@@ -80,8 +80,8 @@ def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
         if found is not None and StudyAttribute.IDENTITY in found.user_attrs:
             return found
         names = _recorded_names(folder)
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    others = f"; there are {', '.join(names[:_MOST_NAMES])}{more}" if names else ""
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    others = f"; there are {', '.join(names[:_MAX_NAMES])}{more}" if names else ""
     raise ConfigError(f"study.name={reference.name}: no such study is recorded in {folder}{others}")
 
 

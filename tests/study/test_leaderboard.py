@@ -34,7 +34,7 @@ def _add(study: optuna.Study, batch_size: int, values: list[float] | None, **att
     )
 
 
-def test_completed_trials_are_ranked_and_equal_ones_share_a_rank() -> None:
+def test_leaderboard_ranks_completed_trials_and_equals_share_a_rank() -> None:
     study = _study("validation_accuracy")
     _add(study, 250, [0.97], baseline=True)
     _add(study, 100, [0.99])
@@ -57,7 +57,7 @@ def test_completed_trials_are_ranked_and_equal_ones_share_a_rank() -> None:
     )
 
 
-def test_a_failed_trial_is_never_the_best() -> None:
+def test_leaderboard_ranks_no_failed_trial_first() -> None:
     study = _study("validation_loss")
     _add(study, 1, None, state=TrialState.FAIL)
     table = rank_trials(study)
@@ -67,7 +67,7 @@ def test_a_failed_trial_is_never_the_best() -> None:
     assert rank_trials(study)["trial"].tolist() == [2, 1, 0]
 
 
-def test_two_objectives_are_ranked_by_front() -> None:
+def test_leaderboard_ranks_two_objectives_by_front() -> None:
     study = _study("validation_accuracy", "cpu_seconds")
     for batch_size, values in ((1, [0.9, 10]), (2, [0.95, 20]), (3, [0.9, 12]), (4, [0.94, 25]), (5, [0.89, 26])):
         _add(study, batch_size, [float(value) for value in values])
@@ -76,13 +76,13 @@ def test_two_objectives_are_ranked_by_front() -> None:
 
 
 @pytest.mark.parametrize("objectives", [("validation_accuracy",), ("validation_accuracy", "cpu_seconds")])
-def test_a_study_without_trials_has_an_empty_leaderboard(objectives: tuple[str, ...]) -> None:
+def test_leaderboard_of_a_study_without_trials_is_empty(objectives: tuple[str, ...]) -> None:
     table = rank_trials(_study(*objectives))
     assert len(table) == 0
     assert best_against_baseline(table, objectives) == "no trial has completed"
 
 
-def test_the_fronts_of_many_points_are_those_that_comparing_all_pairs_gives() -> None:
+def test_leaderboard_fronts_are_those_of_comparing_all_pairs() -> None:
     study = _study("validation_accuracy", "cpu_seconds")
     points = np.random.default_rng(0).integers(0, 12, size=(60, 2)).astype(float)
     for index, point in enumerate(points):
@@ -102,7 +102,7 @@ def test_the_fronts_of_many_points_are_those_that_comparing_all_pairs_gives() ->
 
 
 @pytest.mark.parametrize(("width", "whole"), [(130, True), (100, True), (80, False)])
-def test_a_narrow_terminal_cuts_no_word(
+def test_print_leaderboard_cuts_no_word_in_a_narrow_terminal(
     width: int, whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Given

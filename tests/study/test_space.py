@@ -1,4 +1,4 @@
-"""The search space: what its YAML means, and what it refuses."""
+"""The search space: parsed from YAML, and its mistakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parse(tree: dict[str, Any]) -> dict[str, Choices | Range]:
     return parse_space(tree, BASELINE)
 
 
-def test_choices_ranges_and_their_short_form() -> None:
+def test_parse_space_reads_choices_and_ranges() -> None:
     space = parse(
         {
             "training": {"batch_size": [64, 250], "epochs": {"low": 4, "high": 14}, "learning_rate": None},
@@ -35,11 +35,11 @@ def test_choices_ranges_and_their_short_form() -> None:
     assert len(space_corners(space)) == 2 * 2 * 2
 
 
-def test_the_baselines_value_joins_the_choices_in_order() -> None:
+def test_parse_space_adds_the_baselines_value_to_choices() -> None:
     assert parse({"training": {"batch_size": [64, 500]}}) == {"training.batch_size": Choices((64, 250, 500))}
 
 
-def test_a_range_ends_at_its_last_step() -> None:
+def test_range_ends_at_its_last_step() -> None:
     assert parse({"model": {"conv1_filters": {"low": 10, "high": 64, "step": 20}}})["model.conv1_filters"].extremes == (
         10,
         50,
@@ -48,7 +48,7 @@ def test_a_range_ends_at_its_last_step() -> None:
     assert space_size(learning_rate) == 5
 
 
-def test_a_huge_range_takes_no_memory() -> None:
+def test_range_of_any_size_takes_no_memory() -> None:
     space = parse({"training": {"seed": {"low": 0, "high": 2**32 - 1}}})
     assert space["training.seed"].extremes == (0, 2**32 - 1)
     assert space_size(space) == 2**32
@@ -57,14 +57,14 @@ def test_a_huge_range_takes_no_memory() -> None:
         grid_points(space)
 
 
-def test_a_range_knows_which_values_it_reaches() -> None:
+def test_range_contains_the_values_it_reaches() -> None:
     steps = Range(16, 64, 8, False)
     assert [value for value in range(100) if steps.contains(value)] == [16, 24, 32, 40, 48, 56, 64]
     assert not steps.contains("16")
     assert Range(0.1, 0.5, None, False).contains(0.3)
 
 
-def test_a_continuous_space_has_no_grid() -> None:
+def test_grid_points_refuse_a_continuous_space() -> None:
     space = parse({"training": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}})
     assert space_size(space) == float("inf")
     with pytest.raises(ConfigError, match="study.space.training.learning_rate is continuous"):
@@ -98,7 +98,7 @@ def test_a_continuous_space_has_no_grid() -> None:
         ({"training": {"engine": {"low": 1, "high": 2}}}, "is not a number in the baseline"),
     ],
 )
-def test_a_mistake_is_named(tree: dict[str, Any], message: str) -> None:
+def test_parse_space_names_a_mistake(tree: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(tree)
     assert message in str(caught.value)

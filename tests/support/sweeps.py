@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +14,17 @@ import psutil
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from digitcnn import runner, study
-from digitcnn.config import SweepConfig
+from digitcnn import evaluation, runner, study
+from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.runner import Trainer, sweep
 from digitcnn.values import EpochMetrics
+from tests.support.trainers import InstantTrainer
 
 MATCHING = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
 
 
 class Quiet:
-    """A display that only remembers."""
+    """A display that records how trials ended."""
 
     def __init__(self) -> None:
         self.endings: list[str] = []
@@ -32,6 +37,18 @@ class Quiet:
 
     def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
         self.endings.append(ending)
+
+
+class Failing(Quiet):
+    """A display at which something happens once, in the first epoch of a trial with this number or a later one."""
+
+    def __init__(self, trial: int, happens: Callable[[], None]) -> None:
+        super().__init__()
+        self.trial, self.happens, self.happened = trial, happens, threading.Lock()
+
+    def epoch(self, worker: int, trial: int, metrics: EpochMetrics) -> None:
+        if trial >= self.trial and self.happened.acquire(blocking=False):
+            self.happens()
 
 
 def work(config: SweepConfig, trainer: Trainer, shown: Quiet | None = None) -> sweep.SweepResult:
@@ -50,7 +67,7 @@ def open_records(root: Path, name: str = "small") -> tuple[optuna.Study, MlflowC
 
 
 def assert_stores_agree(root: Path, name: str = "small", models: bool = True) -> None:
-    """A child run for every trial, states matching, an epoch's metrics each, models of completed trials only."""
+    """Assert a child run for every trial: matching states, metrics of each epoch, models of completed trials only."""
     opened, client, runs = open_records(root, name)
     parent = client.get_run(opened.user_attrs["parent_run_id"])
     # What was created by a sweep that was killed before it could note it has nothing in it.
@@ -85,7 +102,7 @@ def assert_stores_agree(root: Path, name: str = "small", models: bool = True) ->
 
 
 def worker_processes(of: int) -> list[psutil.Process]:
-    """The worker processes of a sweep, without multiprocessing's own."""
+    """Return the worker processes of a sweep, without multiprocessing's own."""
     found = []
     for child in psutil.Process(of).children(recursive=True):
         try:
@@ -94,3 +111,56 @@ def worker_processes(of: int) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def recorded_epochs(root: Path) -> int:
+    """Return the number of recorded values of epochs' metrics."""
+    if not (root / "mlflow.db").exists():
+        return 0
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        (count,) = database.execute("select count(*) from metrics where step > 0").fetchone()
+    return int(count)
+
+
+def recorded_results(root: Path) -> dict[int, Any]:
+    """Return the values of the completed trials by number."""
+    opened = study.existing_study(root, "small")
+    return (
+        {}
+        if opened is None
+        else {trial.number: trial.values for trial in opened.trials if trial.state == TrialState.COMPLETE}
+    )
+
+
+def assert_nothing_runs(root: Path) -> None:
+    """Assert that no run is RUNNING and no trial is."""
+    opened, _, runs = open_records(root)
+    assert not [run.info.run_name for run in runs if run.info.status == "RUNNING"]
+    assert not opened.get_trials(states=(TrialState.RUNNING,))
+
+
+def assert_whole(root: Path, total: int, models: bool = False) -> None:
+    """Assert that the study is at its total, both stores agree, nothing runs, and each lost trial was repeated."""
+    opened = open_records(root)[0]
+    assert study.count_finished(opened) == total
+    assert_nothing_runs(root)
+    assert_stores_agree(root, models=models)
+    repeated = {trial.user_attrs.get("repeats"): trial for trial in opened.trials}
+    for trial in opened.trials:
+        if "lost" in trial.user_attrs and trial.params and trial.number in repeated:
+            again = repeated[trial.number]
+            assert again.params == trial.params or "lost" in again.user_attrs
+    keys = [study.parameters_key(t.params) for t in opened.trials if t.state == TrialState.COMPLETE]
+    trained = [t for t in opened.trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
+    assert len({study.parameters_key(t.params) for t in trained}) == len(trained) == len(set(keys))
+
+
+def confirm_config(config: SweepConfig) -> ConfirmConfig:
+    """Return the config that confirms a study's best trial with two seeds."""
+    tree = {"study": {"name": "small"}, "tracking": config.tracking.model_dump(), "confirm": {"top": 1, "seeds": 2}}
+    return load_config(ConfirmConfig, tree)
+
+
+def confirm(config: SweepConfig) -> None:
+    """Confirm a study in this process."""
+    evaluation.run_confirmation(evaluation.plan_confirmation(confirm_config(config)), Quiet(), InstantTrainer())

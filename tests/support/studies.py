@@ -1,0 +1,32 @@
+"""Studies without training: what tests of the queue and of samplers run."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import optuna
+
+from digitcnn import study
+from digitcnn.config import SweepConfig
+from digitcnn.study import Space, parse_space
+
+
+def space_of(config: SweepConfig) -> Space:
+    """Return the space of a study."""
+    return parse_space(config.study.space, config.baseline)
+
+
+def open_in(config: SweepConfig, folder: Path) -> study.OpenStudy:
+    """Create or resume a study in a folder."""
+    return study.open_study(folder, config.study, space_of(config), config.baseline)
+
+
+def run_all(opened: study.OpenStudy, config: SweepConfig, total: int | None = None) -> None:
+    """Run the trials of a study whose objectives are its batch sizes."""
+
+    def objective(trial: optuna.Trial) -> list[float]:
+        return [float(trial.params["training.batch_size"])] * len(config.study.objective)
+
+    total = total or study.total_trials(config.study, space_of(config), config.baseline)
+    study.run_trials(opened, space_of(config), objective, total, None, 2, config.study.retries, threading.Event())
