@@ -6,7 +6,7 @@ Names and values are those of every store that exists: changing one makes earlie
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 
 class Tag:
@@ -100,7 +100,6 @@ Objective = Literal[
     "training_seconds",
     "parameters",
 ]
-OBJECTIVES: tuple[str, ...] = get_args(Objective)
 # The metric of an epoch from which a pruner can tell how good an objective will be. Costs say nothing about that.
 PRUNING_METRICS = {
     Metric.VALIDATION_ACCURACY: Metric.VALIDATION_ACCURACY,

@@ -24,6 +24,7 @@ from digitcnn import evaluation, report, study, tracking
 from digitcnn.config import ConfirmConfig, ReportConfig, StudyReference, SweepConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.study import parse_space
+from digitcnn.study.space import distributions
 from digitcnn.tracking import queries
 from tests.conftest import Command
 from tests.support.servers import mlflow_server
@@ -283,7 +284,7 @@ def test_write_report_works_at_every_stage_of_a_study(small_npz: Path, tmp_path:
     assert "No trial has completed yet." in page.text
     assert page.figures == {}
     # one whose first trial is running,
-    opened.ask(study.distributions(space))
+    opened.ask(distributions(space))
     page = _Page(_written(tmp_path) / "report.html")
     assert "(1 running); a sweep is at work on it, or was cut off." in page.text
     # and one that was cut off then, resumed and finished,

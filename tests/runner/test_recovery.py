@@ -15,6 +15,7 @@ from digitcnn.config import SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.records import TrialRecord
 from digitcnn.runner.run import recorded_outcome
+from digitcnn.study.space import distributions
 from digitcnn.tracking import operations
 from digitcnn.tracking import queue as queue_module
 from tests.conftest import with_study
@@ -109,7 +110,7 @@ def test_repair_ends_a_trial_without_a_run_and_runs_without_a_trial(
 ) -> None:
     space = runner.plan_sweep(copied).space
     opened.enqueue_trial({"training.batch_size": 150})
-    opened.ask(study.distributions(space))
+    opened.ask(distributions(space))
     noted = opened.ask()
     parent = opened.user_attrs["parent_run_id"]
     unnoted = tracking.create_training_run(store, copied.baseline, "small-4", {"study": "small", "trial": "4"}, parent)

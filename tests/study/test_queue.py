@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from digitcnn import study
 from digitcnn.config import SweepConfig
+from digitcnn.study.space import distributions
 from tests.support.studies import open_in, run_all, space_of
 
 
@@ -35,7 +36,7 @@ def test_queue_repeats_lost_trials_up_to_the_retries(sweep_config: SweepConfig, 
 
 def test_queue_repeats_trials_that_a_killed_sweep_left_running(sweep_config: SweepConfig, tmp_path: Path) -> None:
     opened = open_in(sweep_config, tmp_path)
-    drawn = study.distributions(space_of(sweep_config))
+    drawn = distributions(space_of(sweep_config))
     opened.ask(drawn)
     sampled = opened.ask(drawn)
     opened.ask()  # killed before it had parameters: nothing is lost

@@ -72,7 +72,7 @@ class Point:
     number: signal.Signals = signal.SIGKILL
 
     def arm(self) -> None:
-        """Wraps the function, in this process only."""
+        """Wrap the function, in this process only."""
         original, done = getattr(self.owner, self.name), threading.Event()
 
         @functools.wraps(original)
@@ -154,7 +154,7 @@ class KillingTrainer(InstantTrainer):
             self._kill()
 
     def at_the_end(self, job: Job, run: recorder.Run) -> None:
-        """Records a file as the model, in MLflow's own steps."""
+        """Record a file as the model, in MLflow's own steps."""
         client, weights = run.store.client, Path(tempfile.mkdtemp()) / "weights"
         weights.write_bytes(bytes(1000))
         model = client.create_logged_model(run.store.experiment_id, "model", run.run_id)
@@ -178,7 +178,7 @@ class KilledWithModel(RecordedTraining):
 
 
 def run(config: dict[str, Any], trainer: Trainer, lines: Path, point: str | None, spawn: bool) -> None:
-    """A sweep or a confirmation as its command does it, but for the screen: what it would print goes to a file."""
+    """Run a sweep or a confirmation as its command does; what it would print goes to a file."""
     # The process that all are forked from may have been started as a worker is, with these blocked.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     end_in_order()
@@ -210,14 +210,14 @@ def run(config: dict[str, Any], trainer: Trainer, lines: Path, point: str | None
 def start(
     config: SweepConfig | ConfirmConfig, trainer: Trainer, lines: Path, point: str | None = None, spawn: bool = False
 ) -> BaseProcess:
-    """Starts a sweep or a confirmation in a process and a session of its own."""
+    """Start a sweep or a confirmation in a process and a session of its own."""
     process = FORKS.Process(target=run, args=(config.model_dump(), trainer, lines, point, spawn))
     process.start()
     return process
 
 
 def wait_for(lines: Path, text: str, process: BaseProcess, seconds: float = 120) -> str:
-    """Waits until a sweep has said something, and returns all it has said."""
+    """Wait until a sweep has printed something; return all that it has printed."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         said = lines.read_text() if lines.exists() else ""
@@ -229,7 +229,7 @@ def wait_for(lines: Path, text: str, process: BaseProcess, seconds: float = 120)
 
 
 def workers_of(process: BaseProcess) -> list[psutil.Process]:
-    """The other processes of its session that are alive, whether it still is or not."""
+    """Return the other processes of its session that are alive, whether it is or not."""
     found = []
     for each in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):

@@ -59,10 +59,10 @@ class InstantTrainer:
         return Outcome(run.ending, epoch, summary)
 
     def after_epoch(self, job: Job, metrics: EpochMetrics) -> None:
-        """For trainers that fail on purpose."""
+        """Do nothing: a hook for trainers that fail on purpose."""
 
     def at_the_end(self, job: Job, run: recorder.Run) -> None:
-        """For trainers that fail on purpose when all has been recorded but how the run ended."""
+        """Do nothing: a hook for failures when all has been recorded but how the run ended."""
 
 
 @dataclass(frozen=True)
