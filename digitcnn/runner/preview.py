@@ -52,7 +52,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A trainer that measures the speed of a config and records nothing."""
+    """A trainer for measuring the speed of a config; it records nothing."""
 
     backend: Backend
 

@@ -23,7 +23,7 @@ _MAX_SAMPLES = 100_000_000
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that is over, with the id that it is recorded under."""
+    """A finished run: its MLflow run id and its result."""
 
     run_id: str
     result: TrainingResult
@@ -104,7 +104,7 @@ class RecordedTraining:
 
 
 class SweepDisplay(Protocol):
-    """Told of all that happens in a sweep or a confirmation: a trial by its number, a confirming run by its name."""
+    """The display of a sweep or a confirmation, told of its trials by number and of confirming runs by name."""
 
     def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None: ...
 

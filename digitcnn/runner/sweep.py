@@ -36,13 +36,13 @@ from digitcnn.values import Decision, EpochMetrics
 
 logger = logging.getLogger(__name__)
 
-# Different trials that fail in a row for one cause, from which on the cause is taken to lie outside the trials.
+# After so many different trials in a row with the same cause, the cause is not in the trials.
 _MAX_SAME_FAILURES = 3
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that was checked; nothing has been created yet."""
+    """A checked sweep; nothing has been created yet."""
 
     config: SweepConfig
     space: Space
@@ -58,7 +58,7 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A sweep that ended: its leaderboard, and the signal that interrupted it, if one did."""
+    """An ended sweep: its leaderboard, its counts, and the signal of its interruption, if there was one."""
 
     leaderboard: pd.DataFrame
     leaderboard_path: Path

@@ -34,7 +34,7 @@ _MAX_GROWTH_MB = 500.0
 
 @dataclass(frozen=True)
 class Job:
-    """One run for a worker: its config, tags, and the id of the MLflow run that was created for it."""
+    """One run for a worker: its config, its tags and the id of its MLflow run."""
 
     config: RunConfig
     tags: Mapping[str, str]
@@ -71,7 +71,7 @@ class WorkerDied(Exception):
 
 
 class RunFailed(Exception):
-    """The run itself failed in a way that would happen again."""
+    """The run failed for its own reason: it would fail again."""
 
 
 class RunDiverged(RunFailed):

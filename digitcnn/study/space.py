@@ -114,7 +114,7 @@ def parse_space(tree: Mapping[str, Any], baseline: RunConfig) -> Space:
     not varied after all. The baseline's own value joins the choices: it is trial 0, so it is part of the study.
     Raises ConfigError for unknown keys, for empty or inverted ranges and for values that the key does not allow.
     """
-    known = {name: value for name, value in baseline.parameters().items() if _group(name) in _SEARCHED_GROUPS}
+    known = {name: value for name, value in baseline.parameters().items() if name.partition(".")[0] in _SEARCHED_GROUPS}
     space: Space = {}
     for name, description in _leaves(tree):
         if name == "backend":
@@ -180,10 +180,6 @@ def describe_space(space: Space) -> dict[str, Any]:
     }
 
 
-def _group(name: str) -> str:
-    return name.partition(".")[0]
-
-
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for key, value in tree.items():
@@ -225,14 +221,14 @@ def _choices(key: str, values: Any, baseline_value: Any) -> Choices:
     if len(set(values)) != len(values):
         raise ConfigError(f"{key}.choices={values}: must name each value once")
     if isinstance(baseline_value, Scalar) and baseline_value not in values:
-        values = (
-            sorted([*values, baseline_value]) if _are_numbers([*values, baseline_value]) else [*values, baseline_value]
-        )
+        values = [*values, baseline_value]
+        if all(_is_number(value) for value in values):
+            values.sort()
     return Choices(tuple(values))
 
 
-def _are_numbers(values: list[Any]) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _range(key: str, given: Mapping[str, Any], baseline_value: Any) -> Range:
@@ -241,14 +237,14 @@ def _range(key: str, given: Mapping[str, Any], baseline_value: Any) -> Range:
             raise ConfigError(f"{key}.{part}: missing; a range needs low and high")
     for part in ("low", "high", "step"):
         value = given.get(part, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value) or not math.isfinite(value):
             raise ConfigError(f"{key}.{part}={value}: must be a finite number")
     low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
     if not isinstance(log, bool):
         raise ConfigError(f"{key}.log={log}: must be true or false")
     if low > high:
         raise ConfigError(f"{key}: is empty: low={low} is above high={high}")
-    if not isinstance(baseline_value, int | float) or isinstance(baseline_value, bool):
+    if not _is_number(baseline_value):
         raise ConfigError(f"{key}: is not a number in the baseline ({baseline_value}); give choices")
     if step is not None and (step <= 0 or log):
         raise ConfigError(f"{key}.step={step}: must be above 0, and not be given with log")

@@ -34,7 +34,7 @@ _MAX_NAMES = 10
 
 
 class OpenStudy(Study):
-    """A study that is recorded."""
+    """A recorded study."""
 
     @property
     def key(self) -> str:
@@ -43,7 +43,7 @@ class OpenStudy(Study):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The `study_identity` that the study was begun with."""
+        """The `study_identity` of the study's first sweep."""
         return dict(self.user_attrs[StudyAttribute.IDENTITY])
 
     @property
