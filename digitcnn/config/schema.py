@@ -166,7 +166,7 @@ class TrainingConfig(Config):
 
 
 class TrackingConfig(Config):
-    """The place of the records: `root` holds the embedded stores, `uri` names an MLflow server instead."""
+    """The place of the records: `root` holds the local stores, `uri` names an MLflow server instead."""
 
     root: Root = "mlruns"
     uri: Server | None = None

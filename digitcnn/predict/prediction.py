@@ -20,7 +20,7 @@ from digitcnn import evaluation, tracking
 from digitcnn.config import PredictConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
-from digitcnn.predict import loading
+from digitcnn.predict import models
 from digitcnn.predict.preprocess import prepare_picture, read_picture
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def predict(config: PredictConfig) -> list[Prediction]:
     with tracking.store_errors(config.tracking):
         store = tracking.open_recorded(config.tracking, f"run={config.run}")
         run_id = evaluation.find_run(store, config.run, config.study, config.tracking)
-        model = loading.load_recorded_model(store, config.tracking, run_id)
+        model = models.load_recorded_model(store, config.tracking, run_id)
     _, height, width = model.input_shape
     prepared: list[tuple[str, NDArray[np.uint8]]] = []
     for image in config.image:

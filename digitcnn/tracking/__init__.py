@@ -1,4 +1,4 @@
-"""MLflow: one recorder, the durable queue of what a store did not take, and queries. The only importer of mlflow."""
+"""MLflow: one recorder, the outbox of what a store did not take, and queries. The only importer of mlflow."""
 
 from digitcnn.tracking.client import (
     Store,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from digitcnn.config import TrackingConfig, without_credentials
 from digitcnn.errors import RECORDS_SAFE, MachineError, StoreAway
 from digitcnn.formatting import format_count
-from digitcnn.tracking import local, queue
+from digitcnn.tracking import local, outbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -111,7 +111,7 @@ def _open(config: TrackingConfig, stopped: Callable[[], bool]) -> Store:
 
 
 def _name(config: TrackingConfig) -> str:
-    """Return a store's name in the outbox: the embedded one's does not change when the folder is moved."""
+    """Return a store's name in the outbox: the local one's does not change when the folder is moved."""
     return without_credentials(config.uri) if config.uri else "mlflow.db"
 
 
@@ -124,7 +124,7 @@ def _experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
 
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment is None:
-        # A server decides itself where artifacts go; the embedded store would put them below the current folder.
+        # A server decides itself where artifacts go; the local store would put them below the current folder.
         location = None if config.uri else (config.folder / "artifacts" / config.experiment).as_uri()
         # Without its kind the UI shows the experiment as one of language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
@@ -217,7 +217,7 @@ def _retry(
 
 def pending_message(config: TrackingConfig) -> str:
     """Return one line on what is still to be delivered to the store, or an empty one."""
-    runs = queue.pending_runs(_outbox(config), _name(config))
+    runs = outbox.pending_runs(_outbox(config), _name(config))
     if not runs:
         return ""
     return (

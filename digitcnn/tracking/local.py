@@ -1,4 +1,4 @@
-"""The records on this machine: the embedded store's folder, wherever it was moved, and the processes that record."""
+"""The records on this machine: the local store's folder, wherever it was moved, and the processes that record."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TOLERANCE_SECONDS = 2 * 3600.0
 
 
 def prepare_folder(folder: Path) -> None:
-    """Create the folder of an embedded store and its database, or check those that there are.
+    """Create the folder of an local store and its database, or check those that there are.
 
     Raises MachineError if the folder cannot be used, or if the database is damaged or of another program or version.
     """

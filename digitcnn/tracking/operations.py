@@ -1,4 +1,4 @@
-"""Writing to MLflow runs: operations that may be repeated, delivered at once or from the queue, in order."""
+"""Writing to MLflow runs: operations that may be repeated, delivered at once or from the outbox, in order."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from digitcnn.formatting import format_count
-from digitcnn.tracking import queue
+from digitcnn.tracking import outbox
 from digitcnn.tracking.client import Store, error_cause, is_away, is_refusal
-from digitcnn.tracking.queue import Operation
+from digitcnn.tracking.outbox import Operation
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,9 +24,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 def put(store: Store, run_id: str, operation: Operation) -> None:
     """Write to a run; queue the operation if the store is away, or if earlier ones of the run are queued."""
-    if not queue.has_pending(store.outbox, run_id) and _reaches(store, lambda: write(store.client, run_id, operation)):
+    if not outbox.has_pending(store.outbox, run_id) and _reaches(store, lambda: write(store.client, run_id, operation)):
         return
-    queue.enqueue(store.outbox, store.name, run_id, operation)
+    outbox.enqueue(store.outbox, store.name, run_id, operation)
     if time.monotonic() >= store.retry_at:
         _reaches(store, lambda: deliver_run(store, run_id))
 
@@ -56,16 +56,16 @@ def put_files(store: Store, run_id: str, contents: Mapping[str, str]) -> None:
 def deliver_run(store: Store, run_id: str) -> int:
     """Deliver the queued operations of a run and return their number. Raises as the store does.
 
-    Operations that the store refuses are moved out of the queue, for a person to look at.
+    Operations that the store refuses are moved out of the outbox, for a person to look at.
     """
-    if not queue.has_pending(store.outbox, run_id):
+    if not outbox.has_pending(store.outbox, run_id):
         return 0
     try:
-        delivered = queue.flush(store.outbox, run_id, lambda operation: write(store.client, run_id, operation))
+        delivered = outbox.flush(store.outbox, run_id, lambda operation: write(store.client, run_id, operation))
     except Exception as error:
         if not is_refusal(error):
             raise
-        folder = queue.quarantine(store.outbox, run_id)
+        folder = outbox.quarantine(store.outbox, run_id)
         logger.warning(
             f"the MLflow store refuses what was kept for run {run_id} ({error_cause(error)}): it stays in {folder}"
         )
@@ -78,7 +78,7 @@ def deliver(store: Store) -> None:
     """Deliver the queued operations of all runs, and log how many those were. Raises as the store does."""
     delivered: list[int] = []
     try:
-        for run_id in queue.pending_runs(store.outbox, store.name):
+        for run_id in outbox.pending_runs(store.outbox, store.name):
             delivered.append(deliver_run(store, run_id))
     finally:
         if sum(delivered):

@@ -24,7 +24,7 @@ from digitcnn.tracking import operations, plots
 from digitcnn.tracking.client import Store, open_store, store_errors, suppress_away, with_retries
 from digitcnn.tracking.local import process_id, process_is_gone
 from digitcnn.tracking.operations import Status, deliver, deliver_run, put, put_files
-from digitcnn.tracking.queue import Operation
+from digitcnn.tracking.outbox import Operation
 from digitcnn.values import EpochMetrics, Splits, TrainingResult
 
 if TYPE_CHECKING:

@@ -36,8 +36,7 @@ from digitcnn.errors import MachineError
 from digitcnn.files import sqlite_url
 from digitcnn.runner import sweep
 from digitcnn.tracking import client as client_module
-from digitcnn.tracking import operations
-from digitcnn.tracking import queue as queue_module
+from digitcnn.tracking import operations, outbox
 from digitcnn.tracking.local import process_id
 from tests.conftest import Command, command_line, with_study
 from tests.support import processes
@@ -148,9 +147,7 @@ def test_queue_keeps_what_a_server_gone_for_good_did_not_take(
 def test_queue_quarantines_what_a_server_refuses(tmp_path: Path, proxy: Proxy, messages: list[str]) -> None:
     config = served(tmp_path, proxy)
     run_id = record_a_run(config, lambda number: proxy.down() if number == 2 else None, tmp_path)
-    queue_module.enqueue(
-        tmp_path / "records" / "outbox", config.tracking.store_uri, "0" * 32, tracking.tags({"a": "b"})
-    )
+    outbox.enqueue(tmp_path / "records" / "outbox", config.tracking.store_uri, "0" * 32, tracking.tags({"a": "b"}))
     proxy.up()
     tracking.deliver(tracking.open_store(config.tracking))
     assert_complete(config, run_id)
@@ -260,7 +257,7 @@ def test_run_goes_on_while_the_database_is_locked_for_longer_than_mlflow_waits(
                 let_go.append(held.enter_context(locked(root / "mlflow.db")))
             if number == 4:
                 # MLflow waited for 20 seconds in vain: two epochs are kept.
-                assert queue_module.pending_runs(root / "outbox", "mlflow.db")
+                assert outbox.pending_runs(root / "outbox", "mlflow.db")
                 let_go[0]()
 
         let_go: list[Callable[[], None]] = []
@@ -338,7 +335,7 @@ def test_abandoned_run_is_closed_by_the_next_command(
         # A number that no process has.
         gone = {"host": re.sub(r"process \d+", f"process {2**22 + 1}", process_id())}
         kept = tracking.create_training_run(run.store, config, "its end is kept", gone)
-        queue_module.enqueue(run.store.outbox, run.store.name, kept, operations.ended("FINISHED"))
+        outbox.enqueue(run.store.outbox, run.store.name, kept, operations.ended("FINISHED"))
         tracking.close_abandoned_runs(run.store)
         client = run.store.client
         states = {each.info.run_id: each.info.status for each in client.search_runs([run.store.experiment_id])}

@@ -24,7 +24,7 @@ from PIL import Image
 from digitcnn import predict, runner, tracking
 from digitcnn.config import PredictConfig, RunConfig, StudyReference, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
-from digitcnn.predict import loading
+from digitcnn.predict import models
 from digitcnn.predict.prediction import Prediction
 from tests.conftest import REPOSITORY, Command
 from tests.support.servers import free_port
@@ -68,7 +68,7 @@ def test_predict_classifies_usable_pictures_and_names_the_others(
     found = json.loads(ended.stdout)
     assert [each["image"] for each in found] == names
     seen = np.stack([np.asarray(Image.open(each["seen"])) for each in found])
-    expected = loading.load_recorded_model(store, config, run_id).predict(seen, verbose=0)
+    expected = models.load_recorded_model(store, config, run_id).predict(seen, verbose=0)
     assert [each["digit"] for each in found] == expected.argmax(axis=1).tolist()
     assert [each["probability"] for each in found] == pytest.approx(expected.max(axis=1).tolist(), abs=1e-5)
     assert [each["runner_up"] for each in found] == expected.argsort(axis=1)[:, -2].tolist()
@@ -223,7 +223,7 @@ def test_predict_answers_as_the_served_champion_does(
             with urllib.request.urlopen(request, timeout=60) as answer:
                 text = answer.read()
     served = np.array(json.loads(text)["predictions"])
-    model = loading.load_recorded_model(tracking.open_store(config), config, run_id)
+    model = models.load_recorded_model(tracking.open_store(config), config, run_id)
     own = model.predict(np.stack([np.asarray(Image.open(name)) for name in seen]), verbose=0)
     assert served == pytest.approx(own, abs=1e-5)
     assert served.argmax(axis=1).tolist() == [each.digit for each in found]

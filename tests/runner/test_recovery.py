@@ -16,8 +16,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.records import TrialRecord
 from digitcnn.runner.run import recorded_outcome
 from digitcnn.study.space import distributions
-from digitcnn.tracking import operations
-from digitcnn.tracking import queue as queue_module
+from digitcnn.tracking import operations, outbox
 from tests.conftest import with_study
 from tests.support.recorded import epoch
 from tests.support.sweeps import (
@@ -62,7 +61,7 @@ def test_recorded_outcome_delivers_a_queued_end_first(opened: study.OpenStudy, s
     run_id = trial.user_attrs["run_id"]
     store.client.update_run(run_id, status="RUNNING")
     assert recorded_outcome(store, run_id) is None
-    queue_module.enqueue(store.outbox, store.name, run_id, operations.ended("FINISHED"))
+    outbox.enqueue(store.outbox, store.name, run_id, operations.ended("FINISHED"))
     outcome = recorded_outcome(store, run_id)
     assert outcome is not None
     assert outcome.summary["validation_accuracy"] == trial.values[0]

@@ -16,7 +16,7 @@ from digitcnn import tracking
 from digitcnn.config import TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.tracking import local as local_module
-from digitcnn.tracking import queue as queue_module
+from digitcnn.tracking import outbox
 from tests.support.recorded import STRANGE, assert_complete, config_in, record_a_run
 
 
@@ -45,7 +45,7 @@ def test_relocate_opens_a_copied_folder_and_leaves_the_original_untouched(
     run_id = record_a_run(config, lambda _: None, tmp_path)
     opened = tracking.open_store(config.tracking)
     tracking.register_champion(opened, run_id, {}, "card")
-    queue_module.enqueue(root / "outbox", "mlflow.db", run_id, tracking.tags({"kept": "before the move"}))
+    outbox.enqueue(root / "outbox", "mlflow.db", run_id, tracking.tags({"kept": "before the move"}))
     original = (root / "mlflow.db").read_bytes()
     assert len(places(root / "mlflow.db")) >= 4
 

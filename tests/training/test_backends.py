@@ -16,7 +16,7 @@ import pytest
 from digitcnn import runner, tracking, training
 from digitcnn.config import Backend, DataConfig, RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError
-from digitcnn.predict import loading
+from digitcnn.predict import models
 from digitcnn.training import load_splits
 from tests.conftest import Command, command_line
 
@@ -81,7 +81,7 @@ def test_backend_imports_no_other_framework(trained: Trained) -> None:
 
 def test_backend_model_predicts_the_same_on_tensorflow(trained: Trained) -> None:
     training.import_keras(1)
-    model = loading.load_recorded_model(trained.store, trained.tracking, trained.run.info.run_id)
+    model = models.load_recorded_model(trained.store, trained.tracking, trained.run.info.run_id)
     data = DataConfig(path=trained.run.data.params["data.path"], validation="test_once")
     images = load_splits(data).validation.images
     probabilities = model.predict(images, verbose=0)

@@ -1,4 +1,4 @@
-"""Convolution, ReLU and 2x2 max-pool as one block of matrix products, forward and backward.
+"""Winograd convolution, ReLU and 2x2 max-pool as one block of matrix products, forward and backward.
 
 A block of 3x3 kernels is Winograd's F(2x2, 3x3) (Lavin and Gray 2015, arXiv:1509.09308): its tile of 2x2 outputs is
 exactly one pooling window, so the window's maximum replaces the tile, and nothing that pooling drops is computed.

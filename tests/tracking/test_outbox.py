@@ -9,33 +9,33 @@ from typing import Any
 
 import pytest
 
-from digitcnn.tracking import queue as queue_module
-from digitcnn.tracking.queue import Operation
+from digitcnn.tracking import outbox
+from digitcnn.tracking.outbox import Operation
 
 
 def test_queue_delivers_in_order_and_then_forgets(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
     (files / "a.txt").write_text("of the second record")
-    queue_module.enqueue(tmp_path / "outbox", "here", "run", Operation("tags", {"n": 1}))
-    queue_module.enqueue(tmp_path / "outbox", "here", "run", Operation("files", {}, files))
+    outbox.enqueue(tmp_path / "outbox", "here", "run", Operation("tags", {"n": 1}))
+    outbox.enqueue(tmp_path / "outbox", "here", "run", Operation("files", {}, files))
     shutil.rmtree(files)
-    queue_module.enqueue(tmp_path / "outbox", "here", "run", Operation("tags", {"n": 3}))
-    assert queue_module.pending_runs(tmp_path / "outbox", "here") == ["run"]
-    assert queue_module.pending_runs(tmp_path / "outbox", "elsewhere") == []
+    outbox.enqueue(tmp_path / "outbox", "here", "run", Operation("tags", {"n": 3}))
+    assert outbox.pending_runs(tmp_path / "outbox", "here") == ["run"]
+    assert outbox.pending_runs(tmp_path / "outbox", "elsewhere") == []
     seen: list[Any] = []
 
     def write(operation: Operation) -> None:
         seen.append(operation.content or (operation.files and (operation.files / "a.txt").read_text()))
 
-    assert queue_module.flush(tmp_path / "outbox", "run", write) == 3
+    assert outbox.flush(tmp_path / "outbox", "run", write) == 3
     assert seen == [{"n": 1}, "of the second record", {"n": 3}]
     assert list((tmp_path / "outbox").iterdir()) == []
 
 
 def test_queue_survives_a_truncated_line_and_an_interrupted_delivery(tmp_path: Path) -> None:
     for number in (1, 2):
-        queue_module.enqueue(tmp_path, "here", "run", Operation("tags", {"n": number}))
+        outbox.enqueue(tmp_path, "here", "run", Operation("tags", {"n": number}))
     with (tmp_path / "run" / "journal.jsonl").open("a") as journal:
         journal.write('{"kind": "tags", "content": {"n"')
     seen: list[Any] = []
@@ -46,9 +46,9 @@ def test_queue_survives_a_truncated_line_and_an_interrupted_delivery(tmp_path: P
             raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        queue_module.flush(tmp_path, "run", write)
-    queue_module.enqueue(tmp_path, "here", "run", Operation("tags", {"n": 3}))
-    assert queue_module.flush(tmp_path, "run", write) == 3
+        outbox.flush(tmp_path, "run", write)
+    outbox.enqueue(tmp_path, "here", "run", Operation("tags", {"n": 3}))
+    assert outbox.flush(tmp_path, "run", write) == 3
     assert seen == [1, 2, 1, 2, 3]
 
 
@@ -57,16 +57,16 @@ def test_queue_loses_nothing_between_writers_and_deliverers(tmp_path: Path) -> N
     over = threading.Event()
 
     def deliver() -> None:
-        while not over.is_set() or queue_module.has_pending(tmp_path, "run"):
-            for run_id in queue_module.pending_runs(tmp_path, "here"):
-                queue_module.flush(tmp_path, run_id, lambda operation: seen.append(operation.content["n"]))
+        while not over.is_set() or outbox.has_pending(tmp_path, "run"):
+            for run_id in outbox.pending_runs(tmp_path, "here"):
+                outbox.flush(tmp_path, run_id, lambda operation: seen.append(operation.content["n"]))
 
     deliverers = [threading.Thread(target=deliver) for _ in range(2)]
     for thread in deliverers:
         thread.start()
     try:
         for number in range(200):
-            queue_module.enqueue(tmp_path, "here", "run", Operation("tags", {"n": number}))
+            outbox.enqueue(tmp_path, "here", "run", Operation("tags", {"n": number}))
     finally:
         over.set()
         for thread in deliverers:

@@ -23,7 +23,7 @@ import yaml
 from digitcnn import tracking
 from digitcnn.config import MlpConfig, RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.predict import loading
+from digitcnn.predict import models
 from digitcnn.training import build_model, weights_sha256
 
 Champion = tuple[TrackingConfig, str]
@@ -40,7 +40,7 @@ class Recorded:
     marker: Path
 
     def load(self) -> Any:
-        return loading.load_recorded_model(tracking.open_store(self.config), self.config, self.run_id)
+        return models.load_recorded_model(tracking.open_store(self.config), self.config, self.run_id)
 
     def plant(self, content: bytes) -> None:
         """Puts content in place of the model's file."""
@@ -355,7 +355,7 @@ def test_loading_follows_a_run_to_the_one_that_was_trained(recorded: Recorded, s
     store = tracking.open_store(recorded.config)
     same = tracking.create_training_run(store, small_config, "same", {})
     tracking.copy_run(store, recorded.run_id, same, "FINISHED")
-    found = loading.load_recorded_model(store, recorded.config, same)
+    found = models.load_recorded_model(store, recorded.config, same)
     assert weights_sha256(found) == weights_sha256(recorded.load())
 
 
@@ -363,4 +363,4 @@ def test_rebuild_restores_a_network_of_any_size(recorded: Recorded, tmp_path: Pa
     config = MlpConfig(dense1_units=7, dense2_units=7)
     network = build_model(config, 12, 9, 4, seed=3)
     network.save(tmp_path / "mlp.keras")
-    assert weights_sha256(loading.rebuild((tmp_path / "mlp.keras").read_bytes(), config)) == weights_sha256(network)
+    assert weights_sha256(models.rebuild((tmp_path / "mlp.keras").read_bytes(), config)) == weights_sha256(network)
