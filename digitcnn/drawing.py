@@ -1,4 +1,4 @@
-"""What every picture shares: the palette, and the shading of a confusion matrix."""
+"""Shared by all pictures: the palette, and the shading of a confusion matrix."""
 
 from __future__ import annotations
 

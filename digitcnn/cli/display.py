@@ -1,4 +1,4 @@
-"""What a person sees while a command works: a live picture in a terminal, plain lines elsewhere."""
+"""Progress of a command at work: a live picture in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.text import Text
 
 from digitcnn.config import TrainingConfig
 from digitcnn.formatting import format_count, format_duration, format_percent, printable
-from digitcnn.values import Decision, EpochMetrics
+from digitcnn.values import EpochMetrics
 
 
 class _MessageHandler(logging.Handler):
@@ -56,16 +56,16 @@ def messages(package: str = "digitcnn") -> Iterator[None]:
 
 
 class TrainingDisplay(Protocol):
-    """Told of a run's epochs and of the progress within them."""
+    """A display of a run's epochs and of the progress within them."""
 
-    def on_epoch(self, metrics: EpochMetrics) -> Decision: ...
+    def on_epoch(self, metrics: EpochMetrics) -> None: ...
 
     def on_progress(self, epoch: int, fraction: float) -> None: ...
 
 
 @contextlib.contextmanager
 def training_display(config: TrainingConfig) -> Iterator[TrainingDisplay]:
-    """Shows one run's epochs while the body lasts."""
+    """Show one run's epochs while the body lasts."""
     console = Console()
     if not console.is_terminal:
         yield _TrainingLines(config.epochs)
@@ -85,14 +85,13 @@ class _TrainingLines:
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def on_epoch(self, metrics: EpochMetrics) -> Decision:
+    def on_epoch(self, metrics: EpochMetrics) -> None:
         print(
             f"epoch {metrics.epoch}/{self.epochs}: "
             f"train loss {metrics.train_loss:.4f}, accuracy {format_percent(metrics.train_accuracy)} %; "
             f"{_validation(metrics)}{metrics.images_per_second:,.0f} images/s",
             flush=True,
         )
-        return "continue"
 
     def on_progress(self, epoch: int, fraction: float) -> None:
         pass
@@ -113,9 +112,8 @@ class _TrainingTable:
         )
         self.task = self.bar.add_task("starting TensorFlow", total=epochs, left="")
 
-    def on_epoch(self, metrics: EpochMetrics) -> Decision:
+    def on_epoch(self, metrics: EpochMetrics) -> None:
         self.seen.append(metrics)
-        return "continue"
 
     def on_progress(self, epoch: int, fraction: float) -> None:
         now = time.perf_counter()
@@ -148,7 +146,7 @@ class _TrainingTable:
 
 @dataclass
 class _Row:
-    """What one worker is doing."""
+    """A worker's job and how far it is."""
 
     job: str
     parameters: str
@@ -181,7 +179,7 @@ class SweepScreen:
         self.at_start = 0.0
 
     def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None:
-        """The sweep is about to work on its trials."""
+        """Show the start of the work: the study, its trials and the workers."""
         self.metric, self.workers, self.at_start, self.started = metric, workers, finished, time.monotonic()
         self.total = total
         self.task = self.bar.add_task(name, total=total, completed=finished, left="", unit=self.unit)
@@ -195,14 +193,14 @@ class SweepScreen:
             self.live.start()
 
     def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None:
-        """A worker got a trial."""
+        """Show that a worker begins a trial."""
         text = ", ".join(f"{name.partition('.')[2]} {_number(value)}" for name, value in parameters.items())
         with self.lock:
             self.rows[worker] = _Row(_job(trial), text, epochs)
         self._line(f"{_job(trial)} began: {text}")
 
     def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None:
-        """A trial ended an epoch."""
+        """Show the metrics of a trial's epoch."""
         with self.lock:
             row = self.rows[worker]
             row.epoch, row.accuracy, row.images_per_second = (
@@ -216,7 +214,7 @@ class SweepScreen:
         )
 
     def trial_ended(self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str) -> None:
-        """A trial is over; with the best value of the study so far."""
+        """Show how a trial ended, and the best value of the study so far."""
         with self.lock:
             self.best = best
             self.rows.pop(-1 if worker is None else worker, None)
@@ -233,7 +231,7 @@ class SweepScreen:
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Ends the live picture."""
+        """End the live picture."""
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -266,7 +264,7 @@ class SweepScreen:
             return Group(self.bar, *leading, table)
 
     def _time_left(self) -> str:
-        """From the trials that this sweep has ended, epochs under way counted as parts of one."""
+        """Estimate the time left from the trials that this sweep has ended; epochs under way are parts of a trial."""
         begun = sum(row.epoch / row.epochs for row in self.rows.values())
         done = self.bar.tasks[0].completed - self.at_start + begun
         if done < 0.5:
@@ -275,7 +273,7 @@ class SweepScreen:
 
 
 def _job(trial: int | str) -> str:
-    """What a worker is doing, in words: a trial by its number, or a repetition by its name."""
+    """Return the name of a worker's job: a trial by its number, or a confirming run by its name."""
     return trial if isinstance(trial, str) else f"trial {trial}"
 
 

@@ -1,4 +1,4 @@
-"""What a command prints at its end: sentences and tables, as wide as the terminal."""
+"""Sentences and tables that a command prints at its end, as wide as the terminal."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def print_line(text: str) -> None:
-    """Prints a line; in a terminal it is broken between words."""
+    """Print a line; in a terminal it is broken between words."""
     console = Console()
     console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _console() -> Console:
-    """For tables: where there is no terminal, wide enough for those of a study."""
+    """Return a console for tables; without a terminal it is wide enough for a study's."""
     console = Console()
     if not console.is_terminal:
         console.width = 160
@@ -33,7 +33,7 @@ def _console() -> Console:
 
 
 def print_reproduction(metrics: Sequence[ComparedMetric]) -> None:
-    """Prints the metrics of a run and of its reproduction, a row per epoch and metric."""
+    """Print the metrics of a run and of its reproduction, a row per epoch and metric."""
     drawn = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("epoch", "metric", "recorded", "repeated", "difference", "tolerance"):
         drawn.add_column(heading, justify="left" if heading == "metric" else "right")
@@ -51,7 +51,7 @@ def print_reproduction(metrics: Sequence[ComparedMetric]) -> None:
 
 
 def print_comparison(comparison: RunComparison) -> None:
-    """Prints what differs between runs, a row per value and a column per run."""
+    """Print what differs between runs, a row per value and a column per run."""
     console = _console()
     drawn = Table(box=None, padding=(0, 2, 0, 0))
     drawn.add_column("run")
@@ -67,7 +67,7 @@ def print_comparison(comparison: RunComparison) -> None:
 def print_leaderboard(
     table: pd.DataFrame, parameters: Sequence[str], objectives: Sequence[str], rows: int = 20
 ) -> None:
-    """Prints the first rows of a leaderboard, accuracies in percent, without columns that have no room.
+    """Print the first rows of a leaderboard, accuracies in percent, without columns that have no room.
 
     What it is ranked by is always shown.
     """
@@ -83,7 +83,7 @@ def print_leaderboard(
 
 
 def _least_width(table: pd.DataFrame, parameters: Sequence[str], console: Console) -> int:
-    """The columns with which no word is cut, but those of notes, which are folded."""
+    """Return the width at which no word is cut; notes are folded."""
     drawn = _drawn(table.assign(note="") if "note" in table else table, parameters)
     # Measured where there is room: else all would be said to fit.
     return console.measure(drawn, options=console.options.update(max_width=10_000)).minimum

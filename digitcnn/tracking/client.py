@@ -183,7 +183,7 @@ def is_refusal(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def suppress_away() -> Iterator[None]:
-    """End the body, and nothing else, where the store is away."""
+    """Leave the body without an error if the store is away; any other error is raised."""
     try:
         yield
     except Exception as error:

@@ -20,7 +20,7 @@ from digitcnn.files import check_database, connect_database, create_database, sq
 
 logger = logging.getLogger(__name__)
 
-# Where MLflow keeps the places of artifacts and models, all absolute: it knows no others.
+# The columns in which MLflow keeps where artifacts and models are. All are absolute: MLflow takes no relative ones.
 _PLACES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -34,7 +34,7 @@ _TOLERANCE_SECONDS = 2 * 3600.0
 
 
 def prepare_folder(folder: Path) -> None:
-    """Create the folder of an local store and its database, or check those that there are.
+    """Create the folder of a local store and its database, or check those that there are.
 
     Raises MachineError if the folder cannot be used, or if the database is damaged or of another program or version.
     """

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 CHAMPION_MODEL = "digitcnn"
 CHAMPION_ALIAS = "champion"
-_MOST_RUNS = 1000
-# Of runs and of values in one answer of an MLflow server about metric histories.
-_MOST_HISTORIES = 100
-_MOST_VALUES = 25_000
+_MAX_RUNS = 1000
+# MLflow limits the runs and the values of one request for metric histories.
+_MAX_HISTORIES = 100
+_MAX_VALUES = 25_000
 
 
 def open_recorded(config: TrackingConfig, wanted: str) -> Store:
@@ -59,7 +59,7 @@ def search_runs(store: Store, filters: str) -> list[Any]:
     found: list[Any] = []
     token = None
     while True:
-        page = store.client.search_runs([store.experiment_id], filters, max_results=_MOST_RUNS, page_token=token)
+        page = store.client.search_runs([store.experiment_id], filters, max_results=_MAX_RUNS, page_token=token)
         found += page
         token = page.token
         if not token:
@@ -79,10 +79,10 @@ def has_run(store: Store, run_id: str) -> bool:
 def metric_histories(store: Store, run_ids: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
     """Return a metric's value by run and step: many runs in one query, where MLflow's client asks once for each."""
     found: dict[str, dict[int, float]] = {run_id: {} for run_id in run_ids}
-    for first in range(0, len(run_ids), _MOST_HISTORIES):
-        some = run_ids[first : first + _MOST_HISTORIES]
+    for first in range(0, len(run_ids), _MAX_HISTORIES):
+        some = run_ids[first : first + _MAX_HISTORIES]
         points = _histories(store, some, metric)
-        if len(points) >= _MOST_VALUES:
+        if len(points) >= _MAX_VALUES:
             # The answer was cut off.
             points = [(each, p.step, p.value) for each in some for p in store.client.get_metric_history(each, metric)]
         for run_id, step, value in points:
@@ -91,14 +91,14 @@ def metric_histories(store: Store, run_ids: Sequence[str], metric: str) -> dict[
 
 
 def _histories(store: Store, run_ids: Sequence[str], metric: str) -> list[tuple[str, int, float]]:
-    """Return run, step and value of up to `_MOST_VALUES` points, from the store behind the client."""
+    """Return run, step and value of up to `_MAX_VALUES` points, from the store behind the client."""
     from mlflow.utils.rest_utils import http_request_safe
 
     behind = store.client._tracking_client.store
     if hasattr(behind, "get_metric_history_bulk"):
-        points = [point.to_dict() for point in behind.get_metric_history_bulk(run_ids, metric, _MOST_VALUES)]
+        points = [point.to_dict() for point in behind.get_metric_history_bulk(run_ids, metric, _MAX_VALUES)]
     else:
-        wanted = {"run_id": list(run_ids), "metric_key": metric, "max_results": _MOST_VALUES}
+        wanted = {"run_id": list(run_ids), "metric_key": metric, "max_results": _MAX_VALUES}
         path = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
         answer = http_request_safe(behind.get_host_creds(), path, "GET", params=wanted)  # type: ignore[no-untyped-call]
         points = answer.json()["metrics"]

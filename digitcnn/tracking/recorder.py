@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ENDINGS: dict[str, Status] = {"completed": "FINISHED", "pruned": "KILLED", "stopped": "KILLED"}
-_MOST_TAG_LENGTH = 5000
+_MAX_TAG_LENGTH = 5000
 # MLflow's limits: of metrics in one call, and of a data set's digest.
-_MOST_METRICS = 1000
+_MAX_METRICS = 1000
 _DIGEST_LENGTH = 36
-# The file of a recorded model that holds its network and weights. Its digest is the run's tag of it.
+# The file of a recorded model that holds its network and weights.
 MODEL_FILE = "data/model.keras"
-# Packages that a saved model does not need to be loaded.
-_NOT_OF_A_MODEL = ("digitcnn", "mlflow", "optuna", "hydra-core")
-_COPIED_TAGS = (Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.BACKEND, Tag.ENGINE)
+# The packages that loading a saved model takes: Keras, NumPy and the backend.
+_MODEL_PACKAGES = ("keras", "numpy", "tensorflow", "jax", "jaxlib", "torch")
+_COPIED_TAGS = (Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.BACKEND, Tag.ENGINE, Tag.SOURCE_COMMIT)
 
 
 def create_run(store: Store, name: str, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> str:
@@ -131,8 +131,8 @@ def copy_run(store: Store, source: str, target: str, status: Status) -> None:
 
     points, tags = with_retries(store, read)
     values = [(each.key, each.value, each.timestamp, each.step) for each in points]
-    for first in range(0, len(values), _MOST_METRICS):
-        put(store, target, operations.recorded_metrics(values[first : first + _MOST_METRICS]))
+    for first in range(0, len(values), _MAX_METRICS):
+        put(store, target, operations.recorded_metrics(values[first : first + _MAX_METRICS]))
     copied = {key: value for key, value in tags.items() if key in _COPIED_TAGS}
     put(store, target, operations.tags({Tag.SAME_AS_RUN: source} | copied))
     put(store, target, operations.ended(status))
@@ -213,17 +213,17 @@ class Run:
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *bare.input_shape[1:]))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *bare.output_shape[1:]))]),
         )
-        # Without the pins MLflow spends 10 s a model on working them out.
-        # Not which build of a version, as in 2.13.0+cpu: an index may have another one.
+        # Without pins MLflow spends 10 s on working them out. A local version such as 2.13.0+cpu is pinned as 2.13.0:
+        # another index may not have that build.
         packages = self.environment["packages"].items()
-        pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages if name not in _NOT_OF_A_MODEL]
+        pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages if name in _MODEL_PACKAGES]
         parameters = {name: str(value) for name, value in self.config.parameters().items()}
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             mlflow.keras.save_model(
                 bare, str(folder), mlflow_model=Model(run_id=self.run_id), signature=signature, pip_requirements=pins
             )
-            # Of this file: it holds the time, so that no second file of this model has the same digest.
+            # Keras writes the time into the file, so the same model saved again has another digest.
             digest = hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
             self._put(operations.model(folder, parameters))
         self._put(operations.tags({Tag.MODEL_SHA256: digest}))
@@ -267,7 +267,7 @@ def start_run(
             status = "KILLED"
             raise
         except Exception as error:
-            failure = f"{type(error).__name__}: {error}"[:_MOST_TAG_LENGTH]
+            failure = f"{type(error).__name__}: {error}"[:_MAX_TAG_LENGTH]
             if isinstance(error, TrainingDiverged):
                 put(store, run_id, operations.tags({Tag.DIVERGED: "true"}))
             raise

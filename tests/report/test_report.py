@@ -252,7 +252,7 @@ def test_metric_histories_are_whole_when_an_answer_is_cut_off(confirmed: Path, m
     }
     assert tracking.metric_histories(store, ids, "validation_loss") == expected
     # Given an answer that was cut off, each run is asked for.
-    monkeypatch.setattr(queries, "_MOST_VALUES", 3)
+    monkeypatch.setattr(queries, "_MAX_VALUES", 3)
     assert tracking.metric_histories(store, ids, "validation_loss") == expected
 
 

@@ -17,9 +17,9 @@ def reproduce(config: ReproduceConfig) -> int:
     with display.training_display(training) as shown, deferred_signals() as end_if_asked:
 
         def on_epoch(metrics: EpochMetrics) -> Decision:
-            decision = shown.on_epoch(metrics)
+            shown.on_epoch(metrics)
             end_if_asked()
-            return decision
+            return "continue"
 
         found = evaluation.reproduce(manifest, config.tracking, config.threads, on_epoch)
     tables.print_reproduction(found.metrics)

@@ -16,9 +16,9 @@ def train(config: RunConfig) -> int:
     with display.training_display(config.training) as shown, deferred_signals() as end_if_asked:
 
         def on_epoch(metrics: EpochMetrics) -> Decision:
-            decision = shown.on_epoch(metrics)
+            shown.on_epoch(metrics)
             end_if_asked()
-            return decision
+            return "continue"
 
         def on_progress(epoch: int, fraction: float) -> None:
             shown.on_progress(epoch, fraction)

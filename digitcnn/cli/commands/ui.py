@@ -58,7 +58,7 @@ def ui(config: UiConfig) -> int:
 def _relay(server: subprocess.Popen[str], listens: threading.Event) -> list[str]:
     """Return the lines that the server says before it listens, still growing; show those that it says later.
 
-    Its own account of a start that succeeds is nothing to a reader.
+    What it logs during a successful start would only hide the address.
     """
     said: list[str] = []
 
@@ -102,7 +102,7 @@ def _served(config: UiConfig) -> Iterator[subprocess.Popen[str]]:
     Ctrl-C in the terminal thus reaches it as SIGTERM, on which it ends without a traceback.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_SERVER_")}
-    # What libraries will remove one day is nothing to a reader.
+    # Deprecation warnings of MLflow's libraries concern their developers only.
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     server = subprocess.Popen(
         [
