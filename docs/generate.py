@@ -214,16 +214,17 @@ def picture() -> str:
     libraries: dict[str, list[str]] = {}
     for contract in contracts:
         for library in contract.get("protected_modules", []):
-            for importer in contract["allowed_importers"] if "." not in library else []:
-                libraries.setdefault(importer, []).append(library)
+            rooms = (
+                {".".join(name.split(".")[:2]) for name in contract["allowed_importers"]} if "." not in library else ()
+            )
+            for room in rooms:
+                libraries.setdefault(room, []).append(library)
     width = 92
     rows = []
-    for layer in layers:
+    for layer in ("experiments", *layers):
         cells = []
-        modules = layer.split(" | ")
-        for module in modules:
-            owned = ", ".join(libraries.get(module, []))
-            name = module.removeprefix("digitcnn.")
+        for name in layer.split(" | "):
+            owned = ", ".join(libraries.get(f"digitcnn.{name}", []))
             cells.append(f"{name} ({owned})" if owned else name)
         share = (width - 3 * (len(cells) - 1)) // len(cells)
         rows.append("| " + " | ".join(cell.ljust(share) for cell in cells).ljust(width) + " |")

@@ -91,6 +91,6 @@ def config_of(composed: DictConfig, schema: type[AnyConfig], line: CommandLine, 
     values = {str(key): value for key, value in plain.items()} | line.words
     for group, key, packaged in (("tracking", "root", None), ("data", "path", "mnist")):
         holder = values.get(group)
-        if isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key] != packaged:
+        if isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key] not in ("", packaged):
             holder[key] = str(folder / expand_user(holder[key]))
     return load_config(schema, values)

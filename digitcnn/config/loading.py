@@ -66,7 +66,9 @@ def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 def nearest_key(name: str, names: list[str]) -> str:
     """Return a hint that names the nearest of some keys, or those of its group, or the groups."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+    # A key without its group, such as batch_size, means the one key that ends so.
+    same_end = [known for known in names if known.endswith(f".{name}")]
+    close = same_end if len(same_end) == 1 else difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     if close:
         return f"did you mean {close[0]}?"
     groups = list(dict.fromkeys(known.partition(".")[0] for known in names))

@@ -70,6 +70,8 @@ def _check_path(value: str) -> str:
 
 
 def _check_root(value: str) -> str:
+    if not value:
+        raise ValueError("must name a folder")
     if re.search("%[0-9A-Fa-f]{2}", str(Path(_check_path(value)).absolute())):
         raise ValueError("must have no % with two hexadecimal digits in its path: MLflow takes that for a character")
     return value

@@ -136,6 +136,8 @@ def git_state() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
+        # An installed package may lie in an environment inside another project's checkout.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return {}

@@ -16,6 +16,8 @@ STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
     ("tree", "message"),
     [
         ({"training": {"bach_size": 1}}, "training.bach_size: unknown key; did you mean training.batch_size?"),
+        ({"batch_size": 1}, "batch_size: unknown key; did you mean training.batch_size?"),
+        ({"tracking": {"root": ""}}, "tracking.root=: must name a folder"),
         ({"training": {"batch_size": "abc"}}, "training.batch_size=abc: must be a valid integer"),
         ({"training": {"batch_size": 2.5}}, "training.batch_size=2.5: must be a valid integer"),
         ({"training": {"batch_size": True}}, "training.batch_size=True: must be a valid integer"),
