@@ -219,7 +219,7 @@ def picture() -> str:
             )
             for room in rooms:
                 libraries.setdefault(room, []).append(library)
-    width = 92
+    width = 110
     rows = []
     for layer in ("experiments", *layers):
         cells = []
