@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from digitcnn import runner, study, tracking
-from digitcnn.config import ConfirmConfig, RunConfig, StudyConfig, load_config, nested
+from digitcnn.config import ConfirmConfig, RunConfig, load_config, nested
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation.champion import model_card
 from digitcnn.evaluation.comparison import Candidate, compare_candidates
@@ -22,8 +22,8 @@ from digitcnn.runner import Pool, RunFailed, SweepDisplay, WorkerDied, threads_p
 
 logger = logging.getLogger(__name__)
 
-# As often as a sweep repeats a trial whose worker died.
-_RETRIES: int = StudyConfig.model_fields["retries"].default
+# A worker that dies three times on one run would die again, in a confirmation as in a sweep (study.retries).
+_RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[Candida
     start = {name: base.parameters()[name] for name in searched}
     table = study.rank_trials(opened)
     found = [Candidate("baseline", study.baseline_trial_number(table) or 0, start, base)]
-    for trial in study.best_first(opened, study.ended_trials(opened).values()):
+    for trial in study.best_first(opened, study.ended_trials(opened)):
         parameters = {name: value for name, value in trial.parameters.items() if name in start}
         if len(found) <= config.confirm.top and all(parameters != each.parameters for each in found):
             found.append(Candidate(f"trial {trial.number}", trial.number, parameters, base.replace(parameters)))

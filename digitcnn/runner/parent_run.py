@@ -62,12 +62,17 @@ def log_study_run(store: tracking.Store, run_id: str, leaderboard: str, metrics:
 
 
 def end_study_run(opened: OpenStudy, store: tracking.Store, run_id: str, status: tracking.Status) -> None:
-    """Close the runs of a study's trials that were left open, then the study's run with the sweep's status.
+    """Close the runs of a study's trials that were left open, then the study's run; deliver what is queued.
 
-    A store that is away gets only the last: the next sweep closes the others.
+    `status` is the sweep's. The study's run is closed, and what is queued delivered, even if reading the study fails.
+    A store that is away gets the end of the study's run only, later: the next sweep closes the others.
     """
-    with tracking.suppress_away():
-        # A run whose end is still kept is not open.
-        tracking.deliver(store)
-        recovery.end_runs(opened, store, recovery.unfinished_runs(store, run_id))
-    tracking.close_run(store, run_id, status)
+    try:
+        with tracking.suppress_away():
+            # A run whose end is still kept is not open.
+            tracking.deliver(store)
+            recovery.end_runs(opened, store, recovery.unfinished_runs(store, run_id))
+    finally:
+        tracking.close_run(store, run_id, status)
+        with tracking.suppress_away():
+            tracking.deliver(store)

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -131,7 +131,9 @@ class _Sweep:
     parent: str = ""
     abort: MachineError | None = None
     same_parameters: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
-    ended: dict[str, study.EndedTrial] = field(default_factory=dict)
+    reusable: dict[str, study.EndedTrial] = field(default_factory=dict)
+    best: study.EndedTrial | None = None
+    comparing: threading.Lock = field(default_factory=threading.Lock)
     failures: dict[str, str] = field(default_factory=dict)
 
     def work(self) -> SweepResult:
@@ -140,15 +142,16 @@ class _Sweep:
         repaired = recovery.repair_records(self.opened, self.store)
         if repaired:
             logger.warning(repaired)
-        # Kept here from now on: looking them up in the study at every trial's end costs more with each trial.
-        self.ended = study.ended_trials(self.opened)
-        self.parent = parent_run.begin_study_run(self.opened, self.store, self.plan.config)
+        # Both are kept here from now on: finding them in the study at every trial's end costs more with each trial.
+        self.reusable = study.reusable_trials(study.ended_trials(self.opened))
+        self.best = study.best_trial(self.opened)
         finished = study.count_finished(self.opened)
-        self.shown.began(config.name, total, finished, self.plan.workers, config.objective[0])
-        deadline = None if config.timeout is None else time.monotonic() + parse_duration(config.timeout)
+        self.parent = parent_run.begin_study_run(self.opened, self.store, self.plan.config)
         workers, stop = self.plan.workers, self.pool.stop
         status: tracking.Status = "FAILED"
         try:
+            self.shown.began(config.name, total, finished, workers, config.objective[0])
+            deadline = None if config.timeout is None else time.monotonic() + parse_duration(config.timeout)
             study.run_trials(
                 self.opened, self.plan.space, self._objective, total, deadline, workers, config.retries, stop
             )
@@ -159,8 +162,6 @@ class _Sweep:
             finally:
                 status = "FAILED" if self.abort else "KILLED" if self.signals else status
                 parent_run.end_study_run(self.opened, self.store, self.parent, status)
-                with tracking.suppress_away():
-                    tracking.deliver(self.store)
         if self.abort is not None:
             raise self.abort
         finished = study.count_finished(self.opened)
@@ -176,10 +177,10 @@ class _Sweep:
             tags = {Tag.STUDY: name, Tag.TRIAL: str(trial.number)}
             run_id = tracking.create_training_run(self.store, config, f"{name}-{trial.number}", tags, self.parent)
             self._record(trial, TrialRecord(run_id=run_id))
-            twin = self.ended.get(key)
+            original = self.reusable.get(key)
             # A result whose run was deleted cannot be copied.
-            if twin is not None and tracking.has_run(self.store, str(twin.record.run_id)):
-                return self._reuse(trial, run_id, twin)
+            if original is not None and tracking.has_run(self.store, str(original.record.run_id)):
+                return self._reuse(trial, run_id, original)
 
             def decide(metrics: EpochMetrics) -> Decision:
                 self._record(trial, TrialRecord(epochs_run=metrics.epoch))
@@ -190,7 +191,7 @@ class _Sweep:
             job = Job(config, tags, run_id)
             try:
                 with run_job(
-                    self.store, self.pool, job, self.shown, trial.number, trial.params, decide, self._best
+                    self.store, self.pool, job, self.shown, trial.number, trial.params, decide, self._best_so_far
                 ) as (index, outcome):
                     return self._ended(trial, index, outcome)
             except Interrupted:
@@ -212,12 +213,12 @@ class _Sweep:
             self._record(trial, TrialRecord(reached=reached))
         self.failures.clear()
         if outcome.ending == "stopped":
-            self.shown.trial_ended(index, trial.number, "interrupted", None, self._best())
+            self.shown.trial_ended(index, trial.number, "interrupted", None, self._best_so_far())
             raise study.Lost("interrupted")
-        recorded = self.opened.get_trials(deepcopy=False)[trial.number]
-        ended = study.ended_trial(recorded, values if completed else None)
-        self.ended[study.parameters_key(trial.params)] = ended
-        self.shown.trial_ended(index, trial.number, "complete" if completed else "pruned", values[0], self._best())
+        ended = self._add_result(trial, values if completed else None)
+        self.reusable[study.parameters_key(trial.params)] = ended
+        ending = "complete" if completed else "pruned"
+        self.shown.trial_ended(index, trial.number, ending, values[0], self._best_so_far())
         if not completed:
             raise study.Pruned
         return values
@@ -247,24 +248,40 @@ class _Sweep:
         self.abort = error
         self.pool.stop.set()
 
-    def _reuse(self, trial: study.Trial, run_id: str, twin: study.EndedTrial) -> list[float]:
-        """Give a trial the recorded result of an earlier one with the same parameters."""
-        record = replace(twin.record, run_id=run_id, same_as=twin.number, baseline=False, deaths=0, repeats=None)
-        self._record(trial, record)
-        tracking.copy_run(self.store, str(twin.record.run_id), run_id, "KILLED" if twin.values is None else "FINISHED")
-        for epoch, reported in twin.reports.items():
+    def _reuse(self, trial: study.Trial, run_id: str, original: study.EndedTrial) -> list[float]:
+        """Give a duplicate the recorded result of an earlier trial with the same parameters."""
+        values, result = original.values, original.record
+        self._record(
+            trial,
+            TrialRecord(
+                same_as=original.number,
+                reached=result.reached,
+                epochs_run=result.epochs_run,
+                validation_accuracy=result.validation_accuracy,
+                cpu_seconds=result.cpu_seconds,
+            ),
+        )
+        tracking.copy_run(self.store, str(result.run_id), run_id, "KILLED" if values is None else "FINISHED")
+        for epoch, reported in original.reports.items():
             trial.report(reported, epoch)
-        value = None if twin.values is None else twin.values[0]
-        self.shown.trial_ended(None, trial.number, f"same as trial {twin.number}", value, self._best())
-        if twin.values is None:
+        self._add_result(trial, values)
+        value = None if values is None else values[0]
+        self.shown.trial_ended(None, trial.number, f"same as trial {original.number}", value, self._best_so_far())
+        if values is None:
             raise study.Pruned
-        return twin.values
+        return values
 
-    def _best(self) -> str:
+    def _add_result(self, trial: study.Trial, values: list[float] | None) -> study.EndedTrial:
+        """Return a trial with its result (None: it was pruned), which is the best from now on if it is better."""
+        ended = study.ended_trial(self.opened.get_trials(deepcopy=False)[trial.number], values)
+        with self.comparing:
+            self.best = next(iter(study.best_first(self.opened, filter(None, (self.best, ended)))), None)
+        return ended
+
+    def _best_so_far(self) -> str:
         """Return the value and the number of the best trial so far; empty before there is one."""
-        # A list at once: other threads add to it.
-        best = study.best_first(self.opened, list(self.ended.values()))
-        return f"{best[0].values[0]:.4f} (trial {best[0].number})" if best and best[0].values else ""
+        best = self.best
+        return f"{best.values[0]:.4f} (trial {best.number})" if best is not None and best.values else ""
 
     def _write_leaderboard(self) -> tuple[Path, pd.DataFrame]:
         """Write the leaderboard as CSV, record it with the best trial's values; return its path and the table."""

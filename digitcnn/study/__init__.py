@@ -48,6 +48,7 @@ from digitcnn.study.trials import (
     parameters_key,
     read_trial,
     record_trial,
+    reusable_trials,
 )
 
 __all__ = [
@@ -91,6 +92,7 @@ __all__ = [
     "recorded_study",
     "refuse_another",
     "report_epoch",
+    "reusable_trials",
     "run_trials",
     "snapshot_study",
     "space_corners",

@@ -163,7 +163,7 @@ def strays(rest: Records) -> Iterator[None]:
     (parent,) = {run.data.tags["mlflow.parentRunId"] for run in tracking.confirmation_runs(store, name)}
     trial = {"study": name, "trial": "9"}
     made = [
-        # Cut off before it could record by which command; a twin has no command either.
+        # Cut off before it could record by which command; a duplicate has no command either.
         tracking.create_training_run(store, RunConfig(), "cut off", trial, parent),
         # Still at work.
         tracking.create_training_run(

@@ -22,6 +22,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from digitcnn import tracking
 from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.errors import MachineError
 from digitcnn.runner import Job, Trainer
@@ -244,9 +245,31 @@ def _refuse(database: Path, table: str) -> None:
         )
 
 
+def _rename_table(database: Path, table: str, name: str) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        # References in other tables keep the old name.
+        connection.execute("pragma legacy_alter_table = on")
+        connection.execute(f"alter table {table} rename to {name}")
+
+
 def _mend(database: Path) -> None:
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("drop trigger refusal")
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_study_that_cannot_be_read_any_more_leaves_no_study_run_open(sweep_config: SweepConfig) -> None:
+    config = with_study(sweep_config, trials=4, workers=2)
+    root = config.tracking.folder
+    shown = Failing(1, lambda: _rename_table(root / "optuna.db", "trials", "unreadable"))
+    with pytest.raises(MachineError, match=r"the study's store .* failed: .*no such table: trials"):
+        work(config, InstantTrainer(), shown)
+    _rename_table(root / "optuna.db", "unreadable", "trials")
+    opened, client, _ = open_records(root)
+    assert client.get_run(opened.user_attrs["parent_run_id"]).info.status == "FAILED"
+    assert tracking.pending_message(config.tracking) == ""
+    assert work(config, InstantTrainer()).finished == 4
+    assert_nothing_runs(root)
 
 
 @pytest.mark.usefixtures("quick_workers")

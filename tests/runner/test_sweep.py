@@ -11,13 +11,15 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from digitcnn import runner, study
 from digitcnn.config import SweepConfig
 from digitcnn.errors import ConfigError
+from digitcnn.study.space import distributions
 from tests.conftest import Command, command_line, with_study
-from tests.support.sweeps import assert_stores_agree, open_records, work, worker_processes
+from tests.support.studies import space_of
+from tests.support.sweeps import Quiet, assert_stores_agree, open_records, work, worker_processes
 from tests.support.trainers import InstantTrainer, SuicidalTrainer
 
 
@@ -53,6 +55,47 @@ def test_sweep_does_not_train_identical_parameters_twice(sweep_config: SweepConf
     tags = client.get_run(repeated.user_attrs["run_id"]).data.tags
     assert tags["same_as_run"] == original.user_attrs["run_id"]
     assert_stores_agree(config.tracking.folder, models=False)
+
+
+class _Best(Quiet):
+    """A display that keeps the best trial so far, as it was told at each trial's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best: list[str] = []
+
+    def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
+        super().trial_ended(worker, trial, ending, value, best)
+        self.best.append(best)
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_resumed_sweep_takes_a_completed_trial_over_a_pruned_one_with_equal_parameters(
+    copied: SweepConfig, opened: study.OpenStudy
+) -> None:
+    """Given the best trial, which was lost at first, with parameters with which another was pruned before."""
+    run_id = opened.trials[1].user_attrs["run_id"]
+    drawn, parameters = distributions(space_of(copied)), {"training.batch_size": 20}
+
+    def add(state: TrialState, value: float | None, record: dict[str, object]) -> None:
+        opened.add_trial(
+            create_trial(state=state, value=value, params=parameters, distributions=drawn, user_attrs=record)
+        )
+
+    add(TrialState.PRUNED, None, {"run_id": run_id, "reached": {"validation_accuracy": 0.6}})
+    add(TrialState.COMPLETE, 1.99, {"run_id": run_id, "lost": "its process ended", "validation_accuracy": 1.99})
+    opened.enqueue_trial(parameters)
+    shown = _Best()
+    result = work(with_study(copied, trials=6), InstantTrainer(), shown)
+    assert shown.endings == ["same as trial 4"]
+    assert shown.best == ["1.9900 (trial 4)"]
+    assert result.leaderboard["trial"].iloc[0] == 4
+    recorded, client, _ = open_records(copied.tracking.folder)
+    assert client.get_run(result.parent_run_id).data.metrics["best_trial.validation_accuracy"] == 1.99
+    duplicate = recorded.trials[5]
+    assert (duplicate.state, duplicate.values) == (TrialState.COMPLETE, [1.99])
+    assert duplicate.user_attrs.keys() == {"run_id", "same_as", "validation_accuracy"}
+    assert duplicate.user_attrs["run_id"] != run_id
 
 
 def test_sweep_replaces_a_killed_worker_and_repeats_its_trial(sweep_config: SweepConfig, tmp_path: Path) -> None:
