@@ -18,7 +18,7 @@ from digitcnn.records import TrialRecord
 from digitcnn.study.space import Space, distributions
 from digitcnn.study.storage import STORAGE_FAILURES
 from digitcnn.study.study import OpenStudy
-from digitcnn.study.trials import parameters_of, read_trial, record_trial
+from digitcnn.study.trials import parameters_of, read_trial, record_trial, repeated_numbers
 
 # How often a thread that finds no room for a trial looks whether one that runs was lost.
 _POLL_SECONDS = 0.5
@@ -59,39 +59,39 @@ def tell_recorded(study: OpenStudy, trial: FrozenTrial, values: Mapping[str, flo
 
 def count_finished(study: Study) -> int:
     """Return the number of trials that count: completed, pruned, failed for good, or lost and not tried again."""
-    return _count_finished(study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    return _count_finished(trials, repeated_numbers(trials))
 
 
-def _count_finished(trials: list[FrozenTrial]) -> int:
-    repeated = _repeated(trials)
+def _count_finished(trials: list[FrozenTrial], repeated: set[int]) -> int:
+    # A trial that ended before it had parameters left nothing to count or to repeat.
     return sum(
-        trial.state != TrialState.FAIL or trial.number not in repeated
+        trial.number not in repeated and bool(parameters_of(trial))
+        if trial.state == TrialState.FAIL
+        else trial.state.is_finished()
         for trial in trials
-        # A trial that ended before it had parameters left nothing to count or to repeat.
-        if trial.state.is_finished() and parameters_of(trial)
     )
 
 
-def _repeated(trials: list[FrozenTrial]) -> set[int | None]:
-    return {read_trial(trial).repeats for trial in trials}
-
-
-def _requeue_lost(study: OpenStudy, retries: int) -> list[FrozenTrial]:
+def _requeue_lost(study: OpenStudy, retries: int) -> tuple[list[FrozenTrial], set[int]]:
     """Queue the parameters of every lost trial again, unless that was done or its worker has died too often on them.
 
-    Returns all trials as they are then. For one thread at a time: two would queue a trial twice.
+    Returns all trials as they are then, and the numbers of those that were queued again. For one thread at a time: two
+    would queue a trial twice.
     """
     trials = study.get_trials(deepcopy=False)
-    repeated = _repeated(trials)
+    repeated = repeated_numbers(trials)
     queued = False
     for trial in trials:
+        if trial.state != TrialState.FAIL or trial.number in repeated:
+            continue
         record, parameters = read_trial(trial), parameters_of(trial)
-        lost = trial.state == TrialState.FAIL and record.lost is not None and trial.number not in repeated
-        if lost and record.deaths <= retries and parameters:
+        if record.lost is not None and record.deaths <= retries and parameters:
             again = TrialRecord(repeats=trial.number, deaths=record.deaths, baseline=record.baseline)
             study.enqueue_trial(parameters, user_attrs=again.attributes())
+            repeated.add(trial.number)
             queued = True
-    return study.get_trials(deepcopy=False) if queued else trials
+    return study.get_trials(deepcopy=False) if queued else trials, repeated
 
 
 def run_trials(
@@ -148,16 +148,31 @@ class _Work:
     def _next(self) -> Trial | None:
         """Return the next trial, with its parameters, when there is room for one; None when the study is over."""
         while not self.stop.is_set():
-            # Samplers are not made for several threads either.
+            # One thread at a time: two would queue a lost trial twice, and samplers may fail when two threads use them.
             with self.choosing:
-                trials = _requeue_lost(self.study, self.retries)
-                done = _count_finished(trials)
+                trials, repeated = _requeue_lost(self.study, self.retries)
+                done = _count_finished(trials, repeated)
                 if done >= self.total or (self.deadline is not None and time.monotonic() >= self.deadline):
                     return None
-                if done + sum(trial.state == TrialState.RUNNING for trial in trials) < self.total:
-                    return self.study.ask(self.space)
+                running = {trial.number for trial in trials if trial.state == TrialState.RUNNING}
+                if done + len(running) < self.total:
+                    return self._ask(running)
             self.stop.wait(_POLL_SECONDS)
         return None
+
+    def _ask(self, running: set[int]) -> Trial:
+        """Return a new trial beside those that run; end it as lost if the sampler raises, and raise the same."""
+        try:
+            return self.study.ask(self.space)
+        except STORAGE_FAILURES:
+            raise
+        except Exception as error:
+            # Optuna has begun the trial, but does not give its number.
+            with contextlib.suppress(*STORAGE_FAILURES):
+                for begun in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    if begun.number not in running:
+                        self._lose(begun, error)
+            raise
 
     def _run(self, trial: Trial) -> None:
         values, state, record = None, TrialState.FAIL, TrialRecord()
@@ -177,11 +192,15 @@ class _Work:
             self.stop.set()
             # A store that fails here too leaves the trial running: the next start ends it.
             with contextlib.suppress(*STORAGE_FAILURES):
-                record_trial(self.study, trial, TrialRecord(lost=type(error).__name__))
-                self.study.tell(trial, state=TrialState.FAIL)
+                self._lose(trial, error)
             raise
         record_trial(self.study, trial, record)
         self.study.tell(trial, values, state)
         if self.study._storage.get_trial(trial._trial_id).state != state:
             # Optuna passes over some errors of its store without a word.
             raise StorageInternalError(f"the result of trial {trial.number} was not taken")
+
+    def _lose(self, trial: Trial | FrozenTrial, error: Exception) -> None:
+        """End a trial as lost, by an error that nobody expected."""
+        record_trial(self.study, trial, TrialRecord(lost=type(error).__name__))
+        self.study.tell(trial.number, state=TrialState.FAIL)
