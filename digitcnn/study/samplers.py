@@ -20,7 +20,7 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
     if config.sampler == "grid":
         grid_points(space)
     if config.sampler == "gp" and importlib.util.find_spec("torch") is None:
-        raise ConfigError("study.sampler=gp: needs PyTorch; .venv/bin/pip install -e '.[gp]', or choose another")
+        raise ConfigError("study.sampler=gp: needs PyTorch; pip install 'digitcnn[gp]', or choose another")
     if config.sampler == "cmaes":
         if len(config.objective) > 1:
             raise ConfigError(

@@ -46,7 +46,7 @@ def check_installed(backend: Backend) -> None:
     missing = [package for package in BACKEND_PACKAGES[backend] if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(
-            f"backend={backend}: needs {missing[0]}, which is not installed; .venv/bin/pip install -e '.[{backend}]'"
+            f"backend={backend}: needs {missing[0]}, which is not installed; pip install 'digitcnn[{backend}]'"
         )
 
 

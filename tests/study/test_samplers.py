@@ -36,7 +36,7 @@ def test_sampler_begins_with_the_baseline_and_stops_at_the_total(
 
 def test_check_sampler_names_gps_missing_pytorch(sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match="study.sampler=gp: needs PyTorch; .venv/bin/pip install -e '.\\[gp\\]'"):
+    with pytest.raises(ConfigError, match="study.sampler=gp: needs PyTorch; pip install 'digitcnn\\[gp\\]'"):
         study.check_sampler(with_study(sweep_config, sampler="gp").study, space_of(sweep_config))
 
 

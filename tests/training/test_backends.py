@@ -127,7 +127,7 @@ def test_check_installed_names_a_missing_backend_in_one_line(
     with pytest.raises(ConfigError) as caught:
         runner.record_run(small_config.replace({"backend": backend}), tags={})
     assert str(caught.value) == (
-        f"backend={backend}: needs {backend}, which is not installed; .venv/bin/pip install -e '.[{backend}]'"
+        f"backend={backend}: needs {backend}, which is not installed; pip install 'digitcnn[{backend}]'"
     )
     assert not Path(small_config.tracking.root).exists()
 
