@@ -128,10 +128,9 @@ def _expected(plan: SweepPlan, speed: Speed) -> tuple[float, float]:
     drawn = [plan.baseline.replace(point) for point in draw_points(plan.space, _DRAWS)]
     splits = check_run(plan.baseline)
     shape = (*splits.image_shape, splits.classes)
+    seconds = [estimate_seconds(config, plan.baseline, speed) for config in drawn]
     parameters = [count_parameters(config.model, *shape) for config in drawn]
-    return float(np.mean([estimate_seconds(config, plan.baseline, speed) for config in drawn])), float(
-        np.mean(parameters)
-    )
+    return float(np.mean(seconds)), float(np.mean(parameters))
 
 
 def estimate_seconds(config: RunConfig, baseline: RunConfig, speed: Speed) -> float:

@@ -77,8 +77,10 @@ class Range:
 
     @property
     def values(self) -> tuple[int | float, ...]:
-        """Every value of a range with steps, in ascending order."""
-        return tuple(self.value(step) for step in range((self.steps or 0) + 1))
+        """Every value of a range with steps, in ascending order. Raises ValueError for a continuous one."""
+        if self.steps is None:
+            raise ValueError("a continuous range has no steps")
+        return tuple(self.value(step) for step in range(self.steps + 1))
 
     @property
     def size(self) -> float:
@@ -161,8 +163,8 @@ def space_corners(space: Space) -> list[dict[str, Scalar]]:
 
 def draw_points(space: Space, number: int) -> list[dict[str, Scalar]]:
     """Return random points, the same ones every time."""
-    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [drawn.ask(distributions(space)).params for _ in range(number)]
+    drawn, parameters = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)), distributions(space)
+    return [drawn.ask(parameters).params for _ in range(number)]
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

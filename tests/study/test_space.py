@@ -64,6 +64,12 @@ def test_range_contains_the_values_it_reaches() -> None:
     assert Range(0.1, 0.5, None, False).contains(0.3)
 
 
+def test_range_without_steps_has_no_list_of_values() -> None:
+    assert Range(0.1, 0.3, 0.1, False).values == (0.1, 0.2, 0.1 + 2 * 0.1)
+    with pytest.raises(ValueError, match="a continuous range has no steps"):
+        _ = Range(0.1, 0.5, None, False).values
+
+
 def test_grid_points_refuse_a_continuous_space() -> None:
     space = parse({"training": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}})
     assert space_size(space) == float("inf")
