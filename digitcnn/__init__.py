@@ -2,5 +2,5 @@
 
 import logging
 
-# Who uses the library without a handler of their own sees none of its messages, on standard error either.
+# Where a program that imports digitcnn has configured no logging, Python would print its warnings on standard error.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -12,7 +12,6 @@ REPOSITORY = Path(__file__).parent.parent
 # The same words for other things: a template, a parameter, a function.
 _OTHER_MEANINGS = {
     ("report/page.py", "report.html"),
-    ("report/record.py", "study.trials"),
     ("training/__init__.py", "weights_sha256"),
 }
 

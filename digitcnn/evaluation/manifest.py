@@ -121,10 +121,10 @@ def _plain_mapping(text: bytes | str) -> dict[str, Any]:
 
 def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
     """Return the manifest of a recorded run. Raise ConfigError unless the run is finished."""
-    found = store.client.get_run(run_id)
+    found = tracking.trained_run(store, run_id)
     if found.info.status != "FINISHED" or Tag.WEIGHTS_SHA256 not in found.data.tags:
         raise ConfigError(f"run={run_id}: is {found.info.status}; only a run that got to its end can be reproduced")
-    run_id = found.data.tags.get(Tag.SAME_AS_RUN, run_id)
+    run_id = found.info.run_id
     config_text = tracking.read_text(store, run_id, Artifact.CONFIG)
     environment_text = tracking.read_text(store, run_id, Artifact.ENVIRONMENT)
     histories = {

@@ -90,7 +90,7 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     parent = found.pop(parent_run_id, None)
     runs = sorted(found.values(), key=lambda run: run.info.start_time)
     settings = {} if parent is None else dict(parent.data.params)
-    total = settings.get("study.trials", "0") if parent is None else parent.data.tags[Tag.STUDY_TRIALS]
+    total = 0 if parent is None else int(parent.data.tags[Tag.STUDY_TRIALS])
     every = [run.data.tags for run in ([] if parent is None else [parent]) + runs]
     return StudyRecord(
         study=snapshot,
@@ -98,7 +98,7 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
         objectives=tuple(snapshot.metric_names or ["value"]),
         table=table,
         curves=_curves(store, table),
-        total=int(total),
+        total=total,
         finished=study.count_finished(snapshot),
         parent_run_id=parent_run_id,
         status="RUNNING" if parent is None else str(parent.info.status),

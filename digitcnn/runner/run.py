@@ -176,7 +176,7 @@ def _run(
         except Exception as error:
             if not (stop.is_set() and tracking.is_away(error)):
                 raise
-            # It was killed since it was to stop: nobody waits for a store.
+            # The worker was killed because the sweep is to stop: that does not wait for a store that is away.
             raise death from None
         if outcome is None:
             raise
