@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ from typing import NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,6 +37,14 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 # Any other error is one of ours, and shown with its traceback.
 KNOWN_ERRORS = (ConfigError, MachineError, TrainingDiverged, OSError, HydraException, OmegaConfBaseException)
+
+# What follows the name of a secret, typed as KEY=VALUE or within braces, up to the end: values may hold spaces.
+_SECRET_NAME = r"(?:env_set|password|token|secret)"
+_SECRET = re.compile(
+    rf"((?<![\w./-])[\w.]*{_SECRET_NAME}[\w.]*=|[{{,]\s*['\"]?[\w.]*{_SECRET_NAME}[\w.]*['\"]?\s*:).*",
+    re.IGNORECASE | re.DOTALL,
+)
+_LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core")
 
 
 def run_command(
@@ -61,9 +70,12 @@ def run_command(
     # Hydra would print its own many lines and exit with 1; this makes it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     end_in_order()
-    # From here on nobody sees a credential that was typed: no key takes an address with one.
+    # From here on nobody sees a credential that was typed: no key takes an address with one. Hydra alone is given the
+    # values of secrets, such as a variable of its jobs' environment.
     typed = [_without_credentials(argument) for argument in typed]
-    sys.argv = [*(sys.argv[:1] if arguments is None else ["digitcnn", name]), *typed]
+    sys.argv = [*(sys.argv[:1] if arguments is None else ["digitcnn", name]), *map(_without_secrets, typed)]
+    for launcher in _LAUNCHERS:
+        logging.getLogger(launcher).addFilter(_make_showable)
     with tempfile.TemporaryDirectory() as folder:
         jobs = Path(folder, "jobs")
         jobs.mkdir()
@@ -101,6 +113,21 @@ def _without_credentials(argument: str) -> str:
     return without_credentials(argument)
 
 
+def _without_secrets(text: str) -> str:
+    return _SECRET.sub(r"\1***", text)
+
+
+def _showable(text: str) -> str:
+    """Return the text as one line that holds no secrets and that a terminal does not obey."""
+    return printable(_without_secrets(without_credentials(text)))
+
+
+def _make_showable(record: logging.LogRecord) -> bool:
+    """Let a launcher's line name the overrides of its jobs without what nobody should see."""
+    record.msg, record.args = _showable(record.getMessage().expandtabs(4)), ()
+    return True
+
+
 def _job(
     task: Callable[[AnyConfig], int], schema: type[AnyConfig], line: CommandLine, everything: bool, jobs: Path
 ) -> Callable[[DictConfig], int]:
@@ -118,7 +145,7 @@ def _job(
         # Unresolved: an interpolation that leads nowhere is for the task to say.
         overrides = [] if settings is None else OmegaConf.to_container(settings.overrides.task)
         kept_in = jobs / str(settings.job.num if settings is not None and many else 0)
-        kept_in.write_text(f"1 {' '.join(map(str, overrides or ()))}")
+        kept_in.write_text(f"1 {' '.join(_showable(str(override)) for override in overrides or ())}")
         try:
             with messages():
                 status = task(config_of(composed, schema, line, folder))
@@ -159,21 +186,37 @@ def tell(error: Exception, schema: type[Config]) -> int:
         status = 1
     elif not isinstance(error, ConfigError | ValueError | YAMLError):
         text = f"{type(error).__name__}: {error}"
-    _say(f"error: {printable(without_credentials(' '.join(text.split())))}")
+    _say(f"error: {_showable(' '.join(text.split()))}")
     return status
 
 
 def _hydra_line(error: Exception, schema: type[Config]) -> str:
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return f"{unknown[1]}: unknown key; {nearest_key(unknown[1], known_keys(schema))}"
     missing = re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text)
     if missing:
         group, _, option = missing[1].rpartition("/")
+        address = re.match(r"(.+?)/[\w+.-]+:/", missing[1])
+        if address:
+            group, option = address[1], "***"
         return f"{group}={option}: no such file in conf/{group}; must be one of {', '.join(missing[3].split())}"
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return text + cause
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    """Return a line for an override that Hydra's grammar does not take; of a secret nothing of what was typed."""
+    override = _showable(error.override)
+    reason = " ".join(str(error).partition("See https://hydra.cc")[0].split())
+    if override != printable(error.override):
+        return f"cannot be read: {override}"
+    if "LexerNoViableAltException" in reason:
+        reason = "holds a character that Hydra takes only within quotes"
+    return f"{override}: {reason}"
 
 
 def _say(line: str) -> None:

@@ -94,6 +94,8 @@ def test_command_has_hydras_flags(application: Application, arguments: list[str]
         (["training.bach_size=1"], "training.bach_size: unknown key; did you mean training.batch_size?"),
         (["+training.colour=red"], "training.colour: unknown key"),
         (["training.epochs=[1"], "no viable alternative at input '[1'"),
+        (["data=é"], "data=é: holds a character that Hydra takes only within quotes"),
+        (["+hydra.job.env_set.A=[s3cret"], "cannot be read: +hydra.job.env_set.A=***"),
         (["training.epochs=1,2"], "add --multirun"),
         (["training.epochs=${nowhere}"], "Interpolation key 'nowhere' not found"),
         (["model=resnet"], "model=resnet: no such file in conf/model; must be one of cnn, mlp"),
@@ -208,3 +210,35 @@ def test_a_full_traceback_is_there_for_those_who_ask(application: Application, m
     ended = application("training.epochs=0")
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("A_PASSWORD", "+hydra.job.env_set.A_PASSWORD"), ("OTHER", "++hydra.job.env_set.OTHER")]
+)
+def test_command_hands_a_secret_to_hydra_and_shows_it_to_nobody(tmp_path: Path, name: str, key: str) -> None:
+    (tmp_path / "app.py").write_text(APPLICATION.replace('print("job", ', f'print("job", os.environ["{name}"][::-1], '))
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "app.py"), f"{key}=s3cret"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "job terc3s " in ended.stdout
+    assert f"{key}=***" in ended.stdout
+    assert "s3cret" not in ended.stdout
+
+
+def test_command_names_no_password_of_an_interpolated_choice(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADDRESS", "http://u:s3cret@h")
+    ended = application("model=${oc.env:ADDRESS}")
+    assert ended.returncode == 2
+    assert ended.stderr == "error: model=***: no such file in conf/model; must be one of cnn, mlp\n"
+
+
+def test_multirun_shows_no_password_and_no_control_characters(application: Application) -> None:
+    ended = application("-m", "training.epochs=7", 'study.name="a\x1bb"', "+a_password=s3cret")
+    assert ended.returncode == 1
+    assert "Launching 1 jobs locally" in ended.stdout
+    assert "a_password=***" in ended.stdout
+    assert "a_password=***" in ended.stderr.splitlines()[-1]
+    assert not any(hidden in ended.stdout + ended.stderr for hidden in ("s3cret", "\x1b"))
