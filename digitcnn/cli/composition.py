@@ -91,6 +91,9 @@ def config_of(composed: DictConfig, schema: type[AnyConfig], line: CommandLine, 
     values = {str(key): value for key, value in plain.items()} | line.words
     for group, key, packaged in (("tracking", "root", None), ("data", "path", "mnist")):
         holder = values.get(group)
-        if isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key] not in ("", packaged):
+        if not isinstance(holder, dict) or not isinstance(holder.get(key), str):
+            continue
+        # An address is refused as it was written: joined with the folder it would no longer look like one.
+        if holder[key] not in ("", packaged) and "://" not in holder[key]:
             holder[key] = str(folder / expand_user(holder[key]))
     return load_config(schema, values)

@@ -63,6 +63,8 @@ def _check_name(value: str) -> str:
 def _check_path(value: str) -> str:
     if has_control_characters(value):
         raise ValueError("must hold no control characters and be UTF-8")
+    if "://" in value:
+        raise ValueError("must be a path, not an address")
     encoded = os.fsencode(value)
     if len(encoded) > _MAX_PATH_BYTES or any(len(name) > _MAX_NAME_BYTES for name in encoded.split(b"/")):
         raise ValueError(f"must be at most {_MAX_PATH_BYTES} bytes long, and each name in it {_MAX_NAME_BYTES}")

@@ -235,6 +235,18 @@ def test_command_names_no_password_of_an_interpolated_choice(
     assert ended.stderr == "error: model=***: no such file in conf/model; must be one of cnn, mlp\n"
 
 
+@pytest.mark.parametrize("address", ["http://u:s3cret@h", "http://u:x s3cret@h", "http://u:x's3cret@h"])
+@pytest.mark.parametrize("key", ["data.path", "tracking.root", "tracking.uri", "study.name"])
+def test_command_refuses_an_interpolated_address_without_its_password(
+    application: Application, monkeypatch: pytest.MonkeyPatch, key: str, address: str
+) -> None:
+    monkeypatch.setenv("ADDRESS", address)
+    ended = application(f"{key}=${{oc.env:ADDRESS}}")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {key}=http://***")
+    assert "s3cret" not in ended.stderr
+
+
 def test_multirun_shows_no_password_and_no_control_characters(application: Application) -> None:
     ended = application("-m", "training.epochs=7", 'study.name="a\x1bb"', "+a_password=s3cret")
     assert ended.returncode == 1
