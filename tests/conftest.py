@@ -1,4 +1,4 @@
-"""What several tests need: small real data, and the commands as a person runs them."""
+"""Fixtures of several tests: small real data, and the commands as a person runs them."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def root(empty_records: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def messages() -> Iterator[list[str]]:
-    """What the library logs, from here on."""
+    """The messages that the library logs from here on."""
     with logged_messages() as texts:
         yield texts
 

@@ -1,4 +1,4 @@
-"""What is not imported before it is needed; the rooms' own rules are import-linter's contracts in pyproject.toml."""
+"""Slow libraries are imported only when they are needed; pyproject.toml's import contracts hold the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed after a command: any text ends in 0, 1 or 2 with one line; texts arrive as they were typed."""
+"""Arguments of a command: any text ends in 0, 1 or 2 with one line; texts arrive as they were typed."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _READY = b"ready to type"
 
 
 def _read(terminal: int, until: bytes, seconds: float) -> bytes:
-    """What the terminal shows until it shows the text, or the time is over."""
+    """Return the terminal's output until it holds the text, or the time is over."""
     seen, end = b"", time.monotonic() + seconds
     while until not in seen and time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:

@@ -59,7 +59,7 @@ def _confirm(config: ConfirmConfig, *diverging: tuple[int, int]) -> tuple[confir
 
 
 def _statuses(config: ConfirmConfig) -> Counter[tuple[str, str]]:
-    """How many confirming runs there are, by batch size and status."""
+    """Return the number of confirming runs by batch size and status."""
     store = open_store(config.tracking)
     found = confirmation_runs(store, "small")
     return Counter((run.data.params["training.batch_size"], run.info.status) for run in found)

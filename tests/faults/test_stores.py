@@ -1,4 +1,4 @@
-"""What happens when a store fails: every fault is a real one, and nothing that was recorded may be lost."""
+"""Failures of a store: every fault is a real one, and nothing that was recorded may be lost."""
 
 from __future__ import annotations
 

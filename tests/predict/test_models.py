@@ -211,7 +211,7 @@ def _deep(original: bytes, marker: Path) -> bytes:
 
 
 class Payload:
-    """What a pickle runs when it is opened."""
+    """A payload that a pickle runs when it is opened."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

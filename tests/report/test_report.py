@@ -26,7 +26,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.study import parse_space
 from digitcnn.study.space import distributions
 from digitcnn.tracking import queries
-from tests.conftest import Command
+from tests.conftest import Command, small_run
 from tests.support.servers import mlflow_server
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import InstantTrainer
@@ -42,10 +42,7 @@ def _config(root: Path, small_npz: Path, **values: object) -> SweepConfig:
     return load_config(
         SweepConfig,
         {
-            "data": {"path": str(small_npz), "validation_size": 100},
-            "model": {"name": "cnn", "conv1_filters": 4, "conv2_filters": 6, "dense_units": 16},
-            "training": {"epochs": 2, "batch_size": 50, "threads": 1},
-            "tracking": {"root": str(root)},
+            **small_run(small_npz, root).model_dump(),
             "study": {"name": "small", "objective": "validation_accuracy", "trials": 4, "pruner": "none", "workers": 1}
             | {"space": space}
             | values,
