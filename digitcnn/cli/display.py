@@ -22,6 +22,11 @@ from digitcnn.formatting import format_count, format_duration, format_percent, p
 from digitcnn.values import EpochMetrics
 
 
+def text_console() -> Console:
+    """Return a console that shows texts as they are: `[old]` and `:x:` in a path are no style and no emoji."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
 class _MessageHandler(logging.Handler):
     """A line for every message: on standard error for an error, on standard output for all else.
 
@@ -66,7 +71,7 @@ class TrainingDisplay(Protocol):
 @contextlib.contextmanager
 def training_display(config: TrainingConfig) -> Iterator[TrainingDisplay]:
     """Show one run's epochs while the body lasts."""
-    console = Console()
+    console = text_console()
     if not console.is_terminal:
         yield _TrainingLines(config.epochs)
         return
@@ -164,13 +169,13 @@ class SweepScreen:
 
     def __init__(self, unit: str = "trials") -> None:
         self.unit = unit
-        self.console = Console()
+        self.console = text_console()
         self.live: Live | None = None
         self.rows: dict[int, _Row] = {}
         self.best = ""
         self.lock = threading.Lock()
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=40),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}  {task.fields[left]}"),
             auto_refresh=False,
@@ -228,7 +233,7 @@ class SweepScreen:
     def _note(self, text: str) -> None:
         """Print a line that stays on the screen."""
         with contextlib.suppress(OSError):
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), soft_wrap=True)
 
     def close(self) -> None:
         """End the live picture."""
@@ -239,7 +244,7 @@ class SweepScreen:
     def _line(self, text: str) -> None:
         if self.live is None:
             with contextlib.suppress(OSError):
-                print(text, flush=True)
+                print(printable(text), flush=True)
 
     def __rich__(self) -> Group:
         with self.lock:

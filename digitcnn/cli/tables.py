@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from digitcnn.cli.display import text_console
+from digitcnn.formatting import printable
 from digitcnn.records import Metric
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 def print_line(text: str) -> None:
     """Print a line; in a terminal it is broken between words."""
-    console = Console()
-    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    console = text_console()
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _console() -> Console:
     """Return a console for tables; without a terminal it is wide enough for a study's."""
-    console = Console()
+    console = text_console()
     if not console.is_terminal:
         console.width = 160
     return console
@@ -47,7 +48,7 @@ def print_reproduction(metrics: Sequence[ComparedMetric]) -> None:
             f"{difference:+.2g}" if difference else "0",
             f"{each.tolerance:.2g}",
         )
-    Console().print(drawn)
+    text_console().print(drawn)
 
 
 def print_comparison(comparison: RunComparison) -> None:
@@ -59,7 +60,7 @@ def print_comparison(comparison: RunComparison) -> None:
         drawn.add_column(str(run_id)[:8], overflow="fold")
     for name, row in comparison.differing.iterrows():
         cells = ["" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for value in row]
-        drawn.add_row(Text(str(name)), *(Text(cell) for cell in cells))
+        drawn.add_row(*map(printable, (str(name), *cells)))
     console.print(drawn)
     print(f"the same in all: {comparison.alike} other values")
 
@@ -96,11 +97,11 @@ def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
     columns = {str(column): [format_cell(str(column), value) for value in table[column]] for column in table.columns}
     for column, texts in columns.items():
         # Narrow columns break a parameter's name between its words.
-        heading = Text(parameter_in_words(column) if column in parameters else column_heading(column))
+        heading = parameter_in_words(column) if column in parameters else column_heading(column)
         words = column in ("state", "run_id", "note")
         # Room for "baseline", which a narrow terminal would take from the last column first.
         least = 8 if column == "note" else max([0, *map(len, texts)])
         drawn.add_column(heading, justify="left" if words else "right", min_width=least, overflow="fold")
     for row in zip(*columns.values(), strict=True):
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*map(printable, row))
     return drawn

@@ -6,11 +6,15 @@ import logging
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
-from digitcnn.cli import messages
+from digitcnn.cli import messages, tables
+from digitcnn.cli.display import SweepScreen
+from digitcnn.report import RunComparison
 
 LOGGER = logging.getLogger("digitcnn.somewhere")
 
@@ -44,3 +48,45 @@ def test_messages_are_silent_in_a_program_that_shows_none() -> None:
     program = "import logging, digitcnn.tracking; logging.getLogger('digitcnn.tracking').warning('away')"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout + ended.stderr == ""
+
+
+# What Rich would take for styles, closed styles and emoji: TensorFlow names its devices like this.
+BRACKETS = "[/job:CPU:0] in /[old]/[red]/:smile:"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_sweep_screen_shows_brackets_as_they_are(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given
+    monkeypatch.setenv("COLUMNS", "200")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+    screen = SweepScreen()
+    # When
+    screen.began(f"name {BRACKETS}", 3, 0, 2, "validation_accuracy")
+    screen.trial_began(0, f"job {BRACKETS}", {"training.engine": f"value {BRACKETS}"}, 2)
+    screen.trial_ended(1, 1, f"failed: {BRACKETS}\nand\x1b[2J more", None, f"best {BRACKETS}")
+    screen.close()
+    # Then
+    shown = Text.from_ansi(capsys.readouterr().out).plain
+    for place in ("study name", "job", "engine value", "failed:", "best"):
+        assert f"{place} {BRACKETS}" in shown
+    assert f"{BRACKETS}\\x0aand\\x1b[2J more" in shown
+
+
+def test_tables_show_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    row = {"rank": None, "trial": 3, "state": "failed", "run_id": BRACKETS, "note": f"note {BRACKETS}"}
+    tables.print_leaderboard(pd.DataFrame([row]), [], [])
+    differing = pd.DataFrame(
+        [[f"1 {BRACKETS}", f"2 {BRACKETS}"]], index=[f"key {BRACKETS}"], columns=["[red]1", "[/]2"]
+    )
+    tables.print_comparison(RunComparison(differing, 0))
+    tables.print_line(f"line {BRACKETS}")
+    shown = capsys.readouterr().out
+    for place in ("note", "1", "2", "key", "line"):
+        assert f"{place} {BRACKETS}" in shown
+    assert "[red]1" in shown
+    assert "[/]2" in shown
