@@ -44,9 +44,9 @@ def write_atomically(path: Path, content: str | bytes, safe: str) -> None:
 
 def sqlite_url(path: Path) -> str:
     """Return the address of the local store in a file."""
-    # SQLAlchemy decodes %41 as a letter and takes what follows a question mark for options. MLflow creates the folder
-    # in the address without decoding it: with its slashes quoted too there is none.
-    return f"sqlite:///{quote(str(path), safe='') if set('%?') & set(str(path)) else path}"
+    # SQLAlchemy decodes %41 as a letter and takes what follows a question mark for options; Optuna fills in {braces}.
+    # MLflow creates the folder in the address without decoding it: with its slashes quoted too there is none.
+    return f"sqlite:///{quote(str(path), safe='') if set('%?{}') & set(str(path)) else path}"
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def test_create_database_never_replaces_that_of_a_faster_process(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("name", ["plain", STRANGE, "%41", "ünïcode ", "+&;=@:"])
+@pytest.mark.parametrize("name", ["plain", STRANGE, "%41", "ünïcode ", "+&;=@:", "{0}", "a{b}", "c}"])
 def test_sqlite_url_names_the_file_and_nothing_else(tmp_path: Path, name: str) -> None:
     path = tmp_path / name / "x.db"
     url = sqlite_url(path)

@@ -67,9 +67,12 @@ def fixed_values(baseline: RunConfig) -> dict[str, Any]:
 
 def existing_study(folder: Path, name: str) -> OpenStudy | None:
     """Return the study of that name in a records folder, or None; create nothing."""
-    with storage_errors(folder), contextlib.suppress(KeyError):
-        if storage_path(folder).exists():
-            return OpenStudy(name, connect(folder))
+    with storage_errors(folder):
+        if not storage_path(folder).exists():
+            return None
+        store = connect(folder)
+        with contextlib.suppress(KeyError):
+            return OpenStudy(name, store)
     return None
 
 

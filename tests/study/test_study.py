@@ -12,6 +12,7 @@ from digitcnn.config import SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import sqlite_url
 from tests.conftest import with_study
+from tests.support.recorded import STRANGE
 from tests.support.studies import open_in, run_all
 
 
@@ -50,3 +51,17 @@ def test_open_study_refuses_a_foreign_study(sweep_config: SweepConfig, tmp_path:
     optuna.create_study(study_name="small", storage=sqlite_url(tmp_path / "optuna.db")).ask()
     with pytest.raises(ConfigError, match="was not made by digitcnn"):
         open_in(sweep_config, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["{0}", "a{b}", "c}", STRANGE])
+def test_existing_study_is_found_in_a_folder_of_any_name(name: str, sweep_config: SweepConfig, tmp_path: Path) -> None:
+    """Optuna fills in what stands in braces in an address."""
+    folder = tmp_path / name
+    folder.mkdir()
+    assert study.existing_study(folder, "small") is None
+    opened = open_in(sweep_config, folder)
+    found = study.existing_study(folder, "small")
+    assert found is not None
+    assert found.key == opened.key
+    assert [path.name for path in folder.iterdir()] == ["optuna.db"]
+    assert study.existing_study(folder, "another") is None

@@ -14,8 +14,8 @@ from digitcnn.config import RunConfig, load_config
 from digitcnn.tracking import operations
 from digitcnn.values import EpochMetrics
 
-# A folder's name with every character that has a meaning in an address.
-STRANGE = "räcords of 50% a?b#c"
+# A folder's name with every character that has a meaning in an address, or in a text that is filled in.
+STRANGE = "räcords of 50% a?b#c {d} {0} e}"
 
 
 def epoch(number: int) -> EpochMetrics:
