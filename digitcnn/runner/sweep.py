@@ -45,6 +45,7 @@ class SweepPlan:
     """A checked sweep; nothing has been created yet."""
 
     config: SweepConfig
+    data_sha256: str
     space: Space
     total: int
     workers: int
@@ -86,11 +87,12 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     total = missing = study.total_trials(config.study, space, baseline)
     if existing is not None:
         with study.storage_errors(config.tracking.folder):
-            study.refuse_another(existing, study.study_identity(config.study, space, baseline))
+            study.refuse_another(existing, study.study_identity(config.study, space, baseline, splits.sha256))
             missing -= study.count_finished(existing)
     workers = worker_count(config.study.workers, missing)
     return SweepPlan(
         config=config,
+        data_sha256=splits.sha256,
         space=space,
         total=total,
         workers=workers,
@@ -112,7 +114,7 @@ def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = No
         pool.stopped_by_signals() as received,
     ):
         store = tracking.open_store(config.tracking, pool.stop.is_set)
-        opened = study.open_study(folder, config.study, plan.space, config.baseline)
+        opened = study.open_study(folder, config.study, plan.space, config.baseline, plan.data_sha256)
         with study.storage_errors(folder), tracking.store_errors(config.tracking):
             tracking.close_abandoned_runs(store)
             return _Sweep(plan, shown, pool, store, opened, received).work()

@@ -29,6 +29,8 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
 
+# The key of the data's SHA-256 in an identity; studies that an earlier version began have none.
+_DATA = "data_sha256"
 # Studies that an error names.
 _MAX_NAMES = 10
 
@@ -52,9 +54,17 @@ class OpenStudy(Study):
         return self.user_attrs.get(StudyAttribute.PARENT_RUN_ID)
 
 
-def study_identity(config: StudyConfig, space: Space, baseline: RunConfig) -> dict[str, Any]:
-    """Return all that two sweeps of one study share: space, objectives, and every value that is not searched."""
-    return {"space": describe_space(space), "objective": list(config.objective), "baseline": fixed_values(baseline)}
+def study_identity(config: StudyConfig, space: Space, baseline: RunConfig, data_sha256: str) -> dict[str, Any]:
+    """Return all that two sweeps of one study share: space, objectives, data, and every value that is not searched.
+
+    The data are their SHA-256: `data.path` says where they were last, and may change.
+    """
+    return {
+        "space": describe_space(space),
+        "objective": list(config.objective),
+        "baseline": fixed_values(baseline),
+        _DATA: data_sha256,
+    }
 
 
 def fixed_values(baseline: RunConfig) -> dict[str, Any]:
@@ -115,6 +125,14 @@ def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
         raise ConfigError(f"study.name={study.study_name}: exists, but was not made by digitcnn; choose another name")
     # The store holds JSON, in which a tuple is a list.
     before, now = _flat(recorded), _flat(json.loads(json.dumps(wanted)))
+    if _DATA in recorded:
+        path, begun_with = now.pop("data.path"), before.pop("data.path")
+        if recorded[_DATA] != wanted[_DATA]:
+            others = "other images now" if path == begun_with else "other images"
+            raise ConfigError(
+                f"data.path={path}: holds {others} than study {study.study_name} was begun with; "
+                "choose another study.name for a new study"
+            )
     for key in dict.fromkeys([*before, *now]):
         if before.get(key) != now.get(key):
             begun = f"was begun with {before[key]}" if key in before else "was begun without it"
@@ -133,9 +151,9 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {"study.objective": identity["objective"], **space, **identity["baseline"]}
 
 
-def open_study(folder: Path, config: StudyConfig, space: Space, baseline: RunConfig) -> OpenStudy:
+def open_study(folder: Path, config: StudyConfig, space: Space, baseline: RunConfig, data_sha256: str) -> OpenStudy:
     """Create or resume a study in a records folder; trial 0 is the baseline. Raises ConfigError for another study."""
-    wanted = study_identity(config, space, baseline)
+    wanted = study_identity(config, space, baseline, data_sha256)
     with storage_errors(folder):
         study = _create_or_load(connect(folder), config, wanted)
         study.sampler = make_sampler(config, len(study.get_trials(deepcopy=False)))
@@ -156,7 +174,8 @@ def _create_or_load(store: RDBStorage, config: StudyConfig, wanted: Mapping[str,
     refuse_another(study, wanted)
     if StudyAttribute.KEY not in study.user_attrs:
         study.set_user_attr(StudyAttribute.KEY, uuid.uuid4().hex)
-    if StudyAttribute.IDENTITY not in study.user_attrs:
+    if study.user_attrs.get(StudyAttribute.IDENTITY) != json.loads(json.dumps(wanted)):
+        # The study is new, its data have moved, or an earlier version began it without their digest.
         study.set_metric_names(list(config.objective))
         study.set_user_attr(StudyAttribute.IDENTITY, wanted)
     return study

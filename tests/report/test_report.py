@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState, create_trial
 from plotly.offline import get_plotlyjs
 
-from digitcnn import evaluation, report, study, tracking
+from digitcnn import evaluation, report, runner, study, tracking
 from digitcnn.config import ConfirmConfig, ReportConfig, StudyReference, SweepConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.study import parse_space
@@ -276,7 +276,8 @@ def test_write_report_works_at_every_stage_of_a_study(small_npz: Path, tmp_path:
     tracking.open_store(config.tracking)
     space = parse_space(config.study.space, config.baseline)
     # Given a study that has just been created,
-    opened = study.open_study(tmp_path, config.study, space, config.baseline)
+    data = runner.check_run(config.baseline).sha256
+    opened = study.open_study(tmp_path, config.study, space, config.baseline, data)
     page = _Page(_written(tmp_path) / "report.html")
     assert "No trial has completed yet." in page.text
     assert page.figures == {}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState, create_trial
 
 from digitcnn import runner, study
-from digitcnn.config import SweepConfig
+from digitcnn.config import SweepConfig, load_config
 from digitcnn.errors import ConfigError
+from digitcnn.runner.run import _load_once as load_once
 from digitcnn.study.space import distributions
 from tests.conftest import Command, command_line, with_study
 from tests.support.studies import space_of
@@ -120,6 +123,21 @@ def test_plan_creates_nothing_and_checks_the_whole_space(sweep_config: SweepConf
     with pytest.raises(ConfigError, match=r"study.space: at .*: model.conv2_kernel=12: leaves no pixels"):
         runner.plan_sweep(too_large)
     assert not sweep_config.tracking.folder.exists()
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_sweep_refuses_to_go_on_when_its_file_holds_other_images(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    data = shutil.copy(sweep_config.data.path, tmp_path / "images.npz")
+    tree = {**sweep_config.model_dump(), "data": {"path": str(data), "validation_size": 100}}
+    config = with_study(load_config(SweepConfig, tree), trials=2, workers=1)
+    work(config, InstantTrainer())
+    with np.load(data) as arrays:
+        others = {name: array[::-1] for name, array in arrays.items()}
+    np.savez(data, **others)
+    # Another process would read the file anew.
+    load_once.cache_clear()
+    with pytest.raises(ConfigError, match=f"data.path={data}: holds other images now than study small"):
+        runner.plan_sweep(with_study(config, trials=4))
 
 
 def test_sweep_of_two_objectives_gives_a_front(sweep_config: SweepConfig) -> None:

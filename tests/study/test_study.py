@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from digitcnn import study
-from digitcnn.config import SweepConfig
+from digitcnn.config import SweepConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.files import sqlite_url
 from tests.conftest import with_study
@@ -45,6 +45,39 @@ def test_open_study_refuses_another_study_of_that_name(
         open_in(changed, tmp_path)
     assert message in str(caught.value)
     assert "choose another study.name" in str(caught.value)
+
+
+def _moved(config: SweepConfig) -> SweepConfig:
+    return load_config(SweepConfig, {**config.model_dump(), "data": {**config.data.model_dump(), "path": "/else.npz"}})
+
+
+def test_open_study_goes_on_with_the_same_data_in_another_place(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    open_in(sweep_config, tmp_path)
+    moved = open_in(_moved(sweep_config), tmp_path)
+    assert moved.identity["baseline"]["data.path"] == "/else.npz"
+    assert len(moved.trials) == 1
+
+
+def test_open_study_refuses_other_data(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    open_in(sweep_config, tmp_path)
+    path = sweep_config.data.path
+    end = "than study small was begun with; choose another study.name for a new study"
+    with pytest.raises(ConfigError, match=f"^data.path={path}: holds other images now {end}$"):
+        open_in(sweep_config, tmp_path, "b" * 64)
+    with pytest.raises(ConfigError, match=f"^data.path=/else.npz: holds other images {end}$"):
+        open_in(_moved(sweep_config), tmp_path, "b" * 64)
+
+
+def test_open_study_goes_on_with_one_that_was_begun_without_a_digest(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    """Given a study of an earlier version, which knows its data by their path alone."""
+    begun = open_in(sweep_config, tmp_path)
+    identity = begun.identity
+    del identity["data_sha256"]
+    begun.set_user_attr("identity", identity)
+    with pytest.raises(ConfigError, match="data.path=/else.npz: study small was begun with"):
+        open_in(_moved(sweep_config), tmp_path)
+    # From its next sweep on it knows them by their digest.
+    assert open_in(sweep_config, tmp_path).identity["data_sha256"] == "a" * 64
 
 
 def test_open_study_refuses_a_foreign_study(sweep_config: SweepConfig, tmp_path: Path) -> None:

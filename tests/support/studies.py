@@ -17,9 +17,9 @@ def space_of(config: SweepConfig) -> Space:
     return parse_space(config.study.space, config.baseline)
 
 
-def open_in(config: SweepConfig, folder: Path) -> study.OpenStudy:
-    """Create or resume a study in a folder."""
-    return study.open_study(folder, config.study, space_of(config), config.baseline)
+def open_in(config: SweepConfig, folder: Path, data_sha256: str = "a" * 64) -> study.OpenStudy:
+    """Create or resume a study in a folder, of data with that digest."""
+    return study.open_study(folder, config.study, space_of(config), config.baseline, data_sha256)
 
 
 def run_all(opened: study.OpenStudy, config: SweepConfig, total: int | None = None) -> None:
