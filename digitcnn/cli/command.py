@@ -27,7 +27,14 @@ from digitcnn.cli.arguments import CommandLine, parse_arguments
 from digitcnn.cli.composition import config_of, set_up_hydra
 from digitcnn.cli.display import messages
 from digitcnn.cli.help import command_help
-from digitcnn.config import Config, TrackingConfig, known_keys, nearest_key, without_credentials
+from digitcnn.config import (
+    Config,
+    TrackingConfig,
+    known_keys,
+    nearest_key,
+    value_without_credentials,
+    without_credentials,
+)
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
 from digitcnn.formatting import printable
 from digitcnn.runner import capture_signals, end_in_order, end_process
@@ -105,12 +112,13 @@ def run_command(
 
 
 def _without_credentials(argument: str) -> str:
-    """Return an argument without credentials; of an address with spaces or quotes in it only the scheme is left."""
-    name, equals, value = argument.partition("=")
-    scheme, separator, rest = value.strip("'\"").partition("://")
-    if separator and not scheme.startswith(("[", "{")) and re.search(r"[\s'\"]", rest):
-        return f"{name}{equals}{scheme}://***"
-    return without_credentials(argument)
+    """Return an argument without credentials."""
+    key = argument[: argument.find("=") + 1]
+    key = "" if "://" in key else key
+    value = argument.removeprefix(key)
+    # In a list, a mapping or an interpolation an address has an end.
+    hide = without_credentials if value.startswith(("[", "{", "$")) else value_without_credentials
+    return key + hide(value)
 
 
 def _without_secrets(text: str) -> str:

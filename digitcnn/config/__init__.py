@@ -25,7 +25,7 @@ from digitcnn.config.schema import (
     expand_user,
     parse_duration,
 )
-from digitcnn.config.urls import without_credentials
+from digitcnn.config.urls import value_without_credentials, without_credentials
 
 __all__ = [
     "Backend",
@@ -54,5 +54,6 @@ __all__ = [
     "nearest_key",
     "nested",
     "parse_duration",
+    "value_without_credentials",
     "without_credentials",
 ]

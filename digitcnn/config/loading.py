@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from digitcnn.config.urls import without_credentials
+from digitcnn.config.urls import value_without_credentials
 from digitcnn.errors import ConfigError
 
 # An error names the value, but not all of a long one.
@@ -117,9 +116,7 @@ def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
     if choices:
         chosen = value.get("name") if isinstance(value, Mapping) else None
         return f"{key}.name={chosen}: must be one of {', '.join(choices)}"
-    # Where an address with spaces or quotes ends, nobody can tell: of such a one only the scheme is shown.
-    address = re.search(r"([A-Za-z][\w+.-]*)://.*[\s'\"]", str(value), re.DOTALL)
-    shown = f"{address[1]}://***" if address else without_credentials(str(value))
+    shown = value_without_credentials(str(value))
     shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
     if key == "tracking.uri" and "://" not in shown:
         shown = "***"

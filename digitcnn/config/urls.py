@@ -9,6 +9,7 @@ _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*)://[^\s'\"]*")
 # User and password, host and port, path, query: told apart only where none of them can hold a piece of another.
 _PARTS = re.compile(r"([\w+.-]+://)([^@/?#]*@)?([^@/?#]*)(/[^@?#]*)?(\?[^@#]*)?")
 _NO_CREDENTIALS = ("sqlite", "file")
+_WITHOUT_END = re.compile(r"([A-Za-z][\w+.-]*)://.*[\s'\"]", re.DOTALL)
 
 # Without asterisks: of an address that was typed with credentials those are left.
 _PLAIN = r"[^@/?#*\s'\"\x00-\x1f]"
@@ -21,6 +22,15 @@ def without_credentials(text: str) -> str:
     Of an address whose parts cannot be told apart, such as one with an @ in its password, only the scheme is left.
     """
     return _ADDRESS.sub(_masked, text)
+
+
+def value_without_credentials(value: str) -> str:
+    """Return the value of a key without credentials, as `without_credentials` does.
+
+    Where an address with spaces or quotes ends, nobody can tell: of such a one only the scheme is left.
+    """
+    address = _WITHOUT_END.search(value.strip("'\""))
+    return f"{address[1]}://***" if address else without_credentials(value)
 
 
 def _masked(address: re.Match[str]) -> str:
