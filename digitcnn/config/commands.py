@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from digitcnn.config.loading import Config
 from digitcnn.config.schema import Name, Processes, RunConfig, StudyConfig, TrackingConfig
+
+
+def _check_local(value: str) -> str:
+    if "://" in value:
+        raise ValueError("must be a run or a file of this machine, not an address")
+    return value
+
+
+# What a person names: a run, runs or a file, whatever its name.
+Local = Annotated[str, AfterValidator(_check_local)]
 
 
 class SweepConfig(RunConfig):
@@ -48,7 +58,7 @@ class ConfirmConfig(Config):
 class ReproduceConfig(Config):
     """The run that is trained again: champion, best (of `study`), an id's first characters, or a manifest's file."""
 
-    run: str = "champion"
+    run: Local = "champion"
     threads: Processes | None = None
     study: StudyReference
     tracking: TrackingConfig = TrackingConfig()
@@ -58,15 +68,15 @@ class ReportConfig(Config):
     """The study that is reported; or, with `compare`, the runs that are put side by side."""
 
     study: StudyReference
-    compare: str | None = None
+    compare: Local | None = None
     tracking: TrackingConfig = TrackingConfig()
 
 
 class PredictConfig(Config):
     """The pictures, the run whose model classifies them (`study` is that of run=best), and the form of the answer."""
 
-    image: list[str] = Field(default_factory=list)
-    run: str = "champion"
+    image: list[Local] = Field(default_factory=list)
+    run: Local = "champion"
     format: Literal["text", "json", "csv"] = "text"
     show: bool = False
     study: StudyReference

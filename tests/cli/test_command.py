@@ -10,6 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from digitcnn.config import Config, PredictConfig, ReportConfig, ReproduceConfig, SweepConfig
+from tests.support.commands import run_here
+
+SCHEMAS: dict[str, type[Config]] = {
+    "sweep": SweepConfig,
+    "reproduce": ReproduceConfig,
+    "report": ReportConfig,
+    "predict": PredictConfig,
+}
 APPLICATION = """
 import os, signal, sys, time
 from digitcnn.cli import run_command
@@ -235,16 +244,42 @@ def test_command_names_no_password_of_an_interpolated_choice(
     assert ended.stderr == "error: model=***: no such file in conf/model; must be one of cnn, mlp\n"
 
 
-@pytest.mark.parametrize("address", ["http://u:s3cret@h", "http://u:x s3cret@h", "http://u:x's3cret@h"])
-@pytest.mark.parametrize("key", ["data.path", "tracking.root", "tracking.uri", "study.name"])
-def test_command_refuses_an_interpolated_address_without_its_password(
-    application: Application, monkeypatch: pytest.MonkeyPatch, key: str, address: str
+@pytest.mark.parametrize(
+    ("address", "typed"),
+    [
+        ("http://u:s3cret@h", True),
+        ("http://u:x s3cret@h", True),
+        ("http://u:x s3cret@h", False),
+        ("http://u:x's3cret@h", False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *(("sweep", key) for key in ("data.path", "tracking.root", "tracking.uri", "study.name")),
+        *(("reproduce", "run"), ("predict", "run"), ("report", "compare")),
+    ],
+)
+def test_command_refuses_an_address_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str, address: str, typed: bool
 ) -> None:
     monkeypatch.setenv("ADDRESS", address)
-    ended = application(f"{key}=${{oc.env:ADDRESS}}")
-    assert ended.returncode == 2
+    value = address if typed else "${oc.env:ADDRESS}"
+    ended = run_here(name, SCHEMAS[name], lambda _: 0, f"{key}={value}", folder=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {key}=http://***")
     assert "s3cret" not in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"), [("http://u:s3cret@h/?a=b", "http://***@h/?***"), ("http://u:x y@h", "http://***")]
+)
+def test_command_refuses_an_address_as_a_picture(tmp_path: Path, typed: str, shown: str) -> None:
+    ended = run_here("predict", PredictConfig, lambda _: 0, typed, folder=tmp_path, words="image")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: image.0={shown}")
+    assert ended.stderr.endswith(" must be a run or a file of this machine, not an address\n")
 
 
 def test_multirun_shows_no_password_and_no_control_characters(application: Application) -> None:
