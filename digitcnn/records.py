@@ -1,4 +1,4 @@
-"""The schema of what is recorded: MLflow's tags, artifacts and metrics, and Optuna's user attributes.
+"""The schema of what is recorded: MLflow's tags, artifacts and metrics, tables' columns, Optuna's user attributes.
 
 Names and values are those of every store that exists: changing one makes earlier studies unreadable.
 """
@@ -72,8 +72,18 @@ class Artifact:
     REPORT_TEXT = "report.md"
 
 
+class EnvironmentKey:
+    """The keys of environment.json that hold mappings, and those of `git`. Every other key is that of its tag."""
+
+    PACKAGES = "packages"
+    FLAGS = Tag.FLAGS
+    GIT = "git"
+    COMMIT = "commit"
+    DIRTY = "dirty"
+
+
 class Metric:
-    """The metrics of MLflow runs that are read again."""
+    """The metrics of MLflow runs."""
 
     TRAIN_LOSS = "train_loss"
     TRAIN_ACCURACY = "train_accuracy"
@@ -85,6 +95,45 @@ class Metric:
     CPU_SECONDS = "cpu_seconds"
     TRAINING_SECONDS = "training_seconds"
     PARAMETERS = "parameters"
+    BEST_EPOCH = "best_epoch"
+    EPOCH_SECONDS = "epoch_seconds"
+    IMAGES_PER_SECOND = "images_per_second"
+    PEAK_MEMORY_MB = "peak_memory_mb"
+    SAMPLES_SEEN = "samples_seen"
+    UPDATES = "updates"
+    # Of a study's own run: each objective of its best trial.
+    BEST_TRIAL_PREFIX = "best_trial."
+
+
+class Column:
+    """The columns of the recorded tables, beside parameters, metrics and the fields of statistics.Summary."""
+
+    # Of the leaderboard.
+    RANK = "rank"
+    TRIAL = "trial"
+    EPOCHS_RUN = "epochs_run"
+    STATE = "state"
+    RUN_ID = "run_id"
+    NOTE = "note"
+    # Of the learning curves, with a trial's state and run.
+    EPOCH = "epoch"
+    # Of a confirmation; CONFIG also stands on the champion's model version.
+    CONFIG = "config"
+    SEED = "seed"
+    DIFFERENCE = "difference"
+    DIFFERENCE_LOW = "difference_low"
+    DIFFERENCE_HIGH = "difference_high"
+    P_HOLM = "p_holm"
+    ONLY_CANDIDATE_RIGHT = "only_candidate_right"
+    ONLY_BASELINE_RIGHT = "only_baseline_right"
+    MCNEMAR_P = "mcnemar_p"
+    VERDICT = "verdict"
+    CHAMPION = "champion"
+    # Of the predictions on the test set.
+    IMAGE = "image"
+    LABEL = "label"
+    PREDICTED = "predicted"
+    PROBABILITY = "probability"
 
 
 # Recorded after every epoch; those on the validation examples unless they are the test set, judged once.

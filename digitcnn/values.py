@@ -125,13 +125,13 @@ class TrainingResult:
                 Metric.VALIDATION_LOSS: self.final.loss,
                 Metric.VALIDATION_ACCURACY: self.final.accuracy,
                 Metric.BEST_VALIDATION_ACCURACY: best.validation_accuracy or 0.0,
-                "best_epoch": best.epoch,
+                Metric.BEST_EPOCH: best.epoch,
             }
         return judged | {
             Metric.TRAINING_SECONDS: self.training_seconds,
             Metric.CPU_SECONDS: self.cpu_seconds,
-            "peak_memory_mb": self.peak_memory_mb,
-            "samples_seen": self.samples_seen,
-            "updates": self.updates,
+            Metric.PEAK_MEMORY_MB: self.peak_memory_mb,
+            Metric.SAMPLES_SEEN: self.samples_seen,
+            Metric.UPDATES: self.updates,
             Metric.PARAMETERS: self.parameters,
         }

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from digitcnn.cli.display import text_console
 from digitcnn.formatting import printable
-from digitcnn.records import Metric
+from digitcnn.records import Column, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,7 @@ def print_leaderboard(
     """
     console = _console()
     columns = [str(column) for column in table.columns]
-    for dispensable in ("epochs_run", Metric.CPU_SECONDS, "run_id"):
+    for dispensable in (Column.EPOCHS_RUN, Metric.CPU_SECONDS, Column.RUN_ID):
         if _least_width(table[columns].head(rows), parameters, console) <= console.width:
             break
         columns = [column for column in columns if column != dispensable or column in objectives]
@@ -85,7 +85,7 @@ def print_leaderboard(
 
 def _least_width(table: pd.DataFrame, parameters: Sequence[str], console: Console) -> int:
     """Return the width at which no word is cut; notes are folded."""
-    drawn = _drawn(table.assign(note="") if "note" in table else table, parameters)
+    drawn = _drawn(table.assign(note="") if Column.NOTE in table else table, parameters)
     # Measured where there is room: else all would be said to fit.
     return console.measure(drawn, options=console.options.update(max_width=10_000)).minimum
 
@@ -98,9 +98,9 @@ def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
     for column, texts in columns.items():
         # Narrow columns break a parameter's name between its words.
         heading = parameter_in_words(column) if column in parameters else column_heading(column)
-        words = column in ("state", "run_id", "note")
+        words = column in (Column.STATE, Column.RUN_ID, Column.NOTE)
         # Room for "baseline", which a narrow terminal would take from the last column first.
-        least = 8 if column == "note" else max([0, *map(len, texts)])
+        least = 8 if column == Column.NOTE else max([0, *map(len, texts)])
         drawn.add_column(heading, justify="left" if words else "right", min_width=least, overflow="fold")
     for row in zip(*columns.values(), strict=True):
         drawn.add_row(*map(printable, row))

@@ -10,7 +10,7 @@ import pandas as pd
 from digitcnn.config import DataConfig
 from digitcnn.evaluation.statistics import PairedComparison, compare_pairs
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points
-from digitcnn.records import Metric
+from digitcnn.records import Column, Metric
 from digitcnn.study import parameters_among
 
 
@@ -20,20 +20,20 @@ def champion_of(table: pd.DataFrame, values: Mapping[str, Sequence[float]], reso
     Of those it is the one with the least CPU time among the best and all that are not distinguishable from the best.
     `values` are the accuracies of each config in the order of the seeds, `resolution` their smallest step.
     """
-    better = table[table["verdict"].str.startswith("better")].sort_values("mean", ascending=False)
+    better = table[table[Column.VERDICT].str.startswith("better")].sort_values("mean", ascending=False)
     if better.empty:
         return "baseline"
-    best, *others = better["config"]
+    best, *others = better[Column.CONFIG]
     compared = compare_pairs([(values[name], values[best]) for name in others], resolution)
     alike = [name for name, each in zip(others, compared, strict=True) if each.verdict == "not distinguishable"]
-    level = better[better["config"].isin([best, *alike])]
-    return str(level.sort_values(Metric.CPU_SECONDS, kind="stable")["config"].iloc[0])
+    level = better[better[Column.CONFIG].isin([best, *alike])]
+    return str(level.sort_values(Metric.CPU_SECONDS, kind="stable")[Column.CONFIG].iloc[0])
 
 
 def leading_row(table: pd.DataFrame) -> int:
     """Return the row of the champion, or of the candidate with the best mean if the baseline is that."""
     candidates = table.iloc[1:].reset_index(drop=True)
-    ordered = candidates.sort_values(["champion", "mean"], ascending=False, na_position="last", kind="stable")
+    ordered = candidates.sort_values([Column.CHAMPION, "mean"], ascending=False, na_position="last", kind="stable")
     return 1 + int(ordered.index[0])
 
 
@@ -52,18 +52,20 @@ def verdict_sentences(table: pd.DataFrame) -> list[str]:
     lines = []
     for _, row in table.iterrows():
         if row["n"] == 0:
-            lines.append(f"{row['config']}: {row['verdict']}; it is left out of the comparison")
+            lines.append(f"{row[Column.CONFIG]}: {row[Column.VERDICT]}; it is left out of the comparison")
             continue
-        line = f"{row['config']}: test accuracy {_mean(row)}"
-        if row["config"] != "baseline":
-            interval = format_interval(row["difference_low"], row["difference_high"], signed=True)
+        line = f"{row[Column.CONFIG]}: test accuracy {_mean(row)}"
+        if row[Column.CONFIG] != "baseline":
+            interval = format_interval(row[Column.DIFFERENCE_LOW], row[Column.DIFFERENCE_HIGH], signed=True)
             line += (
-                f"; {format_points(row['difference'])} points ({interval}), p {format_p(row['p_holm'], 3)} (Holm); "
-                f"right alone on {row['only_candidate_right']} images, wrong alone on {row['only_baseline_right']} "
-                f"(McNemar p {format_p(row['mcnemar_p'], 3)}): {row['verdict']}"
+                f"; {format_points(row[Column.DIFFERENCE])} points ({interval}), "
+                f"p {format_p(row[Column.P_HOLM], 3)} (Holm); "
+                f"right alone on {row[Column.ONLY_CANDIDATE_RIGHT]} images, "
+                f"wrong alone on {row[Column.ONLY_BASELINE_RIGHT]} (McNemar p {format_p(row[Column.MCNEMAR_P], 3)}): "
+                f"{row[Column.VERDICT]}"
             )
         lines.append(line)
-    champion = str(table[table["champion"]]["config"].iloc[0])
+    champion = str(table[table[Column.CHAMPION]][Column.CONFIG].iloc[0])
     why = "nothing was better than the baseline" if champion == "baseline" else "better than the baseline"
     return [*lines, f"champion: {champion} ({why}), registered as models:/digitcnn@champion"]
 
@@ -75,18 +77,18 @@ def _mean(row: pd.Series[Any]) -> str:
 
 def model_card(study: str, data: DataConfig, seeds: Sequence[int], table: pd.DataFrame, run_id: str) -> str:
     """Return the champion's model card: its settings, its accuracy, its data, and the command that repeats its run."""
-    row, baseline = table[table["champion"]].iloc[0], table.iloc[0]
+    row, baseline = table[table[Column.CHAMPION]].iloc[0], table.iloc[0]
     parameters = ", ".join(f"{key}={row[key]}" for key in parameters_among(table))
-    is_baseline = row["config"] == "baseline"
-    verdict = "no candidate was better than the baseline" if is_baseline else row["verdict"]
+    is_baseline = row[Column.CONFIG] == "baseline"
+    verdict = "no candidate was better than the baseline" if is_baseline else row[Column.VERDICT]
     left_out = table[table["n"] == 0]
     return "\n".join(
         [
-            f"Champion of the study {study}: {row['config']} ({parameters}).",
+            f"Champion of the study {study}: {row[Column.CONFIG]} ({parameters}).",
             f"Test accuracy {_mean(row)}; the baseline {_mean(baseline)}: {verdict}.",
             f"Trained on {data.train_size or 'all'} training images of {data.path}; the test set was",
             "read once per run, after the last epoch.",
-            *(f"Left out: {each['config']} {each['verdict']}." for _, each in left_out.iterrows()),
+            *(f"Left out: {each[Column.CONFIG]} {each[Column.VERDICT]}." for _, each in left_out.iterrows()),
             f"{len(table) - len(left_out) - 1} candidates, paired t-tests corrected by Holm,",
             f"seeds {seeds[0]} to {seeds[-1]}; this is the model of the first, chosen beforehand.",
             "Intended for grey images of one handwritten digit, prepared as MNIST was.",

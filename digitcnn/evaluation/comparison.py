@@ -16,12 +16,20 @@ from digitcnn import tracking
 from digitcnn.config import RunConfig
 from digitcnn.evaluation.champion import champion_of, verdict_in_words
 from digitcnn.evaluation.statistics import compare_pairs, mcnemar, summarize
-from digitcnn.records import Metric
+from digitcnn.records import Column, Metric
 
 # The columns of counts, which may be empty.
-_COUNTS = ("only_candidate_right", "only_baseline_right", Metric.PARAMETERS)
+_COUNTS = (Column.ONLY_CANDIDATE_RIGHT, Column.ONLY_BASELINE_RIGHT, Metric.PARAMETERS)
 # The columns that compare a candidate with the baseline: empty for the baseline itself.
-_COMPARED = ("difference", "difference_low", "difference_high", "p", "p_holm", *_COUNTS[:2], "mcnemar_p")
+_COMPARED = (
+    Column.DIFFERENCE,
+    Column.DIFFERENCE_LOW,
+    Column.DIFFERENCE_HIGH,
+    "p",
+    Column.P_HOLM,
+    *_COUNTS[:2],
+    Column.MCNEMAR_P,
+)
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,20 @@ def compare_candidates(
             metrics = store.client.get_run(run_id).data.metrics
             measured = {key: metrics[key] for key in (Metric.TEST_ACCURACY, Metric.TEST_LOSS, Metric.CPU_SECONDS)}
             rows.append(
-                {"config": candidate.name, "trial": candidate.trial, "seed": seed, "run_id": run_id, **measured}
+                {
+                    Column.CONFIG: candidate.name,
+                    Column.TRIAL: candidate.trial,
+                    Column.SEED: seed,
+                    Column.RUN_ID: run_id,
+                    **measured,
+                }
             )
             sizes[candidate.name] = int(metrics[Metric.PARAMETERS])
             predicted = tracking.read_predictions(store, run_id)
-            of_images.append((predicted["predicted"] == predicted["label"]).to_numpy())
+            of_images.append((predicted[Column.PREDICTED] == predicted[Column.LABEL]).to_numpy())
         right[candidate.name] = np.array(of_images)
     runs = pd.DataFrame(rows)
-    by_config = runs.groupby("config", sort=False)
+    by_config = runs.groupby(Column.CONFIG, sort=False)
     values = {str(name): group.tolist() for name, group in by_config[Metric.TEST_ACCURACY]}
     seconds = by_config[Metric.CPU_SECONDS].mean()
     # No smaller difference than one image can be seen.
@@ -72,26 +86,30 @@ def compare_candidates(
     table_rows = []
     for candidate in candidates:
         name = candidate.name
-        row = {"config": name, "trial": candidate.trial, **candidate.parameters}
+        row = {Column.CONFIG: name, Column.TRIAL: candidate.trial, **candidate.parameters}
         if name in diverged:
-            table_rows.append(row | {"n": 0, "verdict": f"diverged with seed {diverged[name]}"})
+            table_rows.append(row | {"n": 0, Column.VERDICT: f"diverged with seed {diverged[name]}"})
             continue
         row |= vars(summarize(values[name])) | dict.fromkeys(_COMPARED, math.nan)
         comparison = comparisons.get(name)
         if comparison is not None:
             images = mcnemar(right[name], right["baseline"])
             difference = comparison.difference
-            row |= {"difference": difference.mean, "difference_low": difference.low, "difference_high": difference.high}
-            row |= {"p": comparison.p, "p_holm": comparison.p_holm, "mcnemar_p": images.p}
+            row |= {
+                Column.DIFFERENCE: difference.mean,
+                Column.DIFFERENCE_LOW: difference.low,
+                Column.DIFFERENCE_HIGH: difference.high,
+            }
+            row |= {"p": comparison.p, Column.P_HOLM: comparison.p_holm, Column.MCNEMAR_P: images.p}
             row |= {key: getattr(images, key) for key in _COUNTS[:2]}
         row |= {Metric.CPU_SECONDS: float(seconds[name]), Metric.PARAMETERS: sizes[name]}
-        table_rows.append(row | {"verdict": "" if comparison is None else verdict_in_words(comparison)})
+        table_rows.append(row | {Column.VERDICT: "" if comparison is None else verdict_in_words(comparison)})
     table = pd.DataFrame(table_rows).astype(dict.fromkeys(_COUNTS, "Int64"))
-    table["champion"] = table["config"] == champion_of(table, values, resolution)
+    table[Column.CHAMPION] = table[Column.CONFIG] == champion_of(table, values, resolution)
     return table, runs
 
 
 def read_confirmation(file: Path | TextIO) -> pd.DataFrame:
     """Read a confirmation's table from its CSV."""
-    table = pd.read_csv(file, float_precision="round_trip").fillna({"verdict": ""})
+    table = pd.read_csv(file, float_precision="round_trip").fillna({Column.VERDICT: ""})
     return table.astype(dict.fromkeys(_COUNTS, "Int64"))

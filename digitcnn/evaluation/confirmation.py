@@ -17,7 +17,7 @@ from digitcnn.evaluation.champion import model_card
 from digitcnn.evaluation.comparison import Candidate, compare_candidates
 from digitcnn.evaluation.manifest import manifest_of, write_manifest
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Metric, Tag
+from digitcnn.records import Artifact, Column, Metric, Tag
 from digitcnn.runner import Pool, RunFailed, SweepDisplay, WorkerDied, threads_per_worker, worker_count
 
 logger = logging.getLogger(__name__)
@@ -247,10 +247,10 @@ def _conclude(
     plan: ConfirmationPlan, store: tracking.Store, table: pd.DataFrame, runs: pd.DataFrame
 ) -> ConfirmationResult:
     """Write and record the tables and the champion's manifest, and register the champion."""
-    champion = table[table["champion"]].iloc[0]
-    name = str(champion["config"])
+    champion = table[table[Column.CHAMPION]].iloc[0]
+    name = str(champion[Column.CONFIG])
     # The first seed, which was chosen before anything was seen: the luckiest one would be chosen by the test set.
-    run_id = str(runs[runs["config"] == name].iloc[0]["run_id"])
+    run_id = str(runs[runs[Column.CONFIG] == name].iloc[0][Column.RUN_ID])
     manifest = manifest_of(store, run_id)
     card = model_card(plan.config.study.name, plan.candidates[0].config.data, plan.seeds, table, run_id)
     path = plan.folder / Artifact.CHAMPION
@@ -262,7 +262,7 @@ def _conclude(
     tracking.put_files(store, plan.parent_run_id, texts)
     tags = {
         Tag.STUDY: plan.config.study.name,
-        "config": name,
+        Column.CONFIG: name,
         f"{Metric.TEST_ACCURACY}.mean": f"{champion['mean']:.6f}",
         Tag.WEIGHTS_SHA256: manifest.weights_sha256,
     }

@@ -14,7 +14,7 @@ from digitcnn.config import Config, RunConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
 from digitcnn.formatting import has_control_characters
-from digitcnn.records import EPOCH_METRICS, TEST_METRICS, TRAIN_METRICS, Artifact, Metric, Tag
+from digitcnn.records import EPOCH_METRICS, TEST_METRICS, TRAIN_METRICS, Artifact, EnvironmentKey, Metric, Tag
 
 # The metrics that config and seed decide. Seconds and memory are the machine's.
 _METRICS = (*EPOCH_METRICS, *TEST_METRICS)
@@ -33,7 +33,7 @@ def _check_text(value: str) -> str:
 def _check_environment(value: dict[str, Any]) -> dict[str, Any]:
     for name, part in value.items():
         parts = part if isinstance(part, dict) else {name: part}
-        if isinstance(part, dict) != (name in ("packages", "flags", "git")):
+        if isinstance(part, dict) != (name in (EnvironmentKey.PACKAGES, EnvironmentKey.FLAGS, EnvironmentKey.GIT)):
             raise ValueError(f"must hold mappings as packages, flags and git only, and not as {name}")
         for key, text in parts.items():
             if not isinstance(key, str) or not isinstance(text, str | bool | int | float | None):

@@ -13,7 +13,7 @@ from digitcnn import runner, study, tracking, training
 from digitcnn.config import ReproduceConfig, StudyReference, TrackingConfig, expand_user
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation.manifest import RunManifest, manifest_of, read_manifest
-from digitcnn.records import Tag
+from digitcnn.records import EnvironmentKey, Tag
 from digitcnn.values import Decision, EpochMetrics, Splits
 
 Verdict = Literal["IDENTICAL", "EQUIVALENT", "DIFFERENT"]
@@ -106,7 +106,7 @@ def reproduce(
     For a process that has not imported Keras: threads and flags are settled before that. Raise ConfigError if the data
     are others than the run's.
     """
-    os.environ.update(training.repeatable_flags(manifest.environment.get("flags", {})))
+    os.environ.update(training.repeatable_flags(manifest.environment.get(EnvironmentKey.FLAGS, {})))
     config = manifest.config.model_copy(update={"tracking": store})
     if threads is not None:
         config = config.replace({"training.threads": threads})
@@ -121,7 +121,7 @@ def reproduce(
     now |= {Tag.ENGINE: result.engine}
     differences = _differences({**manifest.environment, Tag.ENGINE: manifest.engine}, now)
     verdict, reasons = judge(manifest.weights_sha256, result.weights_sha256, differences, metrics)
-    code = _code(manifest.environment.get("git", {}), training.git_state())
+    code = _code(manifest.environment.get(EnvironmentKey.GIT, {}), training.git_state())
     return Reproduction(verdict, reasons, code, metrics, finished.run_id, result.weights_sha256)
 
 
@@ -190,7 +190,16 @@ def tolerance(name: str, value: float, accuracy: float, images: int) -> float:
 
 def _differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Return the differences of two environments by name, but of code, command line and what cannot change a number."""
-    names = (Tag.PYTHON, "packages", Tag.PLATFORM, Tag.CPU, Tag.THREADS, Tag.BACKEND, Tag.FLAGS, Tag.ENGINE)
+    names = (
+        Tag.PYTHON,
+        EnvironmentKey.PACKAGES,
+        Tag.PLATFORM,
+        Tag.CPU,
+        Tag.THREADS,
+        Tag.BACKEND,
+        EnvironmentKey.FLAGS,
+        Tag.ENGINE,
+    )
     before = tracking.environment_tags({name: recorded.get(name, {}) for name in names})
     after = tracking.environment_tags({name: now[name] for name in names})
     ours = f"{Tag.VERSION_PREFIX}digitcnn"
@@ -205,9 +214,9 @@ def _code(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return a line that compares today's code with the run's; empty if it is the same commit, unchanged."""
 
     def text(state: Mapping[str, Any]) -> str:
-        changed = " with uncommitted changes" if state.get("dirty") else ""
-        return f"commit {str(state.get('commit', 'unknown'))[:10]}{changed}"
+        changed = " with uncommitted changes" if state.get(EnvironmentKey.DIRTY) else ""
+        return f"commit {str(state.get(EnvironmentKey.COMMIT, 'unknown'))[:10]}{changed}"
 
-    if recorded == now and not now.get("dirty"):
+    if recorded == now and not now.get(EnvironmentKey.DIRTY):
         return ""
     return f"code: {text(recorded)} recorded, {text(now)} now"

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly import graph_objects as go
 
 from digitcnn.drawing import BLUE, GREY, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares
-from digitcnn.records import TITLES
+from digitcnn.records import TITLES, Column
 from digitcnn.study import dominates
 
 # The browser draws a chart of lines one line at a time.
@@ -75,13 +75,13 @@ def history(shown: optuna.Study, objective: int) -> go.Figure:
 def learning_curves(curves: pd.DataFrame, metric: str, best: int | None, baseline: int | None) -> go.Figure:
     """Draw a metric over epochs, a line per trial: those that ended early faded, best and baseline on top."""
     known = curves[curves[metric].notna()]
-    plain = known[~known["trial"].isin([best, baseline])]
-    complete = plain["state"] == "complete"
+    plain = known[~known[Column.TRIAL].isin([best, baseline])]
+    complete = plain[Column.STATE] == "complete"
     figure = go.Figure(_bundle(plain[~complete], metric, "ended early", GREY, 0.6))
     figure.add_traces(_bundle(plain[complete], metric, "completed", BLUE, 1.0))
     looks = {baseline: ("baseline", INK, "dash"), best: (f"trial {best}, ranked first", ORANGE, "solid")}
     for number, (name, color, dash) in looks.items():
-        part = known[known["trial"] == number]
+        part = known[known[Column.TRIAL] == number]
         if len(part):
             label = "baseline, ranked first" if best == baseline else name
             figure.add_trace(_curve(part, metric, name=label, line={"color": color, "width": 2.6, "dash": dash}))
@@ -91,7 +91,7 @@ def learning_curves(curves: pd.DataFrame, metric: str, best: int | None, baselin
         low, high = values.quantile((0.1, 1.0) if metric.endswith("accuracy") else (0.0, 0.9))
         margin = 0.05 * (high - low)
         figure.update_yaxes(range=[low - margin, high + margin])
-    figure.update_xaxes(tickformat="d", **({"dtick": 1} if curves["epoch"].max() <= 15 else {}))
+    figure.update_xaxes(tickformat="d", **({"dtick": 1} if curves[Column.EPOCH].max() <= 15 else {}))
     return _finish(figure, "epoch", title_of(metric))
 
 
@@ -99,12 +99,12 @@ def _bundle(part: pd.DataFrame, metric: str, name: str, color: str, strength: fl
     """Return the curves of many trials as few traces, the fainter the more they are, and one for the legend."""
     if part.empty:
         return []
-    trials = part["trial"].unique()
+    trials = part[Column.TRIAL].unique()
     look: dict[str, Any] = {"line": {"color": color, "width": 1.2}, "name": name, "legendgroup": name}
     opacity = strength * float(np.clip(12 / len(trials), 0.15, 0.6))
     # A trace is one path, which does not darken where it crosses itself: several of them do.
     traces = [
-        _curve(part[part["trial"].isin(some)], metric, opacity=opacity, showlegend=False, **look)
+        _curve(part[part[Column.TRIAL].isin(some)], metric, opacity=opacity, showlegend=False, **look)
         for some in np.array_split(trials, min(len(trials), _MAX_PATHS))
     ]
     return [*traces, go.Scatter(x=[None], y=[None], mode="lines", **look)]
@@ -115,8 +115,8 @@ def _curve(part: pd.DataFrame, metric: str, **look: Any) -> Any:
     x: list[Any] = []
     y: list[Any] = []
     trials: list[Any] = []
-    for trial, rows in part.groupby("trial"):
-        x += [*rows["epoch"].tolist(), None]
+    for trial, rows in part.groupby(Column.TRIAL):
+        x += [*rows[Column.EPOCH].tolist(), None]
         y += [*_scaled(metric, rows[metric].astype(float)).tolist(), None]
         trials += [trial] * (len(rows) + 1)
     hover = "trial %{customdata}, epoch %{x}: %{y:.4g}"
@@ -126,7 +126,7 @@ def _curve(part: pd.DataFrame, metric: str, **look: Any) -> Any:
 
 def parallel_coordinates(shown: optuna.Study, table: pd.DataFrame) -> go.Figure:
     """Draw a line per completed trial through its objectives and parameters; of very many trials the best."""
-    best = table[table["state"] == "complete"]["trial"].head(MAX_LINES)
+    best = table[table[Column.STATE] == "complete"][Column.TRIAL].head(MAX_LINES)
     trials = shown.get_trials(deepcopy=False)
     some = optuna.create_study(directions=shown.directions)
     some.add_trials([trials[number] for number in sorted(best)])
@@ -186,7 +186,7 @@ def tradeoff(
 
     Not `optuna.visualization.plot_pareto_front`, which knows objectives only: CPU time is seldom one.
     """
-    known = table.loc[(table["state"] == "complete") & table[x].notna() & table[y].notna()]
+    known = table.loc[(table[Column.STATE] == "complete") & table[x].notna() & table[y].notna()]
     signs = [1 if larger else -1 for larger in larger_is_better]
     on_front = pd.Series(~dominates(known[[x, y]].to_numpy(float) * signs).any(axis=0), index=known.index)
     # The line is where one measure stays as good while the other is given away.
@@ -197,13 +197,17 @@ def tradeoff(
     for name, part, look in (
         ("trial", known.loc[~on_front], {"marker": {"color": BLUE, "size": 7, "opacity": 0.55}}),
         ("Pareto front", known.loc[on_front].sort_values(x), {"marker": {"color": ORANGE, "size": 9}, "line": line}),
-        ("baseline", known.loc[known["trial"] == baseline], {"marker": {"symbol": "star", "color": INK, "size": 14}}),
+        (
+            "baseline",
+            known.loc[known[Column.TRIAL] == baseline],
+            {"marker": {"symbol": "star", "color": INK, "size": 14}},
+        ),
     ):
         if part.empty:
             continue
         points = go.Scatter(x=_scaled(x, part[x]).tolist(), y=_scaled(y, part[y]).tolist(), name=name, **look)
         points.text = [
-            f"trial {row['trial']}<br>" + "<br>".join(f"{key} {row[key]}" for key in parameters)
+            f"trial {row[Column.TRIAL]}<br>" + "<br>".join(f"{key} {row[key]}" for key in parameters)
             for row in part.to_dict("records")
         ]
         mode = "lines+markers" if "line" in look else "markers"
@@ -213,11 +217,13 @@ def tradeoff(
 
 def intervals(confirmed: pd.DataFrame) -> go.Figure:
     """Draw each candidate's mean difference to the baseline in points of test accuracy, with its 95 % interval."""
-    rows = confirmed[confirmed["difference"].notna()].iloc[::-1]
-    middle, low, high = (100 * rows[name] for name in ("difference", "difference_low", "difference_high"))
+    rows = confirmed[confirmed[Column.DIFFERENCE].notna()].iloc[::-1]
+    middle, low, high = (
+        100 * rows[name] for name in (Column.DIFFERENCE, Column.DIFFERENCE_LOW, Column.DIFFERENCE_HIGH)
+    )
     points = go.Scatter(
         x=middle,
-        y=rows["config"],
+        y=rows[Column.CONFIG],
         error_x={"type": "data", "array": high - middle, "arrayminus": middle - low, "thickness": 2, "width": 6},
         mode="markers",
         marker={"size": 11, "color": BLUE},

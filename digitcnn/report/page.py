@@ -18,7 +18,7 @@ from digitcnn import study, tracking
 from digitcnn.config import ReportConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Metric, is_maximized
+from digitcnn.records import Artifact, Column, Metric, is_maximized
 from digitcnn.report import charts, text
 from digitcnn.report.record import Mistake, StudyRecord, most_confident_mistakes, read_study
 
@@ -91,7 +91,7 @@ def _charts(found: StudyRecord) -> dict[str, Any]:
     for name in (Metric.VALIDATION_ACCURACY, Metric.VALIDATION_LOSS):
         if found.curves[name].notna().any():
             drawn[f"curves_{name}"] = charts.learning_curves(found.curves, name, best, baseline)
-    if found.confirmation is not None and found.confirmation.table["difference"].notna().any():
+    if found.confirmation is not None and found.confirmation.table[Column.DIFFERENCE].notna().any():
         drawn["intervals"] = charts.intervals(found.confirmation.table)
     if found.completed.empty:
         return drawn
@@ -127,9 +127,9 @@ def _champion(
         return [text.of_champion(found, 0, 0)], []
     manifest = found.confirmation.manifest
     predicted = tracking.read_predictions(store, manifest.run_id)
-    classes = 1 + int(predicted[["label", "predicted"]].max().max())
+    classes = 1 + int(predicted[[Column.LABEL, Column.PREDICTED]].max().max())
     counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (predicted["label"], predicted["predicted"]), 1)
+    np.add.at(counts, (predicted[Column.LABEL], predicted[Column.PREDICTED]), 1)
     drawn["confusion"] = charts.confusion(counts)
     lines = [text.of_champion(found, len(predicted) - int(counts.trace()), len(predicted))]
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -16,7 +17,7 @@ from digitcnn import evaluation, study, tracking
 from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest
-from digitcnn.records import EPOCH_METRICS, Artifact, Tag
+from digitcnn.records import EPOCH_METRICS, Artifact, Column, Tag
 from digitcnn.training import load_splits
 
 _MACHINE = (Tag.HOST, Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM)
@@ -43,7 +44,7 @@ class StudyRecord:
     `environment` holds the recorded values of each name with their numbers of runs.
     """
 
-    study: study.Study
+    study: optuna.Study
     identity: dict[str, Any]
     objectives: tuple[str, ...]
     table: pd.DataFrame
@@ -65,7 +66,7 @@ class StudyRecord:
     @property
     def completed(self) -> pd.DataFrame:
         """The leaderboard's completed trials."""
-        return self.table[self.table["state"] == "complete"] if len(self.table) else self.table
+        return self.table[self.table[Column.STATE] == "complete"] if len(self.table) else self.table
 
     @property
     def unconfirmed(self) -> int | None:
@@ -75,7 +76,7 @@ class StudyRecord:
             return None
         # Seeds aside: a confirmation has its own.
         names = [name for name in self.identity["space"] if name != "training.seed"]
-        found = self.table[self.table["trial"] == best][names].iloc[0]
+        found = self.table[self.table[Column.TRIAL] == best][names].iloc[0]
         alike = (self.confirmation.table[names] == found).all(axis="columns")
         return None if alike.any() else best
 
@@ -110,13 +111,13 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
 
 
 def _curves(store: tracking.Store, table: pd.DataFrame) -> pd.DataFrame:
-    columns = ["trial", "run_id", "state", "epoch", *EPOCH_METRICS]
-    begun = table[table["run_id"].notna()].sort_values("trial") if len(table) else table
+    columns = [Column.TRIAL, Column.RUN_ID, Column.STATE, Column.EPOCH, *EPOCH_METRICS]
+    begun = table[table[Column.RUN_ID].notna()].sort_values(Column.TRIAL) if len(table) else table
     if begun.empty:
         return pd.DataFrame(columns=columns)
-    histories = {name: tracking.metric_histories(store, begun["run_id"].tolist(), name) for name in EPOCH_METRICS}
+    histories = {name: tracking.metric_histories(store, begun[Column.RUN_ID].tolist(), name) for name in EPOCH_METRICS}
     rows = []
-    for trial, run_id, state in zip(begun["trial"], begun["run_id"], begun["state"], strict=True):
+    for trial, run_id, state in zip(begun[Column.TRIAL], begun[Column.RUN_ID], begun[Column.STATE], strict=True):
         curves = [histories[name][run_id] for name in EPOCH_METRICS]
         for epoch in sorted(set().union(*curves)):
             rows.append((trial, run_id, state, epoch, *(curve.get(epoch) for curve in curves)))
@@ -136,8 +137,8 @@ def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | N
         return None
     files = [io.StringIO(tracking.read_text(store, parent_run_id, name)) for name in names]
     table, runs = evaluation.read_confirmation(files[0]), pd.read_csv(files[1], float_precision="round_trip")
-    champion = str(table[table["champion"]]["config"].iloc[0])
-    run_id = str(runs[runs["config"] == champion]["run_id"].iloc[0])
+    champion = str(table[table[Column.CHAMPION]][Column.CONFIG].iloc[0])
+    run_id = str(runs[runs[Column.CONFIG] == champion][Column.RUN_ID].iloc[0])
     return Confirmation(table, runs, champion, evaluation.manifest_of(store, run_id))
 
 
@@ -163,11 +164,15 @@ def most_confident_mistakes(manifest: RunManifest, predicted: pd.DataFrame, most
         raise ConfigError(str(error)) from None
     if splits.sha256 != manifest.data_sha256:
         raise ConfigError(f"data.path={manifest.config.data.path}: holds other data than the run was judged by")
-    wrong = predicted[predicted["predicted"] != predicted["label"]]
-    wrong = wrong.sort_values(["probability", "image"], ascending=[False, True]).head(most)
+    wrong = predicted[predicted[Column.PREDICTED] != predicted[Column.LABEL]]
+    wrong = wrong.sort_values([Column.PROBABILITY, Column.IMAGE], ascending=[False, True]).head(most)
     return [
         Mistake(
-            row["image"], splits.validation.images[row["image"]], row["label"], row["predicted"], row["probability"]
+            row[Column.IMAGE],
+            splits.validation.images[row[Column.IMAGE]],
+            row[Column.LABEL],
+            row[Column.PREDICTED],
+            row[Column.PROBABILITY],
         )
         for row in wrong.to_dict("records")
     ]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from digitcnn import evaluation, study
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points
-from digitcnn.records import Metric, is_maximized
+from digitcnn.records import Column, Metric, is_maximized
 from digitcnn.report import charts
 from digitcnn.report.record import StudyRecord
 from digitcnn.study import Choices, Range
@@ -35,7 +35,7 @@ class Grid:
 
 def state(found: StudyRecord) -> str:
     """Return how many trials the study has finished, and how its last sweep ended."""
-    counts = found.table["state"].value_counts() if len(found.table) else pd.Series(dtype=int)
+    counts = found.table[Column.STATE].value_counts() if len(found.table) else pd.Series(dtype=int)
     text = f"{found.finished:,} of {found.total:,} trials finished"
     if len(counts):
         text += f" ({', '.join(f'{number:,} {name}' for name, number in counts.items())})"
@@ -62,7 +62,7 @@ def _listed(words: Iterable[str]) -> str:
 
 def space(found: StudyRecord) -> Grid:
     """Return the searched parameters with the values of the baseline, the confirmed trials and the best."""
-    names = [] if found.confirmation is None else found.confirmation.table["config"].iloc[1:].tolist()
+    names = [] if found.confirmation is None else found.confirmation.table[Column.CONFIG].iloc[1:].tolist()
     best = study.best_trial_number(found.table)
     if best is not None and f"trial {best}" not in names:
         names.append(f"trial {best}")
@@ -89,9 +89,9 @@ def protocol(found: StudyRecord) -> list[str]:
     if "training.seed" not in found.identity["space"]:
         lines.append(f"Every trial is trained once, with training.seed {values['training.seed']}.")
     if found.confirmation is not None:
-        seeds = found.confirmation.runs["seed"]
+        seeds = found.confirmation.runs[Column.SEED]
         lines.append(
-            f"Confirmation: {_listed(found.confirmation.table['config'])}, each trained on "
+            f"Confirmation: {_listed(found.confirmation.table[Column.CONFIG])}, each trained on "
             f"{_training_images(found, 'all training images')} with seeds {seeds.min()} to {seeds.max()}; the test set "
             "is read once per run, after the last epoch."
         )
@@ -126,7 +126,7 @@ def of_search(found: StudyRecord) -> list[str]:
         return ["No trial has completed yet."]
     lines = [f"In the search, {study.best_against_baseline(found.table, found.objectives)}."]
     if len(found.objectives) > 1:
-        front = int((completed["rank"] == 1).sum())
+        front = int((completed[Column.RANK] == 1).sum())
         of = f"{len(completed):,} completed trials make up the Pareto front of {_listed(found.objectives)}"
         lines.append(f"{front:,} of {of}.")
     if found.confirmation is None:
@@ -154,27 +154,27 @@ def confirmed_text(table: pd.DataFrame) -> Grid:
     body = []
     for _, row in table.iterrows():
         if row["n"] == 0:
-            body.append([row["config"], "0", *[""] * 9, row["verdict"]])
+            body.append([row[Column.CONFIG], "0", *[""] * 9, row[Column.VERDICT]])
             continue
         compared = [""] * 5
-        if row["config"] != "baseline":
+        if row[Column.CONFIG] != "baseline":
             compared = [
-                format_points(row["difference"]),
-                format_interval(row["difference_low"], row["difference_high"], signed=True),
-                format_p(row["p_holm"]),
-                f"{row['only_candidate_right']}, {row['only_baseline_right']}",
-                format_p(row["mcnemar_p"]),
+                format_points(row[Column.DIFFERENCE]),
+                format_interval(row[Column.DIFFERENCE_LOW], row[Column.DIFFERENCE_HIGH], signed=True),
+                format_p(row[Column.P_HOLM]),
+                f"{row[Column.ONLY_CANDIDATE_RIGHT]}, {row[Column.ONLY_BASELINE_RIGHT]}",
+                format_p(row[Column.MCNEMAR_P]),
             ]
         body.append(
             [
-                row["config"] + (" (champion)" if row["champion"] else ""),
+                row[Column.CONFIG] + (" (champion)" if row[Column.CHAMPION] else ""),
                 str(row["n"]),
                 f"{format_percent(row['mean'])} %",
                 format_percent(row["sd"]),
                 format_interval(row["low"], row["high"]),
                 *compared,
-                f"{row['cpu_seconds']:.1f}",
-                row["verdict"],
+                f"{row[Metric.CPU_SECONDS]:.1f}",
+                row[Column.VERDICT],
             ]
         )
     head = ("config", "n", "mean", "sd", "95 % interval", "difference (points)", "95 % interval", "p (Holm)")
@@ -249,7 +249,7 @@ def summary(found: StudyRecord) -> str:
     lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]
     lines += [f"- {_escaped(line)}" for line in [*confirmed, *of_search(found)]]
     if len(found.table):
-        grid = ranking(found.table.drop(columns=["run_id", "note"]).head(_ROWS_OF_SUMMARY))
+        grid = ranking(found.table.drop(columns=[Column.RUN_ID, Column.NOTE]).head(_ROWS_OF_SUMMARY))
         lines += ["", markdown_table(grid.head, grid.body)]
     return "\n".join([*lines, "", "```bash", *commands(found), "```", ""])
 

@@ -17,7 +17,7 @@ from digitcnn import study, tracking, training
 from digitcnn.config import RunConfig, SweepConfig, parse_duration
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Tag, TrialRecord
+from digitcnn.records import Artifact, Metric, Tag, TrialRecord
 from digitcnn.runner import parent_run, recovery
 from digitcnn.runner.run import Interrupted, RecordedTraining, SweepDisplay, check_run, run_job
 from digitcnn.runner.workers import (
@@ -293,6 +293,9 @@ class _Sweep:
         write_atomically(path, text, "the trials are recorded")
         best = study.best_trial(self.opened)
         values = [] if best is None else best.values or []
-        metrics = {f"best_trial.{name}": value for name, value in zip(config.study.objective, values, strict=False)}
+        metrics = {
+            f"{Metric.BEST_TRIAL_PREFIX}{name}": value
+            for name, value in zip(config.study.objective, values, strict=False)
+        }
         parent_run.log_study_run(self.store, self.parent, text, metrics)
         return path, table

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from digitcnn.formatting import format_percent, format_points
-from digitcnn.records import Metric, TrialRecord
+from digitcnn.records import Column, Metric, TrialRecord
 from digitcnn.study.trials import parameters_of, read_trial, signed_values
 
 _STATES = {
@@ -41,12 +41,12 @@ def rank_trials(study: optuna.Study) -> pd.DataFrame:
 
     def order(row: dict[str, Any]) -> tuple[float, list[float], int]:
         values = [row[name] for name in names]
-        return row["rank"] or math.inf, last if None in values else signed_values(study, values), row["trial"]
+        return row[Column.RANK] or math.inf, last if None in values else signed_values(study, values), row[Column.TRIAL]
 
     rows.sort(key=order)
     table = pd.DataFrame(rows)
-    if "rank" in table:
-        table["rank"] = table["rank"].astype("Int64")
+    if Column.RANK in table:
+        table[Column.RANK] = table[Column.RANK].astype("Int64")
     return table
 
 
@@ -54,16 +54,16 @@ def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str
     record = read_trial(trial)
     values = trial.values or [record.reached.get(name) for name in names]
     return {
-        "rank": rank,
-        "trial": trial.number,
+        Column.RANK: rank,
+        Column.TRIAL: trial.number,
         **parameters_of(trial),
         Metric.VALIDATION_ACCURACY: record.validation_accuracy,
         Metric.CPU_SECONDS: record.cpu_seconds,
         **dict(zip(names, values, strict=True)),
-        "epochs_run": record.epochs_run,
-        "state": _STATES[trial.state],
-        "run_id": record.run_id,
-        "note": _note(record),
+        Column.EPOCHS_RUN: record.epochs_run,
+        Column.STATE: _STATES[trial.state],
+        Column.RUN_ID: record.run_id,
+        Column.NOTE: _note(record),
     }
 
 
@@ -112,36 +112,36 @@ def dominates(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str:
     """Return one line: the first-ranked trial's first objective beside the baseline's. A comparison, not a finding."""
-    completed = table[table["state"] == "complete"] if len(table) else table
+    completed = table[table[Column.STATE] == "complete"] if len(table) else table
     if completed.empty:
         return "no trial has completed"
     name = objectives[0]
     best = completed.iloc[0]
-    text = f"best: trial {best['trial']}, {name} {format_cell(name, best[name])}"
-    baseline = completed[completed["note"].str.startswith("baseline")]
+    text = f"best: trial {best[Column.TRIAL]}, {name} {format_cell(name, best[name])}"
+    baseline = completed[completed[Column.NOTE].str.startswith("baseline")]
     if baseline.empty:
         return f"{text}; the baseline has not completed"
     of_baseline = float(baseline.iloc[0][name])
     difference = best[name] - of_baseline
     in_words = f"{format_points(difference)} points" if name.endswith("accuracy") else f"{difference:+.4g}"
-    number = baseline.iloc[0]["trial"]
+    number = baseline.iloc[0][Column.TRIAL]
     return f"{text}; baseline: trial {number}, {format_cell(name, of_baseline)} (difference {in_words}, one run each)"
 
 
 def best_trial_number(table: pd.DataFrame) -> int | None:
     """Return the number of the best completed trial; None before there is one."""
-    return _first(table[table["state"] == "complete"]) if len(table) else None
+    return _first(table[table[Column.STATE] == "complete"]) if len(table) else None
 
 
 def baseline_trial_number(table: pd.DataFrame) -> int | None:
     """Return the number of the baseline's trial, the last one if it was repeated; None before there is one."""
     if table.empty:
         return None
-    return _first(table[table["note"].str.startswith("baseline")].sort_values("trial", ascending=False))
+    return _first(table[table[Column.NOTE].str.startswith("baseline")].sort_values(Column.TRIAL, ascending=False))
 
 
 def _first(rows: pd.DataFrame) -> int | None:
-    return None if rows.empty else int(rows["trial"].iloc[0])
+    return None if rows.empty else int(rows[Column.TRIAL].iloc[0])
 
 
 def format_cell(column: str, value: Any) -> str:
@@ -150,7 +150,7 @@ def format_cell(column: str, value: Any) -> str:
         return ""
     if column.endswith("accuracy"):
         return f"{format_percent(value)} %"
-    if column == "run_id":
+    if column == Column.RUN_ID:
         return str(value)[:8]
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else f"{value:.4g}"
@@ -172,4 +172,4 @@ def parameters_among(columns: Iterable[Any]) -> list[str]:
     return [str(column) for column in columns if "." in str(column)]
 
 
-_HEADINGS = {Metric.CPU_SECONDS: "CPU s", "run_id": "run", Metric.VALIDATION_ACCURACY: "val. accuracy"}
+_HEADINGS = {Metric.CPU_SECONDS: "CPU s", Column.RUN_ID: "run", Metric.VALIDATION_ACCURACY: "val. accuracy"}

@@ -19,7 +19,7 @@ import yaml
 
 from digitcnn.config import RunConfig
 from digitcnn.errors import TrainingDiverged
-from digitcnn.records import Artifact, Tag
+from digitcnn.records import Artifact, Column, EnvironmentKey, Tag
 from digitcnn.tracking import operations, plots
 from digitcnn.tracking.client import Store, open_store, store_errors, suppress_away, with_retries
 from digitcnn.tracking.local import process_id, process_is_gone
@@ -110,15 +110,17 @@ def close_abandoned_runs(store: Store) -> None:
 
 def environment_tags(environment: Mapping[str, Any]) -> dict[str, str]:
     """Return the description of a run's environment as MLflow tags, one level deep with dotted names."""
-    packages, git = environment.get("packages", {}), environment.get("git", {})
-    others = {key: value for key, value in environment.items() if key not in ("packages", "git")}
+    packages, git = environment.get(EnvironmentKey.PACKAGES, {}), environment.get(EnvironmentKey.GIT, {})
+    others = {
+        key: value for key, value in environment.items() if key not in (EnvironmentKey.PACKAGES, EnvironmentKey.GIT)
+    }
     tags = {
         key: json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
         for key, value in others.items()
     }
     tags |= {f"{Tag.VERSION_PREFIX}{name}": version for name, version in packages.items()}
     tags |= {f"{Tag.GIT_PREFIX}{name}": str(value).lower() for name, value in git.items()}
-    return tags | ({Tag.SOURCE_COMMIT: git["commit"]} if "commit" in git else {})
+    return tags | ({Tag.SOURCE_COMMIT: git[EnvironmentKey.COMMIT]} if EnvironmentKey.COMMIT in git else {})
 
 
 def copy_run(store: Store, source: str, target: str, status: Status) -> None:
@@ -215,7 +217,7 @@ class Run:
         )
         # Without pins MLflow spends 10 s on working them out. A local version such as 2.13.0+cpu is pinned as 2.13.0:
         # another index may not have that build.
-        packages = self.environment["packages"].items()
+        packages = self.environment[EnvironmentKey.PACKAGES].items()
         pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages if name in _MODEL_PACKAGES]
         parameters = {name: str(value) for name, value in self.config.parameters().items()}
         with tempfile.TemporaryDirectory() as temporary:
@@ -232,7 +234,8 @@ class Run:
 def _predictions_csv(result: TrainingResult) -> str:
     columns = zip(result.labels, result.final.predictions, result.final.probabilities, strict=True)
     lines = [f"{index},{label},{predicted},{p:.6f}" for index, (label, predicted, p) in enumerate(columns)]
-    return "\n".join(["image,label,predicted,probability", *lines, ""])
+    heading = ",".join((Column.IMAGE, Column.LABEL, Column.PREDICTED, Column.PROBABILITY))
+    return "\n".join([heading, *lines, ""])
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from digitcnn.config import Backend, without_credentials
-from digitcnn.records import Tag
+from digitcnn.records import EnvironmentKey, Tag
 from digitcnn.training.backends import BACKEND_PACKAGES, THREAD_VARIABLES
 
 _PACKAGES = ("keras", "numpy", "mlflow", "optuna", "hydra-core")
@@ -71,19 +71,19 @@ def describe_environment(threads: int, backend: Backend = "tensorflow") -> dict[
     """Return the environment of a run as plain values, which environment.json holds."""
     return {
         Tag.PYTHON: platform.python_version(),
-        "packages": package_versions(backend),
+        EnvironmentKey.PACKAGES: package_versions(backend),
         Tag.PLATFORM: platform.platform(),
         Tag.CPU: cpu_model(),
         Tag.CORES: os.cpu_count(),
         Tag.THREADS: threads,
         Tag.BACKEND: backend,
-        Tag.FLAGS: {
+        EnvironmentKey.FLAGS: {
             name: without_credentials(value)
             for name, value in sorted(os.environ.items())
             if name.startswith((*_FLAG_PREFIXES, *_BACKENDS_FLAG_PREFIXES[backend]))
             and name not in (*THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
         },
-        "git": git_state(),
+        EnvironmentKey.GIT: git_state(),
         Tag.COMMAND: shlex.join(_command()),
     }
 
@@ -138,6 +138,9 @@ def git_state() -> dict[str, Any]:
     try:
         # An installed package may lie in an environment inside another project's checkout.
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {
+            EnvironmentKey.COMMIT: git("rev-parse", "HEAD"),
+            EnvironmentKey.DIRTY: bool(git("status", "--porcelain")),
+        }
     except (OSError, subprocess.SubprocessError):
         return {}

@@ -10,6 +10,7 @@ import pandas as pd
 from digitcnn import evaluation, report
 from digitcnn.evaluation import PairedComparison, Summary
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points
+from digitcnn.records import Column, Metric, Tag
 from digitcnn.study import best_against_baseline, column_heading, format_cell, parameter_in_words, parameters_among
 from experiments.article import contrasts
 from experiments.article.contrasts import ARTICLES_BATCH, ARTICLES_FILTERS, BATCH_SIZE_STUDIES, Tables
@@ -48,18 +49,18 @@ def line_of_default(tables: Tables) -> str:
     table = tables["confirmation"]
     baseline, leading = table.iloc[0], table.iloc[evaluation.leading_row(table)]
     articles, its = settings(baseline), settings(leading)
-    if leading["champion"]:
+    if leading[Column.CHAMPION]:
         subject = f"The champion of the default study ({its}) against the article's settings ({articles})"
     else:
         which = f"None of the {len(table) - 1} trials of the default study that were confirmed"
         nothing = f"{which} is better than the article's settings ({articles})"
         if leading["n"] == 0:
-            return f"{nothing}: {leading['verdict']}"
+            return f"{nothing}: {leading[Column.VERDICT]}"
         subject = f"{nothing}; the best of them ({its})"
-    names = ("difference", "difference_low", "difference_high")
+    names = (Column.DIFFERENCE, Column.DIFFERENCE_LOW, Column.DIFFERENCE_HIGH)
     mean, low, high = (float(leading[name]) for name in names)
     points = _points(Summary(int(leading["n"]), mean, float("nan"), low, high))
-    return f"{subject}: {points} on the test set, {leading['verdict']} (p {format_p(leading['p_holm'])})"
+    return f"{subject}: {points} on the test set, {leading[Column.VERDICT]} (p {format_p(leading[Column.P_HOLM])})"
 
 
 def networks(tables: Tables) -> dict[str, str]:
@@ -68,7 +69,7 @@ def networks(tables: Tables) -> dict[str, str]:
     values = {name: contrasts.accuracies(tables["article"], network=name) for name in NETWORKS}
     for name, reported in NETWORKS.items():
         low, high = evaluation.prediction_interval(values[name].tolist())
-        best = float(tables["article"].query("network == @name")["best_validation_accuracy"].mean())
+        best = float(tables["article"].query("network == @name")[Metric.BEST_VALIDATION_ACCURACY].mean())
         single = format_interval(low, high)
         cells = _summary(evaluation.summarize(values[name].tolist()))
         rows.append([name.upper(), *cells, single, format_percent(best), f"{format_percent(reported)} (n = 1)"])
@@ -99,13 +100,13 @@ def batch_size(tables: Tables) -> dict[str, str]:
     for study, name in zip(BATCH_SIZE_STUDIES, ("article", "equal"), strict=True):
         rows = []
         for size, part in tables["batch_size"].query("study == @study").groupby("training.batch_size"):
-            cells = _summary(evaluation.summarize(part["validation_accuracy"].tolist()))
-            seen, updates = part["samples_seen"].iloc[0], part["updates"].iloc[0]
+            cells = _summary(evaluation.summarize(part[Metric.VALIDATION_ACCURACY].tolist()))
+            seen, updates = part[Metric.SAMPLES_SEEN].iloc[0], part[Metric.UPDATES].iloc[0]
             against = _compared(found[study].get(int(str(size))))
             rows.append([str(size), f"{seen:,.0f}", f"{updates:,.0f}", *cells, *against])
         head = ["batch size", "images seen", "updates", *_SUMMARY, f"against {ARTICLES_BATCH} (points)", *_TEST]
         said[name] = report.markdown_table(head, rows)
-    seen = tables["batch_size"].groupby(["study", "training.batch_size"])["samples_seen"].first()
+    seen = tables["batch_size"].groupby(["study", "training.batch_size"])[Metric.SAMPLES_SEEN].first()
     rows = [
         [str(size), *(f"{seen[study, size]:,.0f}" for study in BATCH_SIZE_STUDIES), *_compared(each)]
         for size, each in contrasts.budget_comparisons(tables).items()
@@ -136,13 +137,13 @@ def filters(tables: Tables) -> dict[str, str]:
     compared = contrasts.compare([(values[index], values[articles]) for index in others])
     against = dict(zip(others, compared, strict=True))
     rows = []
-    for index in np.argsort(summaries["cpu_seconds"].to_numpy(), kind="stable"):
+    for index in np.argsort(summaries[Metric.CPU_SECONDS].to_numpy(), kind="stable"):
         row = summaries.iloc[index]
-        cells = ["-".join(map(str, pairs[index])), f"{row['parameters']:,.0f}", str(row["n"])]
+        cells = ["-".join(map(str, pairs[index])), f"{row[Metric.PARAMETERS]:,.0f}", str(row["n"])]
         cells += [
             format_percent(row["mean"]),
             format_percent(row["sd"]),
-            f"{row['cpu_seconds']:.0f} ({row['cpu_sd']:.0f})",
+            f"{row[Metric.CPU_SECONDS]:.0f} ({row['cpu_sd']:.0f})",
         ]
         rows.append([*cells, "yes" if row["front"] else "", *_compared(against.get(int(index)))])
     versus = f"against {'-'.join(map(str, ARTICLES_FILTERS))} (points)"
@@ -158,14 +159,14 @@ def filters(tables: Tables) -> dict[str, str]:
 def backends(tables: Tables) -> dict[str, str]:
     """Compare every backend and engine with TensorFlow's fit."""
     table = tables["backends"]
-    groups = {(str(backend), str(engine)): part for (backend, engine), part in table.groupby(["backend", "engine"])}
+    groups = {(str(backend), str(engine)): part for (backend, engine), part in table.groupby([Tag.BACKEND, Tag.ENGINE])}
     reference = ("tensorflow", "keras")
     others = [name for name in groups if name != reference]
     values = {name: contrasts.accuracies(part) for name, part in groups.items()}
     compared = dict(zip(others, contrasts.compare([(values[name], values[reference]) for name in others]), strict=True))
     rows = []
     for name, part in groups.items():
-        speed = part["images_per_second"]
+        speed = part[Metric.IMAGES_PER_SECOND]
         cells = [*name, *_summary(evaluation.summarize(values[name].tolist()))]
         spread = f"{speed.median():,.0f} ({speed.min():,.0f} to {speed.max():,.0f})"
         rows.append([*cells, spread, *_compared(compared.get(name))])
@@ -191,16 +192,16 @@ def backends(tables: Tables) -> dict[str, str]:
 def default(tables: Tables) -> dict[str, str]:
     """Return the first rows of the default study's leaderboard, its confirmation and its champion."""
     table, confirmation = tables["leaderboard"], tables["confirmation"]
-    states = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts().items())
+    states = ", ".join(f"{number} {state}" for state, number in table[Column.STATE].value_counts().items())
     columns = [
-        "rank",
-        "trial",
+        Column.RANK,
+        Column.TRIAL,
         *parameters_among(table),
-        "validation_accuracy",
-        "cpu_seconds",
-        "epochs_run",
-        "state",
-        "note",
+        Metric.VALIDATION_ACCURACY,
+        Metric.CPU_SECONDS,
+        Column.EPOCHS_RUN,
+        Column.STATE,
+        Column.NOTE,
     ]
     first = table[columns].head(_ROWS)
     rows = [[format_cell(name, row[name]) for name in columns] for _, row in first.iterrows()]
@@ -209,13 +210,15 @@ def default(tables: Tables) -> dict[str, str]:
         [name, settings(row), *cells]
         for (name, *cells), (_, row) in zip(grid.body, confirmation.iterrows(), strict=True)
     ]
-    champion = confirmation[confirmation["champion"]].iloc[0]
-    of_baseline = champion["config"] == "baseline"
-    name, why = ("the baseline", "nothing was better") if of_baseline else (champion["config"], champion["verdict"])
+    champion = confirmation[confirmation[Column.CHAMPION]].iloc[0]
+    of_baseline = champion[Column.CONFIG] == "baseline"
+    name, why = (
+        ("the baseline", "nothing was better") if of_baseline else (champion[Column.CONFIG], champion[Column.VERDICT])
+    )
     return {
         "trials": f"{len(table)} trials ({states})",
         "table": report.markdown_table([column_heading(name) for name in columns], rows),
-        "search": f"In the search, {best_against_baseline(table, ['validation_accuracy'])}.",
+        "search": f"In the search, {best_against_baseline(table, [Metric.VALIDATION_ACCURACY])}.",
         "confirmed": report.markdown_table([grid.head[0], "settings", *grid.head[1:]], configs),
         "champion": f"The champion is {name} ({settings(champion)}): {why}.",
     }

@@ -13,7 +13,7 @@ from digitcnn import report, study, tracking
 from digitcnn.config import Backend, DataConfig, RunConfig, StudyReference, TrackingConfig, TrainingConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation import RunManifest
-from digitcnn.records import Metric, Tag
+from digitcnn.records import Column, Metric, Tag
 from digitcnn.report import StudyRecord
 from digitcnn.tracking import Store
 from experiments.article import answers, contrasts, provenance, results
@@ -33,7 +33,7 @@ _HOW_BACKENDS = (
 )
 # Tags of the runs that are left out where single runs are asked for: runs of studies, and repetitions.
 _NOT_ALONE = {Tag.STUDY, Tag.REPRODUCES}
-_COUNTS = ("samples_seen", "updates", "parameters")
+_COUNTS = (Metric.SAMPLES_SEEN, Metric.UPDATES, Metric.PARAMETERS)
 _COSTS = (Metric.TRAINING_SECONDS, Metric.CPU_SECONDS)
 # The studies' protocols as RESULTS.md states them: the values in which their baselines differ from the defaults.
 _BASELINES: dict[str, dict[str, Any]] = {
@@ -141,7 +141,7 @@ def collect_backends(store: Store, config: TrackingConfig) -> Part:
 
     found = _newest(store, "params.`training.epochs` = '2'", key)
     runs = list(found.values())
-    measured = _measured(runs, Metric.VALIDATION_ACCURACY, "images_per_second")
+    measured = _measured(runs, Metric.VALIDATION_ACCURACY, Metric.IMAGES_PER_SECOND)
     measured.insert(0, "backend", [backend for backend, *_ in found])
     measured.insert(1, "engine", [engine for _, engine, _ in found])
     _require_same_seeds(measured, ("backend", "engine"), BACKENDS, _HOW_BACKENDS)
@@ -175,12 +175,12 @@ def _require_same_seeds(
     Groups are compared seed by seed: each needs every seed once, and there must be at least two.
     """
     end = f"; {how}" if how else ""
-    seeds = sorted(table["seed"].unique()) if len(table) else []
+    seeds = sorted(table[Column.SEED].unique()) if len(table) else []
     if len(seeds) < 2:
         raise ConfigError(f"{'/'.join(columns)}: needs runs with several seeds{end}")
     for group in groups:
         values = dict(zip(columns, group, strict=True))
-        its = table.loc[(table[list(columns)] == list(group)).all(axis="columns"), "seed"].tolist()
+        its = table.loc[(table[list(columns)] == list(group)).all(axis="columns"), Column.SEED].tolist()
         named = " ".join(f"{column}={value}" for column, value in values.items())
         for seed in seeds:
             if its.count(seed) != 1:
@@ -213,7 +213,7 @@ def _study(store: Store, config: TrackingConfig, name: str) -> tuple[StudyRecord
     # A name is given again, to a study of other records in the same store.
     every = tracking.study_runs(store, name)
     runs = {run.info.run_id: run for run in every if run.data.tags.get(Tag.PARENT) == found.parent_run_id}
-    elsewhere = found.completed.loc[~found.completed["run_id"].isin(runs), "trial"].tolist()
+    elsewhere = found.completed.loc[~found.completed[Column.RUN_ID].isin(runs), Column.TRIAL].tolist()
     if elsewhere:
         raise ConfigError(f"study.name={name}: the run of trial {elsewhere[0]} is not recorded here")
     return found, runs
@@ -222,11 +222,11 @@ def _study(store: Store, config: TrackingConfig, name: str) -> tuple[StudyRecord
 def _measured(runs: Sequence[Any], *metrics: str) -> pd.DataFrame:
     """Return a row per run: network, seed, the named metrics, counts, costs (s), digest of the weights and run id."""
     rows = [
-        {"network": run.data.params["model.name"], "seed": int(run.data.params["training.seed"])}
+        {"network": run.data.params["model.name"], Column.SEED: int(run.data.params["training.seed"])}
         | {name: run.data.metrics[name] for name in metrics}
         | {name: int(run.data.metrics[name]) for name in _COUNTS}
         | {name: run.data.metrics[name] for name in _COSTS}
-        | {"weights_sha256": run.data.tags[Tag.WEIGHTS_SHA256], "run_id": run.info.run_id}
+        | {Tag.WEIGHTS_SHA256: run.data.tags[Tag.WEIGHTS_SHA256], Column.RUN_ID: run.info.run_id}
         for run in runs
     ]
     return pd.DataFrame(rows)
@@ -234,10 +234,10 @@ def _measured(runs: Sequence[Any], *metrics: str) -> pd.DataFrame:
 
 def _trials(name: str, found: StudyRecord, runs: dict[str, Any]) -> pd.DataFrame:
     """Return a row per completed trial: study, trial, parameters, and its run's measurements."""
-    table = found.completed.sort_values("trial")
+    table = found.completed.sort_values(Column.TRIAL)
     parameters = study.parameters_among(table.columns)
-    measured = _measured([runs[run_id] for run_id in table["run_id"]], Metric.VALIDATION_ACCURACY)
-    keep = table[["trial", *parameters]].reset_index(drop=True)
+    measured = _measured([runs[run_id] for run_id in table[Column.RUN_ID]], Metric.VALIDATION_ACCURACY)
+    keep = table[[Column.TRIAL, *parameters]].reset_index(drop=True)
     joined = pd.concat([keep.drop(columns="training.seed", errors="ignore"), measured], axis=1)
     joined.insert(0, "study", name)
     return joined
@@ -245,15 +245,15 @@ def _trials(name: str, found: StudyRecord, runs: dict[str, Any]) -> pd.DataFrame
 
 def _curves(name: str, found: StudyRecord, runs: dict[str, Any]) -> pd.DataFrame:
     """Return the validation accuracy after each epoch, and the number of images seen by then."""
-    trials = _trials(name, found, runs).set_index("run_id")
-    curves = found.curves[found.curves["run_id"].isin(trials.index)]
-    per_epoch = trials["samples_seen"] / curves.groupby("run_id")["epoch"].max()
+    trials = _trials(name, found, runs).set_index(Column.RUN_ID)
+    curves = found.curves[found.curves[Column.RUN_ID].isin(trials.index)]
+    per_epoch = trials[Metric.SAMPLES_SEEN] / curves.groupby(Column.RUN_ID)[Column.EPOCH].max()
     columns = {
         "study": name,
-        "batch_size": curves["run_id"].map(trials["training.batch_size"]),
-        "seed": curves["run_id"].map(trials["seed"]),
-        "epoch": curves["epoch"],
-        "samples_seen": (curves["epoch"] * curves["run_id"].map(per_epoch)).astype(int),
-        "validation_accuracy": curves["validation_accuracy"],
+        "batch_size": curves[Column.RUN_ID].map(trials["training.batch_size"]),
+        Column.SEED: curves[Column.RUN_ID].map(trials[Column.SEED]),
+        Column.EPOCH: curves[Column.EPOCH],
+        Metric.SAMPLES_SEEN: (curves[Column.EPOCH] * curves[Column.RUN_ID].map(per_epoch)).astype(int),
+        Metric.VALIDATION_ACCURACY: curves[Metric.VALIDATION_ACCURACY],
     }
-    return pd.DataFrame(columns).sort_values(["study", "batch_size", "seed", "epoch"], ignore_index=True)
+    return pd.DataFrame(columns).sort_values(["study", "batch_size", Column.SEED, Column.EPOCH], ignore_index=True)

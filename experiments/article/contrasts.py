@@ -9,6 +9,7 @@ import pandas as pd
 
 from digitcnn import evaluation
 from digitcnn.evaluation import PairedComparison
+from digitcnn.records import Column, Metric
 from digitcnn.study import dominates
 
 # The studies: as the article counts epochs, and at an equal number of images.
@@ -60,14 +61,14 @@ def filter_summaries(tables: Tables) -> pd.DataFrame:
     """Return a row per pair of filter counts: mean and sd of the accuracy, mean CPU seconds, on the front or not."""
     groups = tables["filters"].groupby(["model.conv1_filters", "model.conv2_filters"])
     table = groups.agg(
-        n=("seed", "size"),
-        parameters=("parameters", "first"),
-        mean=("validation_accuracy", "mean"),
-        sd=("validation_accuracy", "std"),
-        cpu_seconds=("cpu_seconds", "mean"),
-        cpu_sd=("cpu_seconds", "std"),
+        n=(Column.SEED, "size"),
+        parameters=(Metric.PARAMETERS, "first"),
+        mean=(Metric.VALIDATION_ACCURACY, "mean"),
+        sd=(Metric.VALIDATION_ACCURACY, "std"),
+        cpu_seconds=(Metric.CPU_SECONDS, "mean"),
+        cpu_sd=(Metric.CPU_SECONDS, "std"),
     ).reset_index()
-    dominated = dominates(np.column_stack([table["mean"], -table["cpu_seconds"]]))
+    dominated = dominates(np.column_stack([table["mean"], -table[Metric.CPU_SECONDS]]))
     table["front"] = dominated.sum(axis=0) == 0
     return table
 
@@ -79,12 +80,12 @@ def variance_shares(tables: Tables) -> dict[str, tuple[float, float]]:
     pure chance would give on average: the factor's degrees of freedom divided by the total.
     """
     table = tables["filters"]
-    factors = {"model.conv1_filters": "first layer", "model.conv2_filters": "second layer", "seed": "seed"}
-    mean = table["validation_accuracy"].mean()
-    total = float(((table["validation_accuracy"] - mean) ** 2).sum())
+    factors = {"model.conv1_filters": "first layer", "model.conv2_filters": "second layer", Column.SEED: "seed"}
+    mean = table[Metric.VALIDATION_ACCURACY].mean()
+    total = float(((table[Metric.VALIDATION_ACCURACY] - mean) ** 2).sum())
     shares = {}
     for column, name in factors.items():
-        groups = table.groupby(column)["validation_accuracy"]
+        groups = table.groupby(column)[Metric.VALIDATION_ACCURACY]
         share = float((groups.size() * (groups.mean() - mean) ** 2).sum()) / total
         shares[name] = (share, (groups.ngroups - 1) / (len(table) - 1))
     left = [1 - sum(column) for column in zip(*shares.values(), strict=True)]
@@ -95,7 +96,7 @@ def accuracies(table: pd.DataFrame, **where: object) -> pd.Series[float]:
     """Return the accuracies of the runs with these values, by seed."""
     for column, value in where.items():
         table = table[table[column] == value]
-    return table.set_index("seed")["validation_accuracy"].sort_index()
+    return table.set_index(Column.SEED)[Metric.VALIDATION_ACCURACY].sort_index()
 
 
 def compare(pairs: Sequence[tuple[pd.Series[float], pd.Series[float]]]) -> list[PairedComparison]:

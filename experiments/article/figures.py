@@ -9,6 +9,7 @@ import numpy as np
 
 from digitcnn import evaluation
 from digitcnn.drawing import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, SKY
+from digitcnn.records import Column, Metric
 from experiments.article import answers, contrasts, results
 
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
     curves, finals = tables["batch_size_curves"], tables["batch_size"]
     for study, style in zip(contrasts.BATCH_SIZE_STUDIES, ("-", "--"), strict=True):
         for color, (size, part) in zip(_COLORS, curves.query("study == @study").groupby("batch_size"), strict=False):
-            mean = 100 * part.groupby("samples_seen")["validation_accuracy"].mean()
+            mean = 100 * part.groupby(Metric.SAMPLES_SEEN)[Metric.VALIDATION_ACCURACY].mean()
             label = f"batch size {size}" if study == contrasts.BATCH_SIZE_STUDIES[0] else None
             axes.plot(mean.index, mean, style, color=color, lw=1.5, label=label)
             last = finals[(finals["study"] == study) & (finals["training.batch_size"] == size)]
-            summary = evaluation.summarize(last["validation_accuracy"].tolist())
+            summary = evaluation.summarize(last[Metric.VALIDATION_ACCURACY].tolist())
             half = 100 * (summary.high - summary.low) / 2
             marker = "o" if style == "-" else "s"
             axes.errorbar(
@@ -69,13 +70,15 @@ def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
 def filters(tables: contrasts.Tables, axes: Axes) -> None:
     """Draw mean validation accuracy against CPU seconds: a point per pair of filter counts, the front as a line."""
     summaries = contrasts.filter_summaries(tables)
-    front = summaries[summaries["front"]].sort_values("cpu_seconds")
-    axes.step(front["cpu_seconds"], 100 * front["mean"], "-", where="post", color=_COLORS[0], alpha=0.4, label="front")
+    front = summaries[summaries["front"]].sort_values(Metric.CPU_SECONDS)
+    axes.step(
+        front[Metric.CPU_SECONDS], 100 * front["mean"], "-", where="post", color=_COLORS[0], alpha=0.4, label="front"
+    )
     for _, row in summaries.iterrows():
         pair = (int(row["model.conv1_filters"]), int(row["model.conv2_filters"]))
         articles = pair == contrasts.ARTICLES_FILTERS
         color, label = (_COLORS[1], "the article's") if articles else (_COLORS[0], None)
-        x, y, error = row["cpu_seconds"], 100 * row["mean"], 100 * row["sd"] / np.sqrt(row["n"])
+        x, y, error = row[Metric.CPU_SECONDS], 100 * row["mean"], 100 * row["sd"] / np.sqrt(row["n"])
         axes.errorbar(x, y, error, fmt="o", color=color, ms=5, capsize=3, elinewidth=1, label=label)
         # The front rises to the right: left of and above its points is room, and below the others.
         end, side, across, align = (
@@ -101,13 +104,14 @@ def confirmation(tables: contrasts.Tables, axes: Axes) -> None:
     """Draw the test accuracy of each confirmed config: runs, mean and interval; the champion in its own colour."""
     table, runs = tables["confirmation"].iloc[::-1], tables["confirmation_runs"]
     for place, (_, row) in enumerate(table.iterrows()):
-        color = _COLORS[1] if row["champion"] else _COLORS[0]
-        values = 100 * runs[runs["config"] == row["config"]]["test_accuracy"]
+        color = _COLORS[1] if row[Column.CHAMPION] else _COLORS[0]
+        values = 100 * runs[runs[Column.CONFIG] == row[Column.CONFIG]][Metric.TEST_ACCURACY]
         axes.plot(values, [place - 0.16] * len(values), "|", color=color, ms=9, alpha=0.6)
         half = 100 * (row["high"] - row["low"]) / 2
         axes.errorbar(100 * row["mean"], place, xerr=half, fmt="o", color=color, ms=6, capsize=4)
     names = [
-        f"{row['config']}{' (champion)' if row['champion'] else ''}\n{answers.settings(row).replace(', ', chr(10))}"
+        f"{row[Column.CONFIG]}{' (champion)' if row[Column.CHAMPION] else ''}\n"
+        f"{answers.settings(row).replace(', ', chr(10))}"
         for _, row in table.iterrows()
     ]
     axes.set_yticks(range(len(table)), names)

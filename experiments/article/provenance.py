@@ -18,13 +18,13 @@ _TAGS = (
     *(f"{Tag.VERSION_PREFIX}{package}" for packages in training.BACKEND_PACKAGES.values() for package in packages),
     *(Tag.GIT_COMMIT, Tag.GIT_DIRTY),
 )
-COLUMNS = ("part", "command", "runs", "wall_seconds", "cpu_seconds", "date", *_TAGS)
+COLUMNS = ("part", Tag.COMMAND, "runs", "wall_seconds", Metric.CPU_SECONDS, "date", *_TAGS)
 _VERSIONS = {
-    "python": "Python",
-    "version.keras": "Keras",
-    "version.tensorflow": "TensorFlow",
-    "version.jax": "JAX",
-    "version.torch": "PyTorch",
+    Tag.PYTHON: "Python",
+    f"{Tag.VERSION_PREFIX}keras": "Keras",
+    f"{Tag.VERSION_PREFIX}tensorflow": "TensorFlow",
+    f"{Tag.VERSION_PREFIX}jax": "JAX",
+    f"{Tag.VERSION_PREFIX}torch": "PyTorch",
 }
 # Between the values of a cell, if the runs of one command have several.
 _SEPARATOR = "; "
@@ -44,10 +44,10 @@ def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
     return [
         {
             "part": part,
-            "command": command,
+            Tag.COMMAND: command,
             "runs": len(some),
             "wall_seconds": round(_busy([(run.info.start_time, run.info.end_time) for run in some]) / 1000),
-            "cpu_seconds": round(sum(run.data.metrics.get(Metric.CPU_SECONDS, 0.0) for run in some)),
+            Metric.CPU_SECONDS: round(sum(run.data.metrics.get(Metric.CPU_SECONDS, 0.0) for run in some)),
             "date": pd.Timestamp(min(run.info.start_time for run in some), unit="ms").strftime("%Y-%m-%d"),
         }
         | {tag: _SEPARATOR.join(dict.fromkeys(_values(some, tag))) for tag in _TAGS}
@@ -84,11 +84,11 @@ def _values(runs: Sequence[Any], tag: str) -> list[str]:
 
 def describe(made: pd.DataFrame) -> str:
     """Return the machines, versions and commits of all rows in words."""
-    machines = dict.fromkeys(zip(made["cores"], made["cpu"], strict=True))
+    machines = dict.fromkeys(zip(made[Tag.CORES], made[Tag.CPU], strict=True))
     processors = " and ".join(f"{cores} cores of {cpu}" for cores, cpu in machines)
     versions = {label: " and ".join(_distinct(made, column)) for column, label in _VERSIONS.items()}
-    commits = ", ".join(commit[:10] for commit in _distinct(made, "git.commit"))
-    dirty = ", and code that differed from its commit" if "true" in _distinct(made, "git.dirty") else ""
+    commits = ", ".join(commit[:10] for commit in _distinct(made, Tag.GIT_COMMIT))
+    dirty = ", and code that differed from its commit" if "true" in _distinct(made, Tag.GIT_DIRTY) else ""
     return (
         f"On {processors}.\n"
         + ", ".join(f"{label} {numbers}" for label, numbers in versions.items() if numbers)
@@ -105,9 +105,9 @@ def _distinct(made: pd.DataFrame, column: str) -> list[str]:
 def commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
     """Return the commands of some parts as Markdown, with their runs, threads, engine, minutes and day."""
     lines = [
-        f"{_published(row['command'])}    "
-        f"# {row['runs']} runs ({row['engine']} engine, {row['threads']} thread(s) each), "
-        f"{row['wall_seconds'] / 60:.0f} min, {row['cpu_seconds'] / 60:.0f} CPU min, {row['date']}"
+        f"{_published(row[Tag.COMMAND])}    "
+        f"# {row['runs']} runs ({row[Tag.ENGINE]} engine, {row[Tag.THREADS]} thread(s) each), "
+        f"{row['wall_seconds'] / 60:.0f} min, {row[Metric.CPU_SECONDS] / 60:.0f} CPU min, {row['date']}"
         for _, row in made[made["part"].isin(parts)].iterrows()
     ]
     return "\n".join(["```bash", *lines, "```"])

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import pandas as pd
 
 from digitcnn import evaluation
+from digitcnn.records import Column, Metric
 from experiments.article import answers, provenance
 from experiments.article.contrasts import Tables
 
@@ -45,11 +46,11 @@ def parse_table(name: str, file: Path | TextIO) -> pd.DataFrame:
     if name == _MADE:
         # Versions and commits are no numbers.
         texts = pd.read_csv(file, dtype=str, keep_default_na=False)
-        return texts.astype(dict.fromkeys(("runs", "wall_seconds", "cpu_seconds"), int))
+        return texts.astype(dict.fromkeys(("runs", "wall_seconds", Metric.CPU_SECONDS), int))
     if name == "confirmation":
         return evaluation.read_confirmation(file)
     table = pd.read_csv(file, float_precision="round_trip")
-    return table.fillna({"note": ""}) if name == "leaderboard" else table
+    return table.fillna({Column.NOTE: ""}) if name == "leaderboard" else table
 
 
 def render_text(tables: Tables) -> str:

@@ -55,7 +55,7 @@ def whole_run(config: BenchmarkConfig) -> list[Measurement]:
             seconds = _seconds("digitcnn", "train", f"tracking.root={folder}")
             store = tracking.open_store(config.tracking.model_copy(update={"root": str(folder)}))
             (run,) = store.client.search_runs([store.experiment_id])
-            epochs = store.client.get_metric_history(run.info.run_id, "epoch_seconds")
+            epochs = store.client.get_metric_history(run.info.run_id, Metric.EPOCH_SECONDS)
             shares.append(100 * (1 - sum(epoch.value for epoch in epochs) / seconds))
     return [Measurement("d", "of a whole recorded run of 10 epochs is not epochs", "%", shares, "at most 10 %")]
 
@@ -104,7 +104,9 @@ def cold_worker(config: BenchmarkConfig) -> list[Measurement]:
             first.append(shown.first - began)
             store = tracking.open_store(plan.config.tracking)
             found = store.client.search_runs([store.experiment_id])
-            peaks = [run.data.metrics["peak_memory_mb"] for run in found if "peak_memory_mb" in run.data.metrics]
+            peaks = [
+                run.data.metrics[Metric.PEAK_MEMORY_MB] for run in found if Metric.PEAK_MEMORY_MB in run.data.metrics
+            ]
             memory.append(max(peaks) / 1024)
     return [
         Measurement("g", "peak memory of a one-core worker", "GB", memory, "at most 1.2 GB"),
@@ -135,7 +137,7 @@ def _small_study(config: BenchmarkConfig, folder: Path, trials: int) -> SweepCon
     tree["training"]["epochs"] = 1
     # The seed changes nothing that is measured here, and makes every trial another one.
     space = {"training": {"seed": {"low": 0, "high": 2**31}}}
-    values = {"name": "benchmark", "objective": "validation_accuracy", "sampler": "random", "pruner": "none"}
+    values = {"name": "benchmark", "objective": Metric.VALIDATION_ACCURACY, "sampler": "random", "pruner": "none"}
     return load_config(SweepConfig, {**tree, "study": {**values, "space": space, "trials": trials}})
 
 
