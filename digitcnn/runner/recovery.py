@@ -96,7 +96,7 @@ def _deleted_store(opened: study.OpenStudy, store: tracking.Store, own: Sequence
     return ""
 
 
-def _running(opened: study.Study) -> list[study.FrozenTrial]:
+def _running(opened: study.OpenStudy) -> list[study.FrozenTrial]:
     return [trial for trial in opened.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
 
 

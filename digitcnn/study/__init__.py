@@ -1,6 +1,5 @@
 """Optuna: the search space, the study, samplers, pruners, the queue of trials and the leaderboard."""
 
-from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 from digitcnn.study.leaderboard import (
@@ -61,7 +60,6 @@ __all__ = [
     "Pruned",
     "Range",
     "Space",
-    "Study",
     "Trial",
     "baseline_trial_number",
     "best_against_baseline",
