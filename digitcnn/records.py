@@ -183,6 +183,16 @@ class StudyAttribute:
     PARENT_RUN_ID = "parent_run_id"
 
 
+class IdentityKey:
+    """The keys of a study's identity."""
+
+    SPACE = "space"
+    OBJECTIVE = "objective"
+    BASELINE = "baseline"
+    # Studies that an earlier version began have none.
+    DATA_SHA256 = "data_sha256"
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """The user attributes of an Optuna trial. A field with its default is not stored."""

@@ -13,6 +13,7 @@ from digitcnn.records import (
     Artifact,
     Column,
     EnvironmentKey,
+    IdentityKey,
     Metric,
     Objective,
     StudyAttribute,
@@ -36,7 +37,7 @@ _OTHER_MEANINGS = {
     "predict/models.py": {"config"},
     "report/charts.py": {"trial"},
     "report/page.py": {"champion", "report.html"},
-    "report/text.py": {"config", "seed", "verdict"},
+    "report/text.py": {"config", "objective", "seed", "verdict"},
     "runner/parent_run.py": {"study"},
     "runner/workers.py": {"diverged"},
     "study/space.py": {"backend"},
@@ -68,7 +69,7 @@ def test_is_maximized_prefers_accuracy_and_low_costs() -> None:
 
 
 def _recorded_names() -> set[str]:
-    names = _names(Tag, Artifact, EnvironmentKey, Metric, Column, StudyAttribute)
+    names = _names(Tag, Artifact, EnvironmentKey, Metric, Column, StudyAttribute, IdentityKey)
     return names | {field.name for field in fields(TrialRecord)}
 
 

@@ -17,7 +17,7 @@ from digitcnn.evaluation.champion import model_card
 from digitcnn.evaluation.comparison import Candidate, compare_candidates
 from digitcnn.evaluation.manifest import manifest_of, write_manifest
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Column, Metric, Tag
+from digitcnn.records import Artifact, Column, IdentityKey, Metric, Tag
 from digitcnn.runner import Pool, RunFailed, SweepDisplay, WorkerDied, threads_per_worker, worker_count
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,9 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
 
 def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[Candidate, ...]:
     """Return the baseline and the best trials, each config once."""
-    flat = {**opened.identity["baseline"], "data.validation": "test_once"}
+    flat = {**opened.identity[IdentityKey.BASELINE], "data.validation": "test_once"}
     base = load_config(RunConfig, {**nested(flat), "tracking": config.tracking.model_dump()})
-    searched = [name for name in opened.identity["space"] if name != "training.seed"]
+    searched = [name for name in opened.identity[IdentityKey.SPACE] if name != "training.seed"]
     start = {name: base.parameters()[name] for name in searched}
     table = study.rank_trials(opened)
     found = [Candidate("baseline", study.baseline_trial_number(table) or 0, start, base)]

@@ -17,7 +17,7 @@ from digitcnn import evaluation, study, tracking
 from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest
-from digitcnn.records import EPOCH_METRICS, Artifact, Column, Tag
+from digitcnn.records import EPOCH_METRICS, Artifact, Column, IdentityKey, Tag
 from digitcnn.training import load_splits
 
 _MACHINE = (Tag.HOST, Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM)
@@ -61,7 +61,7 @@ class StudyRecord:
     @property
     def baseline(self) -> dict[str, Any]:
         """Every value of the baseline's config, by dotted name."""
-        return dict(self.identity["baseline"])
+        return dict(self.identity[IdentityKey.BASELINE])
 
     @property
     def completed(self) -> pd.DataFrame:
@@ -75,7 +75,7 @@ class StudyRecord:
         if best is None or self.confirmation is None or len(self.objectives) > 1:
             return None
         # Seeds aside: a confirmation has its own.
-        names = [name for name in self.identity["space"] if name != "training.seed"]
+        names = [name for name in self.identity[IdentityKey.SPACE] if name != "training.seed"]
         found = self.table[self.table[Column.TRIAL] == best][names].iloc[0]
         alike = (self.confirmation.table[names] == found).all(axis="columns")
         return None if alike.any() else best

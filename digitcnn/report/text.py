@@ -9,7 +9,7 @@ import pandas as pd
 
 from digitcnn import evaluation, study
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points
-from digitcnn.records import Column, Metric, is_maximized
+from digitcnn.records import Column, IdentityKey, Metric, is_maximized
 from digitcnn.report import charts
 from digitcnn.report.record import StudyRecord
 from digitcnn.study import Choices, Range
@@ -49,7 +49,7 @@ def question(found: StudyRecord) -> str:
         f"{'higher' if is_maximized(name) else 'lower'} {charts.title_of(name).partition(' (')[0]}"
         for name in found.objectives
     ]
-    parameters = _listed(found.identity["space"])
+    parameters = _listed(found.identity[IdentityKey.SPACE])
     if len(wanted) == 1:
         return f"Which values of {parameters} give a {wanted[0]} than the baseline's?"
     return f"Which values of {parameters} are the best compromises between {_listed(f'a {each}' for each in wanted)}?"
@@ -68,7 +68,7 @@ def space(found: StudyRecord) -> Grid:
         names.append(f"trial {best}")
     values = [found.study.get_trials(deepcopy=False)[int(name.split()[1])].params for name in names]
     body = []
-    for name, described in found.identity["space"].items():
+    for name, described in found.identity[IdentityKey.SPACE].items():
         searched = Choices(tuple(described)) if isinstance(described, list) else Range(**described)
         cells = [study.format_cell(name, each[name]) for each in (found.baseline, *values)]
         body.append([name, str(searched), *cells])
@@ -86,7 +86,7 @@ def protocol(found: StudyRecord) -> list[str]:
         f"Search: sampler {sampler} (seed {seed}), pruner {pruner}, {found.total:,} trials in all; "
         "trial 0 is the baseline.",
     ]
-    if "training.seed" not in found.identity["space"]:
+    if "training.seed" not in found.identity[IdentityKey.SPACE]:
         lines.append(f"Every trial is trained once, with training.seed {values['training.seed']}.")
     if found.confirmation is not None:
         seeds = found.confirmation.runs[Column.SEED]
@@ -105,7 +105,7 @@ def _training_images(found: StudyRecord, everything: str) -> str:
 
 def fixed(found: StudyRecord) -> list[str]:
     """Return all values that are not searched, as KEY=VALUE."""
-    return [f"{key}={value}" for key, value in found.baseline.items() if key not in found.identity["space"]]
+    return [f"{key}={value}" for key, value in found.baseline.items() if key not in found.identity[IdentityKey.SPACE]]
 
 
 def abstract(found: StudyRecord) -> list[str]:

@@ -293,9 +293,7 @@ class _Sweep:
         write_atomically(path, text, "the trials are recorded")
         best = study.best_trial(self.opened)
         values = [] if best is None else best.values or []
-        metrics = {
-            f"{Metric.BEST_TRIAL_PREFIX}{name}": value
-            for name, value in zip(config.study.objective, values, strict=False)
-        }
+        names = [f"{Metric.BEST_TRIAL_PREFIX}{name}" for name in config.study.objective]
+        metrics = dict(zip(names, values, strict=False))
         parent_run.log_study_run(self.store, self.parent, text, metrics)
         return path, table

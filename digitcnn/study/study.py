@@ -18,7 +18,7 @@ from optuna.trial import Trial
 
 from digitcnn.config import RunConfig, StudyConfig, StudyReference
 from digitcnn.errors import ConfigError
-from digitcnn.records import PRUNING_METRICS, StudyAttribute, TrialRecord, is_maximized
+from digitcnn.records import PRUNING_METRICS, IdentityKey, StudyAttribute, TrialRecord, is_maximized
 from digitcnn.study.samplers import make_pruner, make_sampler
 from digitcnn.study.space import Space, describe_space, grid_points
 from digitcnn.study.storage import connect, storage_errors, storage_path
@@ -29,8 +29,6 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
 
-# The key of the data's SHA-256 in an identity; studies that an earlier version began have none.
-_DATA = "data_sha256"
 # Studies that an error names.
 _MAX_NAMES = 10
 
@@ -60,10 +58,10 @@ def study_identity(config: StudyConfig, space: Space, baseline: RunConfig, data_
     The data are their SHA-256: `data.path` says where they were last, and may change.
     """
     return {
-        "space": describe_space(space),
-        "objective": list(config.objective),
-        "baseline": fixed_values(baseline),
-        _DATA: data_sha256,
+        IdentityKey.SPACE: describe_space(space),
+        IdentityKey.OBJECTIVE: list(config.objective),
+        IdentityKey.BASELINE: fixed_values(baseline),
+        IdentityKey.DATA_SHA256: data_sha256,
     }
 
 
@@ -119,15 +117,15 @@ def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
     """Raise ConfigError, naming the first difference, if the study was begun with another identity."""
     recorded = study.user_attrs.get(StudyAttribute.IDENTITY)
     if recorded is None:
-        if study.directions == _directions(wanted["objective"]) and not study.get_trials(deepcopy=False):
+        if study.directions == _directions(wanted[IdentityKey.OBJECTIVE]) and not study.get_trials(deepcopy=False):
             # Just created, by a process that was killed then.
             return
         raise ConfigError(f"study.name={study.study_name}: exists, but was not made by digitcnn; choose another name")
     # The store holds JSON, in which a tuple is a list.
     before, now = _flat(recorded), _flat(json.loads(json.dumps(wanted)))
-    if _DATA in recorded:
+    if IdentityKey.DATA_SHA256 in recorded:
         path, begun_with = now.pop("data.path"), before.pop("data.path")
-        if recorded[_DATA] != wanted[_DATA]:
+        if recorded[IdentityKey.DATA_SHA256] != wanted[IdentityKey.DATA_SHA256]:
             others = "other images now" if path == begun_with else "other images"
             raise ConfigError(
                 f"data.path={path}: holds {others} than study {study.study_name} was begun with; "
@@ -147,8 +145,8 @@ def _directions(objectives: Sequence[str]) -> list[StudyDirection]:
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
-    space = {f"study.space.{name}": value for name, value in identity["space"].items()}
-    return {"study.objective": identity["objective"], **space, **identity["baseline"]}
+    space = {f"study.space.{name}": value for name, value in identity[IdentityKey.SPACE].items()}
+    return {"study.objective": identity[IdentityKey.OBJECTIVE], **space, **identity[IdentityKey.BASELINE]}
 
 
 def open_study(folder: Path, config: StudyConfig, space: Space, baseline: RunConfig, data_sha256: str) -> OpenStudy:
