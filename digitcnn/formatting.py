@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 def format_duration(seconds: float) -> str:
@@ -37,6 +40,11 @@ def format_interval(low: float, high: float, *, signed: bool = False) -> str:
 def format_p(p: float, digits: int = 2) -> str:
     """Return a p value with that many significant digits: 0.013."""
     return f"{p:.{digits}g}"
+
+
+def named_null(value: Value | None) -> Value | str:
+    """Return a config's value, but none as null, which a config calls it: a table would take it for a missing one."""
+    return "null" if value is None else value
 
 
 def printable(text: str) -> str:

@@ -44,11 +44,11 @@ _SPACE = """
 ### Search space
 
 `study.space` mirrors the config: `study.space.GROUP.KEY` holds the values that are tried for `GROUP.KEY`. Every key of
-`model` and `training` can be searched.
+`model` and `training` but `training.threads`, which a worker keeps, can be searched.
 
 | value | meaning |
 | --- | --- |
-| `[16, 32, 64]` or `{choices: [16, 32, 64]}` | one of these values; the baseline's own joins them |
+| `[16, 32, 64]` or `{choices: [16, 32, 64]}` | one of these values; the baseline's own joins them, also if it is null |
 | `{low: 16, high: 64}` | both ends included; whole numbers if both ends are |
 | `{low: 16, high: 64, step: 8}` | the same in steps |
 | `{low: 0.0001, high: 0.1, log: true}` | drawn on a logarithmic scale |

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from digitcnn.config import TrainingConfig
-from digitcnn.formatting import format_count, format_duration, format_percent, printable
+from digitcnn.formatting import format_count, format_duration, format_percent, named_null, printable
 from digitcnn.values import EpochMetrics
 
 
@@ -293,4 +293,4 @@ def _percent(accuracy: float | None) -> str:
 
 
 def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(named_null(value))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from digitcnn.config.urls import value_without_credentials
 from digitcnn.errors import ConfigError
+from digitcnn.formatting import named_null
 
 # An error names the value, but not all of a long one.
 _MAX_SHOWN = 200
@@ -116,7 +117,7 @@ def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
     if choices:
         chosen = value.get("name") if isinstance(value, Mapping) else None
         return f"{key}.name={chosen}: must be one of {', '.join(choices)}"
-    shown = value_without_credentials(str(value))
+    shown = value_without_credentials(str(named_null(value)))
     shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
     if key == "tracking.uri" and "://" not in shown:
         shown = "***"

@@ -16,6 +16,7 @@ from digitcnn import tracking
 from digitcnn.config import RunConfig
 from digitcnn.evaluation.champion import champion_of, verdict_in_words
 from digitcnn.evaluation.statistics import compare_pairs, mcnemar, summarize
+from digitcnn.formatting import named_null
 from digitcnn.records import Column, Metric
 
 # The columns of counts, which may be empty.
@@ -86,7 +87,8 @@ def compare_candidates(
     table_rows = []
     for candidate in candidates:
         name = candidate.name
-        row = {Column.CONFIG: name, Column.TRIAL: candidate.trial, **candidate.parameters}
+        parameters = {key: named_null(value) for key, value in candidate.parameters.items()}
+        row = {Column.CONFIG: name, Column.TRIAL: candidate.trial, **parameters}
         if name in diverged:
             table_rows.append(row | {"n": 0, Column.VERDICT: f"diverged with seed {diverged[name]}"})
             continue

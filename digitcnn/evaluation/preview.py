@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from digitcnn.evaluation.confirmation import ConfirmationPlan, recorded_runs
-from digitcnn.formatting import format_count, format_duration
+from digitcnn.formatting import format_count, format_duration, named_null
 from digitcnn.runner import estimate_seconds, measure_speed, threads_per_worker, worker_count
 
 
@@ -19,7 +19,7 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
     speed = measure_speed(baseline, workers) if missing else None
     total = 0.0
     for candidate in plan.candidates:
-        values = ", ".join(f"{name} {value}" for name, value in candidate.parameters.items())
+        values = ", ".join(f"{name} {named_null(value)}" for name, value in candidate.parameters.items())
         line, left = f"  {candidate.name}: {values}", sum(each is candidate for each, _ in missing)
         if candidate.name in recorded.diverged:
             line += f"; diverged with seed {recorded.diverged[candidate.name]}: left out"

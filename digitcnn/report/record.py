@@ -76,9 +76,12 @@ class StudyRecord:
             return None
         # Seeds aside: a confirmation has its own.
         names = [name for name in self.identity[IdentityKey.SPACE] if name != "training.seed"]
-        found = self.table[self.table[Column.TRIAL] == best][names].iloc[0]
-        alike = (self.confirmation.table[names] == found).all(axis="columns")
-        return None if alike.any() else best
+        trials = self.study.get_trials(deepcopy=False)
+        first, *confirmed = (
+            [trials[number].params.get(name) for name in names]
+            for number in (best, *self.confirmation.table[Column.TRIAL])
+        )
+        return None if first in confirmed else best
 
 
 def read_study(store: tracking.Store, reference: StudyReference, config: TrackingConfig) -> StudyRecord:

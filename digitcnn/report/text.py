@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from digitcnn import evaluation, study
-from digitcnn.formatting import format_interval, format_p, format_percent, format_points
+from digitcnn.formatting import format_interval, format_p, format_percent, format_points, named_null
 from digitcnn.records import Column, IdentityKey, Metric, is_maximized
 from digitcnn.report import charts
 from digitcnn.report.record import StudyRecord
@@ -70,7 +70,7 @@ def space(found: StudyRecord) -> Grid:
     body = []
     for name, described in found.identity[IdentityKey.SPACE].items():
         searched = Choices(tuple(described)) if isinstance(described, list) else Range(**described)
-        cells = [study.format_cell(name, each[name]) for each in (found.baseline, *values)]
+        cells = [study.format_cell(name, named_null(each[name])) for each in (found.baseline, *values)]
         body.append([name, str(searched), *cells])
     return Grid(("parameter", "searched", "baseline", *names), body)
 
@@ -105,7 +105,11 @@ def _training_images(found: StudyRecord, everything: str) -> str:
 
 def fixed(found: StudyRecord) -> list[str]:
     """Return all values that are not searched, as KEY=VALUE."""
-    return [f"{key}={value}" for key, value in found.baseline.items() if key not in found.identity[IdentityKey.SPACE]]
+    return [
+        f"{key}={named_null(value)}"
+        for key, value in found.baseline.items()
+        if key not in found.identity[IdentityKey.SPACE]
+    ]
 
 
 def abstract(found: StudyRecord) -> list[str]:

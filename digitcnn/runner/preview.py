@@ -16,7 +16,7 @@ import numpy as np
 from digitcnn import study
 from digitcnn.config import Backend, RunConfig
 from digitcnn.errors import MachineError
-from digitcnn.formatting import format_count, format_duration
+from digitcnn.formatting import format_count, format_duration, named_null
 from digitcnn.runner.run import check_run
 from digitcnn.runner.sweep import SweepPlan
 from digitcnn.runner.workers import Job, Outcome, Pool, RunFailed, WorkerDied
@@ -107,7 +107,7 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     width = max(len(name) for name in plan.space)
     for name, parameter in plan.space.items():
         inside = "" if parameter.contains(baseline[name]) else ", off the grid"
-        lines.append(f"  {name:<{width}}  {parameter}; baseline {baseline[name]}{inside}")
+        lines.append(f"  {name:<{width}}  {parameter}; baseline {named_null(baseline[name])}{inside}")
     existing = study.existing_study(config.tracking.folder, config.study.name)
     finished = 0 if existing is None else study.count_finished(existing)
     left = max(plan.total - finished, 0)

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from digitcnn.formatting import format_percent, format_points
+from digitcnn.formatting import format_percent, format_points, named_null
 from digitcnn.records import Column, Metric, TrialRecord
 from digitcnn.study.trials import parameters_of, read_trial, signed_values
 
@@ -56,7 +56,7 @@ def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str
     return {
         Column.RANK: rank,
         Column.TRIAL: trial.number,
-        **parameters_of(trial),
+        **{name: named_null(value) for name, value in parameters_of(trial).items()},
         Metric.VALIDATION_ACCURACY: record.validation_accuracy,
         Metric.CPU_SECONDS: record.cpu_seconds,
         **dict(zip(names, values, strict=True)),

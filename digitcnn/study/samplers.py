@@ -64,7 +64,8 @@ def make_sampler(config: StudyConfig, trials: int) -> BaseSampler:
 def make_pruner(config: StudyConfig, space: Space, baseline: RunConfig) -> BasePruner:
     """Return the pruner. It spares the first two epochs, which the number of updates decides, not the network."""
     epochs = space.get("training.epochs")
-    longest = int(max(epochs.extremes)) if epochs is not None else baseline.training.epochs
+    searched = () if epochs is None else epochs.extremes
+    longest = max((value for value in searched if isinstance(value, int)), default=baseline.training.epochs)
     match config.pruner:
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)

@@ -13,8 +13,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from digitcnn.config import RunConfig, nearest_key
 from digitcnn.errors import ConfigError
+from digitcnn.formatting import named_null
 
-Scalar = bool | int | float | str
+Scalar = bool | int | float | str | None
 _SEARCHED_GROUPS = ("model", "training")
 # Beyond this many corners of the space, only the all-low and all-high ones are tried: a check takes 0.1 ms each.
 _MAX_CORNERS = 4096
@@ -48,7 +49,7 @@ class Choices:
         return value in self.values
 
     def __str__(self) -> str:
-        return "one of " + ", ".join(str(value) for value in self.values)
+        return "one of " + ", ".join(str(named_null(value)) for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,10 @@ def parse_space(tree: Mapping[str, Any], baseline: RunConfig) -> Space:
     for name, description in _leaves(tree):
         if name == "backend":
             raise ConfigError("study.space.backend: cannot be searched, as a process has one; give each its own study")
+        if name == "training.threads":
+            raise ConfigError(
+                f"study.space.{name}: cannot be searched, as a worker keeps its own; give each its own study"
+            )
         if name not in known:
             raise ConfigError(f"study.space.{name}: unknown key; {nearest_key(name, list(known))}")
         if description is not None:
@@ -217,7 +222,7 @@ def _choices(key: str, values: Any, baseline_value: Any) -> Choices:
         raise ConfigError(f"{key}.choices={values}: must be a list of at least one value")
     for value in values:
         if not isinstance(value, Scalar):
-            raise ConfigError(f"{key}.choices={values}: must hold numbers, words or true and false")
+            raise ConfigError(f"{key}.choices={values}: must hold numbers, words, null or true and false")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key}.choices={values}: must be finite")
     if len(set(values)) != len(values):
@@ -247,7 +252,7 @@ def _range(key: str, given: Mapping[str, Any], baseline_value: Any) -> Range:
     if low > high:
         raise ConfigError(f"{key}: is empty: low={low} is above high={high}")
     if not _is_number(baseline_value):
-        raise ConfigError(f"{key}: is not a number in the baseline ({baseline_value}); give choices")
+        raise ConfigError(f"{key}: is not a number in the baseline ({named_null(baseline_value)}); give choices")
     if step is not None and (step <= 0 or log):
         raise ConfigError(f"{key}.step={step}: must be above 0, and not be given with log")
     if step is not None and (high - low) / step > _MAX_STEPS:

@@ -12,11 +12,14 @@ import pandas as pd
 import pytest
 from mlflow.tracking._tracking_service import utils as mlflow_places
 
-from digitcnn import evaluation, report
+from digitcnn import evaluation, report, runner
+from digitcnn.cli import tables
 from digitcnn.config import ConfirmConfig, ReportConfig, SweepConfig, load_config
 from digitcnn.errors import MachineError
 from digitcnn.evaluation import confirmation
+from digitcnn.runner.preview import Speed
 from digitcnn.tracking import confirmation_runs, open_store
+from tests.conftest import with_study
 from tests.support.processes import FORKS
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import ConfirmingTrainer, InstantTrainer
@@ -63,6 +66,44 @@ def _statuses(config: ConfirmConfig) -> Counter[tuple[str, str]]:
     store = open_store(config.tracking)
     found = confirmation_runs(store, "small")
     return Counter((run.data.params["training.batch_size"], run.info.status) for run in found)
+
+
+def test_study_of_a_key_whose_baseline_is_null_is_swept_confirmed_and_reported(
+    swept: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given a grid of two batch sizes and two numbers of steps, one of which is null.
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+    monkeypatch.setenv("COLUMNS", "160")
+    root = {"root": str(tmp_path / "records")}
+    space = {"training": {"batch_size": [50, 100], "steps_per_epoch": [5]}}
+    config = with_study(load_config(SweepConfig, {**swept.model_dump(), "tracking": root}), trials=4, space=space)
+    # When
+    plan = runner.plan_sweep(config)
+    preview = runner.describe_sweep(plan, Speed(1000.0, 1000.0))
+    result = work(config, InstantTrainer())
+    tables.print_leaderboard(result.leaderboard, list(plan.space), config.study.objective)
+    tree = {"study": {"name": "small"}, "tracking": root, "confirm": {"top": 3, "seeds": 2, "workers": 1}}
+    confirm = load_config(ConfirmConfig, tree)
+    confirmed, shown = _confirm(confirm)
+    again = evaluation.describe_confirmation(evaluation.plan_confirmation(confirm))
+    written = report.write_report(load_config(ReportConfig, {"study": {"name": "small"}, "tracking": root})).parent
+    # Then
+    assert "  training.steps_per_epoch  one of 5, null; baseline null" in preview
+    steps = dict(zip(result.leaderboard["trial"], result.leaderboard["training.steps_per_epoch"], strict=True))
+    assert steps[0] == "null"
+    assert sorted(map(str, steps.values())) == ["5", "5", "null", "null"]
+    assert capsys.readouterr().out.count("null") == 2
+    assert work(config, InstantTrainer()).finished == 4
+    points = confirmed.table[["training.batch_size", "training.steps_per_epoch"]].to_numpy().tolist()
+    assert points[0] == [50, "null"]
+    assert sorted(map(str, points)) == ["[100, 'null']", "[100, 5]", "[50, 'null']", "[50, 5]"]
+    assert len(shown.endings) == 8
+    assert sum("; all recorded" in line for line in again) == 4
+    for file in ("leaderboard.csv", "confirmation.csv", "report.md"):
+        text = (written / file).read_text()
+        assert len(re.findall(r"\bnull\b", text)) == 2, file
+        assert "None" not in text
+    assert "is not among the confirmed ones" not in (written / "report.md").read_text()
 
 
 def test_confirmation_leaves_out_a_candidate_that_diverges(config: ConfirmConfig, messages: list[str]) -> None:

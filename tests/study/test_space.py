@@ -39,6 +39,13 @@ def test_parse_space_adds_the_baselines_value_to_choices() -> None:
     assert parse({"training": {"batch_size": [64, 500]}}) == {"training.batch_size": Choices((64, 250, 500))}
 
 
+def test_parse_space_takes_null_for_a_choice() -> None:
+    choices = Choices((5, 10, None))
+    assert parse({"training": {"steps_per_epoch": [5, 10]}}) == {"training.steps_per_epoch": choices}
+    assert parse({"training": {"steps_per_epoch": [5, 10, None]}}) == {"training.steps_per_epoch": choices}
+    assert str(choices) == "one of 5, 10, null"
+
+
 def test_range_ends_at_its_last_step() -> None:
     assert parse({"model": {"conv1_filters": {"low": 10, "high": 64, "step": 20}}})["model.conv1_filters"].extremes == (
         10,
@@ -85,6 +92,15 @@ def test_grid_points_refuse_a_continuous_space() -> None:
         ({"training": {"bach_size": [1]}}, "unknown key; did you mean training.batch_size?"),
         ({"data": {"train_size": [1, 2]}}, "study.space.data.train_size: unknown key"),
         ({"backend": ["tensorflow", "jax"]}, "study.space.backend: cannot be searched, as a process has one"),
+        (
+            {"training": {"threads": [1, 2]}},
+            "study.space.training.threads: cannot be searched, as a worker keeps its own",
+        ),
+        (
+            {"training": {"steps_per_epoch": {"low": 1, "high": 9}}},
+            "is not a number in the baseline (null); give choices",
+        ),
+        ({"training": {"epochs": [3, None]}}, "study.space.training.epochs=null: must be a valid integer"),
         ({"training": {"epochs": 7}}, "study.space.training.epochs=7: must be a list of choices"),
         ({"training": {"epochs": []}}, "must be a list of at least one value"),
         ({"training": {"epochs": [1, 1]}}, "must name each value once"),
