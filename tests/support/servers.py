@@ -88,6 +88,10 @@ class Proxy:
         self.ends: list[socket.socket] = []
         self.up()
 
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def up(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self.listener.getsockname()[1]

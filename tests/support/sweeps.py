@@ -51,6 +51,24 @@ class Failing(Quiet):
             self.happens()
 
 
+class During(Quiet):
+    """A display at which a fault happens at the end of the trial with this number."""
+
+    def __init__(self, number: int, fault: Callable[[], object]) -> None:
+        super().__init__()
+        self.number, self.fault = number, fault
+
+    def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
+        super().trial_ended(worker, trial, ending, value, best)
+        if trial == self.number:
+            self.fault()
+
+
+def in_folder(config: SweepConfig, root: Path, **tracking: str) -> SweepConfig:
+    """Return the config with its records in another folder, and other values of `tracking`."""
+    return load_config(SweepConfig, {**config.model_dump(), "tracking": {"root": str(root), **tracking}})
+
+
 def work(config: SweepConfig, trainer: Trainer, shown: Quiet | None = None) -> sweep.SweepResult:
     """Run a sweep in this process."""
     return runner.run_sweep(runner.plan_sweep(config), shown or Quiet(), trainer)

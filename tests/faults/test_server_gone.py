@@ -1,0 +1,291 @@
+"""A server that goes away: what it missed is kept and delivered, once, and a command ends in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from optuna.trial import TrialState
+
+from digitcnn import study, tracking
+from digitcnn.config import ConfirmConfig, RunConfig, SweepConfig, TrackingConfig, load_config
+from digitcnn.errors import MachineError
+from digitcnn.tracking import client as client_module
+from digitcnn.tracking import outbox
+from tests.conftest import Command, command_line, with_study
+from tests.support import processes
+from tests.support.overrides import SMALL
+from tests.support.recorded import assert_complete, config_in, record_a_run
+from tests.support.servers import MLflowServer, Proxy, free_port
+from tests.support.sweeps import During, in_folder, work
+from tests.support.trainers import InstantTrainer
+
+
+@contextlib.contextmanager
+def started(folder: Path, empty_records: Path) -> Iterator[MLflowServer]:
+    """Run a server with empty records in a folder while the body lasts."""
+    shutil.copy(empty_records / "mlflow.db", folder)
+    server = MLflowServer(folder, free_port())
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def server(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    with started(tmp_path_factory.mktemp("server"), empty_records) as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: MLflowServer) -> Iterator[Proxy]:
+    opened = Proxy(server.port)
+    yield opened
+    opened.down()
+
+
+@pytest.fixture
+def own_server(empty_records: Path, tmp_path: Path) -> Iterator[MLflowServer]:
+    """A server that the test may kill."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with started(folder, empty_records) as server:
+        yield server
+
+
+def served(tmp_path: Path, proxy: Proxy) -> RunConfig:
+    return config_in(tmp_path / "records", uri=proxy.uri, experiment="served")
+
+
+def test_open_store_refuses_a_server_that_is_down_in_one_line(tmp_path: Path) -> None:
+    config = TrackingConfig(root=str(tmp_path / "records"), uri=f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(MachineError) as caught:
+        tracking.open_store(config)
+    assert str(caught.value) == (
+        f"the MLflow store {config.uri} failed: Connection refused; what had been recorded is safe"
+    )
+    assert not (tmp_path / "records").exists()
+
+
+def test_queue_delivers_what_was_logged_while_the_server_was_gone(tmp_path: Path, proxy: Proxy) -> None:
+    config = served(tmp_path, proxy)
+
+    def gone_for_two_epochs(number: int) -> None:
+        if number == 2:
+            proxy.down()
+        if number == 4:
+            proxy.up()
+
+    run_id = record_a_run(config, gone_for_two_epochs, tmp_path)
+    assert_complete(config, run_id)
+    assert tracking.pending_message(config.tracking) == ""
+    assert list((tmp_path / "records" / "outbox").iterdir()) == []
+
+
+def test_queue_keeps_what_a_server_gone_for_good_did_not_take(
+    tmp_path: Path, proxy: Proxy, messages: list[str]
+) -> None:
+    config = served(tmp_path, proxy)
+    run_id = record_a_run(config, lambda number: proxy.down() if number == 2 else None, tmp_path)
+    folder = tmp_path / "records" / "outbox"
+    assert tracking.pending_message(config.tracking) == (
+        f"the MLflow store did not take all records of 1 run; they are kept in {folder}, "
+        "and the next command that reaches it delivers them"
+    )
+    # A command that does not reach it either changes nothing.
+    with pytest.raises(MachineError, match="Connection refused"):
+        tracking.open_store(config.tracking)
+    proxy.up()
+    opened = tracking.open_store(config.tracking)
+    # Cut off after the model and before its run knows of it, delivery begins again: nothing is there twice.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "log_outputs", lambda *_: proxy.down())
+        with pytest.raises(MlflowException):
+            tracking.deliver(opened)
+    proxy.up()
+    tracking.deliver(opened)
+    assert messages[-1:] == ["delivered 9 records of 1 run that had been kept"]
+    assert tracking.pending_message(config.tracking) == ""
+    assert_complete(config, run_id)
+
+
+def test_queue_quarantines_what_a_server_refuses(tmp_path: Path, proxy: Proxy, messages: list[str]) -> None:
+    config = served(tmp_path, proxy)
+    run_id = record_a_run(config, lambda number: proxy.down() if number == 2 else None, tmp_path)
+    outbox.enqueue(tmp_path / "records" / "outbox", config.tracking.store_uri, "0" * 32, tracking.tags({"a": "b"}))
+    proxy.up()
+    tracking.deliver(tracking.open_store(config.tracking))
+    assert_complete(config, run_id)
+    refused = tmp_path / "records" / "outbox" / "refused" / ("0" * 32)
+    assert any(f"it stays in {refused}" in text for text in messages)
+    assert "journal.jsonl" in {item.name for item in refused.iterdir()}
+
+
+def test_create_run_waits_for_the_server(tmp_path: Path, proxy: Proxy, messages: list[str]) -> None:
+    config = served(tmp_path, proxy)
+    opened = tracking.open_store(config.tracking)
+    proxy.down()
+    threading.Timer(2.0, proxy.up).start()
+    run_id = tracking.create_training_run(opened, config, "late", {})
+    assert opened.client.get_run(run_id).info.run_name == "late"
+    assert len(messages) == 2
+    assert "does not answer (Connection refused)" in messages[0]
+    assert messages[1].endswith("answers again")
+
+
+def test_create_run_is_not_repeated_when_only_its_answer_was_lost(tmp_path: Path, proxy: Proxy) -> None:
+    config = served(tmp_path, proxy)
+    opened = tracking.open_store(config.tracking)
+    create = opened.client.create_run
+    with pytest.MonkeyPatch.context() as patch:
+
+        def created_and_cut_off(*arguments: Any) -> Any:
+            run = create(*arguments)
+            proxy.down()
+            threading.Timer(1.0, proxy.up).start()
+            return run
+
+        patch.setattr(opened.client, "create_run", created_and_cut_off)
+        run_id = tracking.create_training_run(opened, config, "unanswered", {})
+    (run,) = opened.client.search_runs([opened.experiment_id], "attributes.run_name = 'unanswered'")
+    assert run.info.run_id == run_id
+    assert run.data.params == {name: str(value) for name, value in config.parameters().items()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_sweep_while_the_server_is_gone(
+    sweep_config: SweepConfig, tmp_path: Path, proxy: Proxy, number: signal.Signals
+) -> None:
+    config = in_folder(with_study(sweep_config, workers=1), tmp_path / "records", uri=proxy.uri)
+    _end_while_the_server_is_gone(config, tmp_path / "lines", proxy, number)
+
+
+def test_signal_ends_a_confirmation_while_the_server_is_gone(
+    sweep_config: SweepConfig, tmp_path: Path, proxy: Proxy
+) -> None:
+    config = in_folder(with_study(sweep_config, workers=1, trials=2), tmp_path / "records", uri=proxy.uri)
+    work(config, InstantTrainer())
+    confirm = {"study": {"name": config.study.name}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
+    confirmed = load_config(ConfirmConfig, confirm | {"tracking": config.tracking.model_dump()})
+    _end_while_the_server_is_gone(confirmed, tmp_path / "lines", proxy, signal.SIGINT)
+
+
+def _end_while_the_server_is_gone(
+    config: SweepConfig | ConfirmConfig, lines: Path, proxy: Proxy, number: signal.Signals
+) -> None:
+    process = processes.start(config, InstantTrainer(0.3), lines)
+    processes.wait_for(lines, "epoch 1", process)
+    proxy.down()
+    # The next run waits for it.
+    processes.wait_for(lines, "does not answer", process)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(120)
+    assert process.exitcode == 128 + number, lines.read_text()
+    said = [text for text in lines.read_text().splitlines() if text.startswith("interrupted: ")]
+    assert len(said) == 1
+    assert f"they are kept in {config.tracking.folder}/outbox" in said[0]
+
+
+def assert_served_sweep_is_complete(config: SweepConfig) -> None:
+    """Each trial's run has its epochs once, and ended as its trial did."""
+    opened = study.existing_study(config.tracking.folder, "small")
+    assert opened is not None
+    client = MlflowClient(config.tracking.store_uri)
+    assert len(opened.get_trials(states=(TrialState.COMPLETE,))) == 6
+    for trial in opened.get_trials(states=(TrialState.COMPLETE,)):
+        run = client.get_run(trial.user_attrs["run_id"])
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "train_loss")
+        assert [point.step for point in history] == list(range(1, trial.user_attrs["epochs_run"] + 1))
+        assert run.data.metrics["validation_accuracy"] == pytest.approx(trial.values[0])
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    assert not [run.info.run_id for run in found if run.info.status == "RUNNING"]
+    assert tracking.pending_message(config.tracking) == ""
+
+
+@pytest.mark.soak
+def test_sweep_outlives_a_server_that_is_killed_and_started_again(
+    own_server: MLflowServer, tmp_path: Path, sweep_config: SweepConfig, messages: list[str]
+) -> None:
+    config = with_study(in_folder(sweep_config, tmp_path / "r", uri=own_server.uri, experiment="served"), workers=2)
+
+    def kill() -> None:
+        own_server.kill()
+        threading.Timer(10.0, own_server.start).start()
+
+    shown = During(1, kill)
+    result = work(config, InstantTrainer(0.5), shown)
+    assert (result.finished, result.total) == (6, 6)
+    assert len([note for note in messages if "does not answer" in note]) == 1
+    assert_served_sweep_is_complete(config)
+
+
+@pytest.mark.soak
+def test_sweep_whose_server_was_gone_for_good_is_completed_by_the_next(
+    own_server: MLflowServer,
+    tmp_path: Path,
+    sweep_config: SweepConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: list[str],
+) -> None:
+    config = with_study(in_folder(sweep_config, tmp_path / "r", uri=own_server.uri, experiment="served"), workers=2)
+    monkeypatch.setattr(client_module, "RETRY_TIMEOUT_SECONDS", 3.0)
+    with pytest.raises(MachineError, match="Connection refused; .* they are kept in .*/outbox"):
+        work(config, InstantTrainer(0.5), During(1, own_server.kill))
+    assert "they are kept in" in tracking.pending_message(config.tracking)
+    own_server.start()
+    result = work(config, InstantTrainer(0.1))
+    assert (result.finished, result.total) == (6, 6)
+    assert [note for note in messages if note.startswith("delivered ")]
+    assert_served_sweep_is_complete(config)
+
+
+@pytest.mark.soak
+def test_train_whose_server_is_gone_for_good_says_where_its_records_are(
+    tmp_path: Path, proxy: Proxy, command: Command
+) -> None:
+    where = [f"tracking.root={tmp_path}/records", f"tracking.uri={proxy.uri}"]
+    where += ["tracking=server", "tracking.experiment=served"]
+    process = subprocess.Popen(
+        command_line("train", *SMALL, *where), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for text in process.stdout:
+        if "epoch 1/2" in text:
+            proxy.down()
+            break
+    output, error = process.communicate(timeout=900)
+    assert process.returncode == 1
+    assert "validation accuracy" in output
+    assert error == (
+        "error: the MLflow store did not take all records of 1 run; they are kept in "
+        f"{tmp_path}/records/outbox, and the next command that reaches it delivers them\n"
+    )
+    proxy.up()
+    ended = command("train", *SMALL, *where, timeout=900)
+    assert ended.returncode == 0, ended.stderr
+    assert "records of 1 run that had been kept" in ended.stdout
+    client = MlflowClient(proxy.uri)
+    experiment = client.get_experiment_by_name("served")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.model_sha256 LIKE '%'")
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    for run in runs:
+        (model,) = client.search_logged_models([experiment.experiment_id], f"source_run_id = '{run.info.run_id}'")
+        assert str(model.status) == "READY"
