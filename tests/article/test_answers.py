@@ -121,7 +121,7 @@ def test_default_study_is_reported_with_its_champion(of_candidate: dict[str, obj
     assert text.count("| epochs 12 |") == 1
 
 
-def test_a_prediction_interval_is_that_of_students_t() -> None:
+def test_prediction_interval_is_that_of_students_t() -> None:
     # Mean 2, sd 1, t = 4.302653 with two degrees of freedom: 2 -+ 4.302653 * sqrt(1 + 1 / 3).
     assert evaluation.prediction_interval([1, 2, 3]) == pytest.approx((-2.968276, 6.968276), abs=1e-6)
 

@@ -37,7 +37,7 @@ def test_published_command_holds_no_place_of_a_machine() -> None:
     assert published("python train.py +tracking.uri=http://host tracking=server") == "digitcnn train"
 
 
-def test_wall_time_leaves_out_pauses() -> None:
+def test_busy_time_leaves_out_pauses() -> None:
     busy: Callable[[list[tuple[int, int]]], int] = provenance._busy
     assert busy([(0, 10), (5, 12), (20, 30), (22, 25)]) == 22
     assert busy([]) == 0
