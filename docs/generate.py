@@ -29,7 +29,7 @@ COMMANDS: dict[str, type[Config]] = {
     "ui": config.UiConfig,
 }
 # Groups with one file for each choice; of the others every file sets the same keys.
-_GROUPS = ("data", "model", "training", "tracking", "study", "experiment")
+_GROUPS = ("data", "model", "training", "tracking", "workers", "study", "experiment")
 _INTRODUCTION = """# Configuration
 
 Every key of every command, written by `make docs` from the schema (`digitcnn/config/`) and the comments of `conf/`.
@@ -68,10 +68,10 @@ def configuration() -> str:
         files = ", ".join(f"`{path.stem}`" for path in sorted((CONF / group).glob("*.yaml")))
         commands = ", ".join(name for name, groups in taken.items() if group in groups)
         lines.append(f"| [`{group}`](#{group}) | {files} | {commands} |")
-    for group in ("data", "model", "training", "tracking"):
+    for group in ("data", "model", "training", "tracking", "workers"):
         lines += ["", f"## {group}"]
         for path in sorted((CONF / group).glob("*.yaml")):
-            schema = _member(config.RunConfig, group, path.stem)
+            schema = _member(group, path.stem)
             lines += ["", *textwrap.wrap(f"`{group}={path.stem}`: {_purpose(path)}", 120)]
             lines += ["", *_table(_rows(schema, f"{group}.", _comments(path, group)))]
     lines += ["", "## study", "", *_files("study"), "", "## experiment", "", *_files("experiment")]
@@ -98,12 +98,15 @@ def _groups_of(command: str) -> list[str]:
     return [group for entry in entries if isinstance(entry, dict) for group in entry]
 
 
-def _member(schema: type[Config], group: str, choice: str) -> type[Config]:
-    """Return the schema of a group; of `model`, the one that the file's name chooses."""
-    networks: dict[str, type[Config]] = {"cnn": config.CnnConfig, "mlp": config.MlpConfig}
-    if group == "model":
-        return networks[choice]
-    found: type[Config] = schema.model_fields[group].annotation  # type: ignore[assignment]
+def _member(group: str, choice: str) -> type[Config]:
+    """Return the schema of a group; of `model` and `workers`, the one that the file's name chooses."""
+    chosen: dict[str, dict[str, type[Config]]] = {
+        "model": {"cnn": config.CnnConfig, "mlp": config.MlpConfig},
+        "workers": {"local": config.LocalWorkers, "ray": config.RayWorkers},
+    }
+    if group in chosen:
+        return chosen[group][choice]
+    found: type[Config] = config.RunConfig.model_fields[group].annotation  # type: ignore[assignment]
     return found
 
 

@@ -19,6 +19,7 @@ from digitcnn.tracking import local as local_module
 from tests.support.messages import logged_messages
 
 REPOSITORY = Path(__file__).parent.parent
+ONE_WORKER = {"name": "local", "count": 1}
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -129,9 +130,10 @@ def messages() -> Iterator[list[str]]:
         yield texts
 
 
-def with_study(config: SweepConfig, **values: object) -> SweepConfig:
-    """The config with other values in its study."""
+def with_study(config: SweepConfig, workers: int | None = None, **values: object) -> SweepConfig:
+    """The config with other values in its study, and this many workers if a number is given."""
     tree = config.model_dump()
+    tree["workers"]["count"] = workers or tree["workers"]["count"]
     return load_config(SweepConfig, {**tree, "study": {**tree["study"], **values}})
 
 
@@ -184,9 +186,9 @@ def finished_study(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) ->
             "objective": "validation_accuracy",
             "trials": 3,
             "pruner": "none",
-            "workers": 1,
             "space": {"training": {"batch_size": [20, 50, 100, 150, 200]}},
         },
+        "workers": ONE_WORKER,
     }
     config = load_config(SweepConfig, tree)
     with pytest.MonkeyPatch.context() as patched:

@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from digitcnn.config.loading import Config
-from digitcnn.config.schema import Name, Processes, RunConfig, StudyConfig, TrackingConfig
+from digitcnn.config.schema import (
+    LocalWorkers,
+    Name,
+    Processes,
+    RunConfig,
+    StudyConfig,
+    TrackingConfig,
+    WorkersConfig,
+)
 
 
 def _check_local(value: str) -> str:
@@ -24,6 +32,7 @@ class SweepConfig(RunConfig):
     """One sweep: the baseline run and the study around it."""
 
     study: StudyConfig
+    workers: WorkersConfig = LocalWorkers()
     preview: bool = False
 
     @property
@@ -39,11 +48,10 @@ class StudyReference(Config):
 
 
 class ConfirmSettings(Config):
-    """The number of best trials that are confirmed, of seeds for each, and of workers (null: one per core)."""
+    """The number of best trials that are confirmed, and of seeds for each."""
 
     top: Annotated[int, Field(ge=1, le=50)] = 3
     seeds: Annotated[int, Field(ge=2, le=1000)] = 5
-    workers: Processes | None = None
 
 
 class ConfirmConfig(Config):
@@ -51,6 +59,7 @@ class ConfirmConfig(Config):
 
     study: StudyReference
     confirm: ConfirmSettings = ConfirmSettings()
+    workers: WorkersConfig = LocalWorkers()
     tracking: TrackingConfig = TrackingConfig()
     preview: bool = False
 

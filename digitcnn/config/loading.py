@@ -14,6 +14,8 @@ from digitcnn.formatting import named_null
 
 # An error names the value, but not all of a long one.
 _MAX_SHOWN = 200
+# Keys that have another name now.
+_RENAMED = {"study.workers": "workers.count", "confirm.workers": "workers.count"}
 
 
 class Config(BaseModel):
@@ -67,14 +69,19 @@ def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 def nearest_key(name: str, names: list[str]) -> str:
     """Return a hint that names the nearest of some keys, or those of its group, or the groups."""
+    if name in _RENAMED:
+        return f"is now {_RENAMED[name]}"
+    if name in names:
+        group = name.partition(".")[0]
+        return f"only another {group}=NAME has it"
     # A key without its group, such as batch_size, means the one key that ends so.
     same_end = [known for known in names if known.endswith(f".{name}")]
     close = same_end if len(same_end) == 1 else difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     if close:
         return f"did you mean {close[0]}?"
     groups = list(dict.fromkeys(known.partition(".")[0] for known in names))
-    group = [known for known in names if known.startswith(name.partition(".")[0] + ".")]
-    return f"known keys: {', '.join(group or groups)}"
+    same_group = [known for known in names if known.startswith(name.partition(".")[0] + ".")]
+    return f"known keys: {', '.join(same_group or groups)}"
 
 
 def _configs(annotation: Any) -> list[type[BaseModel]]:

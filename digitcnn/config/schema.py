@@ -17,13 +17,15 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
     model_validator,
 )
 
 from digitcnn.config.loading import Config, flatten, load_config
-from digitcnn.config.urls import check_server
+from digitcnn.config.urls import check_cluster, check_server
 from digitcnn.files import sqlite_url
 from digitcnn.formatting import has_control_characters
 from digitcnn.records import Objective
@@ -103,6 +105,7 @@ Name = Annotated[str, AfterValidator(_check_name), Field(description="1 to 100 l
 FilePath = Annotated[str, AfterValidator(_check_path), Field(description="a path")]
 Root = Annotated[str, AfterValidator(_check_root), Field(description="a folder's path")]
 Server = Annotated[str, AfterValidator(check_server), Field(description="`http://HOST:PORT` or `https://HOST`")]
+Cluster = Annotated[str, AfterValidator(check_cluster), Field(description="`auto`, `HOST:6379` or `ray://HOST:10001`")]
 Duration = Annotated[str, AfterValidator(_check_duration), Field(description="a number with `s`, `m` or `h`")]
 Steps = Annotated[Count | Literal["batch_size"] | None, WrapValidator(_check_steps)]
 Backend = Literal["tensorflow", "jax", "torch"]
@@ -217,6 +220,43 @@ class RunConfig(Config):
         return load_config(RunConfig, tree)
 
 
+class LocalWorkers(Config):
+    """Worker processes on this machine.
+
+    `count`: null is as many as its cores and its memory allow. A worker that says nothing for longer than `patience`,
+    or ten times its longest silence so far, is ended.
+    """
+
+    name: Literal["local"] = "local"
+    count: Processes | None = None
+    patience: Duration = "120s"
+
+
+class RayWorkers(Config):
+    """Worker processes on the machines of a Ray cluster, each with `cpus` of its processors.
+
+    `count`: null is as many as the cluster's free processors allow; up to `max` (null: any number) join with new nodes.
+    """
+
+    name: Literal["ray"] = "ray"
+    address: Cluster = "auto"
+    count: Processes | None = None
+    max: Processes | None = None
+    cpus: Processes = 1
+    patience: Duration = "120s"
+
+    @field_validator("max")
+    @classmethod
+    def _holds_the_first(cls, value: int | None, info: ValidationInfo) -> int | None:
+        count = info.data.get("count")
+        if value is not None and count is not None and value < count:
+            raise ValueError(f"must be at least workers.count, {count}")
+        return value
+
+
+WorkersConfig = Annotated[LocalWorkers | RayWorkers, Field(discriminator="name")]
+
+
 class StudyConfig(Config):
     """The search: its space, its method and its limits. `space` mirrors the config tree: see study/space.py."""
 
@@ -226,7 +266,6 @@ class StudyConfig(Config):
     sampler: Literal["tpe", "random", "grid", "qmc", "gp", "cmaes", "nsgaii"] = "tpe"
     pruner: Literal["median", "successive_halving", "hyperband", "none"] = "median"
     timeout: Duration | None = None
-    workers: Processes | None = None
     seed: Seed = 0
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     space: dict[str, Any]

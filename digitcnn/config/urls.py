@@ -13,6 +13,8 @@ _WITHOUT_END = re.compile(r"([A-Za-z][\w+.-]*)://.*[\s'\"]", re.DOTALL)
 
 # Without asterisks: of an address that was typed with credentials those are left.
 _PLAIN = r"[^@/?#*\s'\"\x00-\x1f]"
+# A host by its name or its number, that of IPv6 in brackets, and a port.
+_CLUSTER = re.compile(r"auto|(ray://)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 _SERVER = re.compile(rf"https?://{_PLAIN}+(/({_PLAIN}|/)*)?")
 
 
@@ -50,4 +52,12 @@ def check_server(value: str) -> str:
             "must be http://HOST:PORT or https://HOST, without user, password or parameters: "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold those"
         )
+    return value
+
+
+def check_cluster(value: str) -> str:
+    """Return the address of a Ray cluster. Raises ValueError for anything else."""
+    parts = _CLUSTER.fullmatch(value)
+    if parts is None or (parts[3] and not 0 < int(parts[3]) < 65_536):
+        raise ValueError("must be auto, HOST:PORT (6379 is Ray's) or ray://HOST:PORT (10001 is Ray's)")
     return value

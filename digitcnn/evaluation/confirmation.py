@@ -18,7 +18,15 @@ from digitcnn.evaluation.comparison import Candidate, compare_candidates
 from digitcnn.evaluation.manifest import manifest_of, write_manifest
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, IdentityKey, Metric, Tag
-from digitcnn.runner import Pool, RunFailed, SweepDisplay, WorkerDied, threads_per_worker, worker_count
+from digitcnn.runner import (
+    Pool,
+    RunFailed,
+    SweepDisplay,
+    WorkerDied,
+    local_workers,
+    threads_per_worker,
+    worker_count,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +95,7 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     # Not the seed that the search was judged with: its luck made the best trials the best.
     first = candidates[0].config.training.seed + 1
     seeds = tuple(range(first, first + config.confirm.seeds))
-    workers = worker_count(config.confirm.workers, len(candidates) * len(seeds))
+    workers = worker_count(local_workers(config.workers).count, len(candidates) * len(seeds))
     return ConfirmationPlan(config, candidates, seeds, workers, str(opened.parent_run_id))
 
 

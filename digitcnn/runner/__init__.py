@@ -20,6 +20,7 @@ from digitcnn.runner.workers import (
     RunFailed,
     Trainer,
     WorkerDied,
+    local_workers,
     threads_per_worker,
     worker_count,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "end_in_order",
     "end_process",
     "estimate_seconds",
+    "local_workers",
     "measure_speed",
     "plan_sweep",
     "record_run",

@@ -28,6 +28,7 @@ from digitcnn.runner.workers import (
     RunFailed,
     Trainer,
     WorkerDied,
+    local_workers,
     threads_per_worker,
     worker_count,
 )
@@ -89,7 +90,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         with study.storage_errors(config.tracking.folder):
             study.refuse_another(existing, study.study_identity(config.study, space, baseline, splits.sha256))
             missing -= study.count_finished(existing)
-    workers = worker_count(config.study.workers, missing)
+    workers = worker_count(local_workers(config.workers).count, missing)
     return SweepPlan(
         config=config,
         data_sha256=splits.sha256,

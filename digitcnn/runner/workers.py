@@ -19,7 +19,7 @@ from multiprocessing import connection
 from typing import Any, Literal, Protocol
 
 from digitcnn import training
-from digitcnn.config import RunConfig
+from digitcnn.config import LocalWorkers, RayWorkers, RunConfig
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, StoreAway, TrainingDiverged
 from digitcnn.runner import signals
 from digitcnn.values import Decision, EpochMetrics
@@ -235,6 +235,13 @@ def core_shares(workers: int) -> list[tuple[int, ...]]:
     if workers > len(cores):
         return [(cores[index % len(cores)],) for index in range(workers)]
     return [tuple(cores[index::workers]) for index in range(workers)]
+
+
+def local_workers(config: LocalWorkers | RayWorkers) -> LocalWorkers:
+    """Return the settings of workers on this machine. Raises ConfigError for those of other machines."""
+    if isinstance(config, RayWorkers):
+        raise ConfigError("workers=ray: there are no workers on other machines yet; use workers=local")
+    return config
 
 
 def worker_count(wanted: int | None, jobs: int) -> int:

@@ -85,7 +85,7 @@ def lock(folder: Path, name: str) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             raise ConfigError(
                 f"study.name={name}: {holder} is at work on this study; wait for it, or end it and give it more "
-                "study.workers"
+                "workers.count"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")

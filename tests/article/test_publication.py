@@ -30,7 +30,7 @@ from digitcnn.training import samples_per_epoch
 from experiments.article import __main__ as command
 from experiments.article import answers, collection, contrasts, publication, results
 from experiments.article.publication import PublishConfig
-from tests.conftest import REPOSITORY
+from tests.conftest import ONE_WORKER, REPOSITORY
 from tests.support.messages import logged_messages
 from tests.support.processes import FORKS
 from tests.support.recorded import saved_model
@@ -79,7 +79,8 @@ def _preset(name: str, root: Path, **study: Any) -> SweepConfig:
         tree: Any = OmegaConf.to_container(compose("sweep", [f"study={name}"]))
     tree.pop("experiment", None)
     tree["tracking"]["root"] = str(root)
-    tree["study"] |= {"workers": 1, **study}
+    tree["study"] |= study
+    tree["workers"]["count"] = 1
     return load_config(SweepConfig, tree)
 
 
@@ -145,7 +146,7 @@ def rest(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Recor
         for name, space in FEWER.items():
             work(_preset(name, records.root, space=space), records.trainer)
         work(_preset(results.DEFAULT, records.root, trials=2, pruner="none"), records.trainer)
-        confirm = {"study": {"name": results.DEFAULT}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
+        confirm = {"study": {"name": results.DEFAULT}, "confirm": {"top": 1, "seeds": 2}, "workers": ONE_WORKER}
         planned = evaluation.plan_confirmation(
             load_config(ConfirmConfig, confirm | {"tracking": {"root": str(records.root)}})
         )

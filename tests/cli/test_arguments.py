@@ -144,6 +144,8 @@ def test_text_keys_are_those_of_the_schema() -> None:
         "tracking.experiment": False,
         "study.name": False,
         "study.timeout": True,
+        "workers.address": False,
+        "workers.patience": False,
     }
 
 

@@ -44,7 +44,11 @@ REFUSED = [
     ("sweep", "study.timeout=soon", "study.timeout=soon: must be a duration such as 90s, 15m or 2h"),
     ("sweep", "study.name=../../etc", "study.name=../../etc: must be 1 to 100 letters"),
     ("sweep", "study.objective=fame", "study.objective.0=fame: must be"),
-    ("sweep", "study.workers=-1", "study.workers=-1: must be greater than or equal to 1"),
+    ("sweep", "workers.count=-1", "workers.count=-1: must be greater than or equal to 1"),
+    ("sweep", "study.workers=2", "study.workers: unknown key; is now workers.count"),
+    ("confirm", "confirm.workers=2", "confirm.workers: unknown key; is now workers.count"),
+    ("sweep", "workers.max=2", "workers.max: unknown key; only another workers=NAME has it"),
+    ("sweep", "workers=ray", "workers=ray: there are no workers on other machines yet; use workers=local"),
     ("sweep", "study=nothing", "study=nothing: no such file in conf/study; must be one of around_article"),
 ]
 
@@ -210,7 +214,7 @@ def test_the_other_ui_reads_the_same_study(command: Command, small_overrides: li
     import urllib.request
 
     ended = command(
-        "sweep", *small_overrides, "study.trials=1", "study.workers=1", "study.space.model.conv2_filters=null"
+        "sweep", *small_overrides, "study.trials=1", "workers.count=1", "study.space.model.conv2_filters=null"
     )
     assert ended.returncode == 0, ended.stderr
     with socket.socket() as free:

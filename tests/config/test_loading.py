@@ -52,6 +52,31 @@ STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
         ({"study": {**STUDY, "pruner": "x"}}, "study.pruner=x: must be 'median', 'successive_halving'"),
         ({"study": {**STUDY, "timeout": "5"}}, "study.timeout=5: must be a duration such as 90s, 15m or 2h"),
         ({"study": {**STUDY, "trials": 0}}, "study.trials=0: must be greater than or equal to 1"),
+        ({"study": {**STUDY, "workers": 2}}, "study.workers: unknown key; is now workers.count"),
+        (
+            {"study": STUDY, "workers": {"name": "slurm"}},
+            "workers.name=slurm: must be one of local, ray",
+        ),
+        (
+            {"study": STUDY, "workers": {"name": "local", "address": "auto"}},
+            "workers.address: unknown key; known keys: workers.name, workers.count, workers.patience",
+        ),
+        (
+            {"study": STUDY, "workers": {"name": "local", "patience": "soon"}},
+            "workers.patience=soon: must be a duration such as 90s, 15m or 2h",
+        ),
+        (
+            {"study": STUDY, "workers": {"name": "ray", "count": 4, "max": 3}},
+            "workers.max=3: must be at least workers.count, 4",
+        ),
+        (
+            {"study": STUDY, "workers": {"name": "ray", "address": "ray://u:secret@h:10001"}},
+            "workers.address=ray://***@h:10001: must be auto, HOST:PORT (6379 is Ray's) or ray://HOST:PORT (10001 is",
+        ),
+        (
+            {"study": STUDY, "workers": {"name": "ray", "address": "h:65536"}},
+            "workers.address=h:65536: must be auto, HOST:PORT",
+        ),
         ({"study": {**STUDY, "objective": ["speed"]}}, "study.objective.0=speed: must be 'validation_accuracy'"),
         ({"study": {**STUDY, "objective": ["cpu_seconds"] * 2}}, "must name each objective once"),
     ],

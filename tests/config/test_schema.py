@@ -13,6 +13,7 @@ from digitcnn.config import (
     ConfirmConfig,
     MlpConfig,
     PredictConfig,
+    RayWorkers,
     ReportConfig,
     ReproduceConfig,
     RunConfig,
@@ -33,6 +34,7 @@ COMMANDS: list[tuple[str, list[str], Config]] = [
     ("train", [], RunConfig()),
     ("train", ["model=mlp"], RunConfig(model=MlpConfig())),
     ("sweep", ["~study"], SweepConfig(study=StudyConfig(**STUDY))),
+    ("sweep", ["~study", "workers=ray"], SweepConfig(study=StudyConfig(**STUDY), workers=RayWorkers())),
     ("confirm", [], load_config(ConfirmConfig, NAMED)),
     ("reproduce", [], load_config(ReproduceConfig, NAMED)),
     ("report", [], load_config(ReportConfig, NAMED)),
@@ -53,6 +55,20 @@ def test_schema_and_conf_state_the_same_defaults(name: str, overrides: list[str]
 
 def test_schema_chooses_the_network_by_its_name() -> None:
     assert isinstance(load_config(RunConfig, {"model": {"name": "mlp"}}).model, MlpConfig)
+
+
+def test_sweep_keeps_its_workers_out_of_what_a_run_depends_on() -> None:
+    ray = load_config(SweepConfig, {"study": STUDY, "workers": {"name": "ray", "count": 4, "max": 4}})
+    local = load_config(SweepConfig, {"study": STUDY})
+    assert ray.baseline == local.baseline
+    assert not any(name.startswith("workers") for name in ray.baseline.parameters())
+    assert ray.study == local.study
+
+
+@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379", "head.local:1", "ray://h-1:10001", "ray://[::1]:65535"])
+def test_workers_address_is_that_of_a_cluster(address: str) -> None:
+    workers = {"name": "ray", "address": address}
+    assert load_config(SweepConfig, {"study": STUDY, "workers": workers}).workers == RayWorkers(address=address)
 
 
 def test_run_parameters_are_dotted_and_without_the_place_of_records() -> None:

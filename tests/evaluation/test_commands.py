@@ -33,7 +33,7 @@ def confirmed(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "training.epochs=2",
         "training.batch_size=50",
         *("model.conv1_filters=4", "model.conv2_filters=6", "model.dense_units=16"),
-        *("study.name=small", "study.trials=3", "study.pruner=none", "study.workers=1"),
+        *("study.name=small", "study.trials=3", "study.pruner=none", "workers.count=1"),
         *("study.space.training.batch_size=[20,50]", "study.space.training.epochs=null"),
         *("study.space.model.conv1_filters={low: 2, high: 8}", "study.space.model.conv2_filters=null"),
     )

@@ -19,7 +19,7 @@ from digitcnn.errors import MachineError
 from digitcnn.evaluation import confirmation
 from digitcnn.runner.preview import Speed
 from digitcnn.tracking import confirmation_runs, open_store
-from tests.conftest import with_study
+from tests.conftest import ONE_WORKER, with_study
 from tests.support.processes import FORKS
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import ConfirmingTrainer, InstantTrainer
@@ -32,8 +32,9 @@ def swept(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepCon
         "data": {"path": str(small_npz), "validation_size": 100},
         "training": {"epochs": 2, "batch_size": 50, "threads": 1},
         "tracking": {"root": str(tmp_path_factory.mktemp("swept") / "records")},
-        "study": {"name": "small", "objective": "validation_accuracy", "trials": 3, "sampler": "grid", "workers": 1}
+        "study": {"name": "small", "objective": "validation_accuracy", "trials": 3, "sampler": "grid"}
         | {"pruner": "none", "space": {"training": {"batch_size": [50, 100, 200]}}},
+        "workers": ONE_WORKER,
     }
     config = load_config(SweepConfig, tree)
     with pytest.MonkeyPatch.context() as patched:
@@ -50,7 +51,7 @@ def config(swept: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(mlflow_places, "_artifact_repos_cache", type(mlflow_places._artifact_repos_cache)())
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
     tree = {"study": {"name": "small"}, "tracking": {"root": str(root)}}
-    return load_config(ConfirmConfig, {**tree, "confirm": {"top": 2, "seeds": 2, "workers": 1}})
+    return load_config(ConfirmConfig, {**tree, "confirm": {"top": 2, "seeds": 2}, "workers": ONE_WORKER})
 
 
 def _confirm(config: ConfirmConfig, *diverging: tuple[int, int]) -> tuple[confirmation.ConfirmationResult, Quiet]:
@@ -82,7 +83,7 @@ def test_study_of_a_key_whose_baseline_is_null_is_swept_confirmed_and_reported(
     preview = runner.describe_sweep(plan, Speed(1000.0, 1000.0))
     result = work(config, InstantTrainer())
     tables.print_leaderboard(result.leaderboard, list(plan.space), config.study.objective)
-    tree = {"study": {"name": "small"}, "tracking": root, "confirm": {"top": 3, "seeds": 2, "workers": 1}}
+    tree = {"study": {"name": "small"}, "tracking": root, "confirm": {"top": 3, "seeds": 2}, "workers": ONE_WORKER}
     confirm = load_config(ConfirmConfig, tree)
     confirmed, shown = _confirm(confirm)
     again = evaluation.describe_confirmation(evaluation.plan_confirmation(confirm))
@@ -133,7 +134,7 @@ def test_confirmation_leaves_out_a_candidate_that_diverges(config: ConfirmConfig
     assert _statuses(config) == expected
     pd.testing.assert_frame_equal(again.table, result.table)
     # With more seeds it is not tried again either, and the report tells of it.
-    more = load_config(ConfirmConfig, config.model_dump() | {"confirm": {"top": 2, "seeds": 3, "workers": 1}})
+    more = load_config(ConfirmConfig, config.model_dump() | {"confirm": {"top": 2, "seeds": 3}})
     _confirm(more)
     assert _statuses(config) == {("50", "FINISHED"): 3, ("100", "FINISHED"): 3, ("200", "FAILED"): 1}
     page = report.write_report(ReportConfig(study=config.study, tracking=config.tracking))
@@ -170,7 +171,7 @@ def test_describe_confirmation_counts_what_is_missing(config: ConfirmConfig) -> 
         "all recorded",
     ]
     before = _statuses(config)
-    more = load_config(ConfirmConfig, config.model_dump() | {"confirm": {"top": 2, "seeds": 3, "workers": 1}})
+    more = load_config(ConfirmConfig, config.model_dump() | {"confirm": {"top": 2, "seeds": 3}})
     lines = evaluation.describe_confirmation(evaluation.plan_confirmation(more))
     assert lines[0] == "confirmation of study small: 3 configs x 3 seeds"
     assert [line.partition("; ")[2].partition(", ")[0] for line in lines[1:4]] == [

@@ -70,7 +70,8 @@ def _long(config: SweepConfig) -> SweepConfig:
     return load_config(
         SweepConfig,
         tree
-        | {"training": tree["training"] | {"epochs": 1000}, "study": tree["study"] | {"space": space, "workers": 2}},
+        | {"training": tree["training"] | {"epochs": 1000}, "study": tree["study"] | {"space": space}}
+        | {"workers": {"name": "local", "count": 2}},
     )
 
 
@@ -343,7 +344,7 @@ def test_sweep_goes_on_after_ten_kills_at_random(sweep_config: SweepConfig, tmp_
 
 REAL = [
     *("study=quick", "data.path=mnist", "data.train_size=500", "data.validation_size=200", "study.name=small"),
-    *("study.workers=2", "model.dense_units=16", "training.epochs=30", "study.trials=6", "study.pruner=none"),
+    *("workers.count=2", "model.dense_units=16", "training.epochs=30", "study.trials=6", "study.pruner=none"),
     *("study.space.training.epochs=null", "study.space.model.conv1_filters={low: 2, high: 8}"),
     "study.space.model.conv2_filters=null",
 ]

@@ -22,7 +22,7 @@ def test_moved_and_copied_study_works_with_its_champion(tmp_path: Path, command:
     space = ["study.space.training.epochs=null", "study.space.training.batch_size=[50,100]"]
     made = command("sweep", *STUDY, *space, "study.trials=2", f"tracking.root={first}", timeout=900)
     assert made.returncode == 0, made.stderr
-    confirm = ["study=moved", "confirm.top=1", "confirm.seeds=2", "confirm.workers=1"]
+    confirm = ["study=moved", "confirm.top=1", "confirm.seeds=2", "workers.count=1"]
     made = command("confirm", *confirm, f"tracking.root={first}", timeout=900)
     assert made.returncode == 0, made.stderr
 

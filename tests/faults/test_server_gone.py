@@ -22,7 +22,7 @@ from digitcnn.config import ConfirmConfig, RunConfig, SweepConfig, TrackingConfi
 from digitcnn.errors import MachineError
 from digitcnn.tracking import client as client_module
 from digitcnn.tracking import outbox
-from tests.conftest import Command, command_line, with_study
+from tests.conftest import ONE_WORKER, Command, command_line, with_study
 from tests.support import processes
 from tests.support.overrides import SMALL
 from tests.support.recorded import assert_complete, config_in, record_a_run
@@ -177,7 +177,7 @@ def test_signal_ends_a_confirmation_while_the_server_is_gone(
 ) -> None:
     config = in_folder(with_study(sweep_config, workers=1, trials=2), tmp_path / "records", uri=proxy.uri)
     work(config, InstantTrainer())
-    confirm = {"study": {"name": config.study.name}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
+    confirm = {"study": {"name": config.study.name}, "confirm": {"top": 1, "seeds": 2}, "workers": ONE_WORKER}
     confirmed = load_config(ConfirmConfig, confirm | {"tracking": config.tracking.model_dump()})
     _end_while_the_server_is_gone(confirmed, tmp_path / "lines", proxy, signal.SIGINT)
 

@@ -26,7 +26,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.study import parse_space
 from digitcnn.study.space import distributions
 from digitcnn.tracking import queries
-from tests.conftest import Command, small_run
+from tests.conftest import ONE_WORKER, Command, small_run
 from tests.support.servers import mlflow_server
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import InstantTrainer
@@ -43,9 +43,15 @@ def _config(root: Path, small_npz: Path, **values: object) -> SweepConfig:
         SweepConfig,
         {
             **small_run(small_npz, root).model_dump(),
-            "study": {"name": "small", "objective": "validation_accuracy", "trials": 4, "pruner": "none", "workers": 1}
-            | {"space": space}
+            "study": {
+                "name": "small",
+                "objective": "validation_accuracy",
+                "trials": 4,
+                "pruner": "none",
+                "space": space,
+            }
             | values,
+            "workers": ONE_WORKER,
         },
     )
 
@@ -80,7 +86,7 @@ def confirmed(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             user_attrs={"failure": PLANTED, "run_id": last.user_attrs["run_id"]},
         )
     )
-    settings = {"study": {"name": "small"}, "confirm": {"top": 1, "seeds": 2, "workers": 1}}
+    settings = {"study": {"name": "small"}, "confirm": {"top": 1, "seeds": 2}, "workers": ONE_WORKER}
     config = load_config(ConfirmConfig, settings | {"tracking": {"root": str(root)}})
     evaluation.run_confirmation(evaluation.plan_confirmation(config), Quiet())
     _written(root)

@@ -37,7 +37,7 @@ def test_lock_refuses_a_second_process_in_one_line(copied: SweepConfig, command:
     assert ended.returncode == 2
     for line in refused:
         assert line.startswith(f"study.name=small: process {os.getpid()}, since 20")
-        assert "study.workers" in line
+        assert "workers.count" in line
     # The file that is left says nothing, and is no obstacle.
     assert work(copied, InstantTrainer()).finished == 3
 

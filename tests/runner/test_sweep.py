@@ -153,7 +153,7 @@ def test_sweep_of_two_objectives_gives_a_front(sweep_config: SweepConfig) -> Non
 
 SWEEP = [
     *("study=quick", "data.path=mnist", "data.train_size=500", "data.validation_size=200", "study.name=real"),
-    *("study.workers=2", "model.dense_units=16", "training.epochs=2"),
+    *("workers.count=2", "model.dense_units=16", "training.epochs=2"),
     *("study.space.training.epochs=[1,2]", "study.space.model.conv1_filters=[2,4]"),
     "study.space.model.conv2_filters=null",
 ]

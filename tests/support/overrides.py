@@ -8,6 +8,6 @@ SMALL = [
 ]
 # A study named `moved`, without a space.
 STUDY = [
-    *("study=quick", *SMALL, "study.name=moved", "study.workers=1"),
+    *("study=quick", *SMALL, "study.name=moved", "workers.count=1"),
     *("study.space.model.conv1_filters=null", "study.space.model.conv2_filters=null"),
 ]

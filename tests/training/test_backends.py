@@ -102,7 +102,7 @@ def test_backend_trains_a_fresh_process_to_the_same_bits(trained: Trained, comma
 def test_backend_runs_a_study_and_its_confirmation(
     backend: Backend, command: Command, small_overrides: list[str], tmp_path: Path
 ) -> None:
-    study = ["study.name=small", "study.trials=2", "study.workers=1", "study.pruner=none"]
+    study = ["study.name=small", "study.trials=2", "workers.count=1", "study.pruner=none"]
     study += ["study.space.training.batch_size=[50,100]", "study.space.training.epochs=null"]
     study += [f"study.space.model.{layer}_filters=null" for layer in ("conv1", "conv2")]
     ended = command("sweep", *small_overrides, *study, f"backend={backend}", "training.epochs=1")
@@ -111,7 +111,7 @@ def test_backend_runs_a_study_and_its_confirmation(
     assert again.returncode == 2
     assert f"backend=tensorflow: study small was begun with {backend}; choose another study.name" in again.stderr
     root = f"tracking.root={tmp_path}/records"
-    ended = command("confirm", "study=small", "confirm.top=1", "confirm.seeds=2", "confirm.workers=1", root)
+    ended = command("confirm", "study=small", "confirm.top=1", "confirm.seeds=2", "workers.count=1", root)
     assert ended.returncode == 0, ended.stderr
     store = tracking.open_store(TrackingConfig(root=f"{tmp_path}/records"))
     found = tracking.confirmation_runs(store, "small")
