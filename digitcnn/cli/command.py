@@ -27,6 +27,7 @@ from digitcnn.cli.arguments import CommandLine, parse_arguments
 from digitcnn.cli.composition import config_of, set_up_hydra
 from digitcnn.cli.display import messages
 from digitcnn.cli.help import command_help
+from digitcnn.cli.program import output_may_be_cut
 from digitcnn.config import (
     Config,
     TrackingConfig,
@@ -76,6 +77,8 @@ def run_command(
     everything = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra would print its own many lines and exit with 1; this makes it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # A logged line that the reader of the output no longer takes is no error to show.
+    logging.raiseExceptions = False
     end_in_order()
     # From here on nobody sees a credential that was typed: no key takes an address with one. Hydra alone is given the
     # values of secrets, such as a variable of its jobs' environment.
@@ -91,14 +94,15 @@ def run_command(
                 # conf/study/ is a group of sweeps; here a study is one that was recorded, whatever its name.
                 typed = [re.sub(r"^study=", "study.name=", argument) for argument in typed]
             line = parse_arguments(typed, schema, words)
-            if line.flags["help"]:
-                print(command_help(name, typed, config_path))
-                sys.exit(0)
             job = _job(task, schema, line, everything, jobs)
             set_up_hydra(folder)
             sys.argv = [sys.argv[0], *line.argv()]
             primary = None if config_path is None else str(config_path)
-            hydra.main(version_base=None, config_path=primary, config_name=name)(job)()
+            with output_may_be_cut():
+                if line.flags["help"]:
+                    print(command_help(name, typed, config_path))
+                else:
+                    hydra.main(version_base=None, config_path=primary, config_name=name)(job)()
         except KeyboardInterrupt:
             _say("interrupted: what had run is recorded")
             sys.exit(128 + signal.SIGINT)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.resources
 import io
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import yaml
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.conf import HydraConf, RunDir, SweepDir
@@ -17,6 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 
 from digitcnn.cli.arguments import CommandLine
 from digitcnn.config import Config, expand_user, load_config
@@ -43,20 +45,34 @@ class FileConfigSource(file_config_source.FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
-        try:
-            text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path}: must be UTF-8; save it in that encoding") from None
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-        stream = io.StringIO(text, newline=None)
-        # YAML's own messages name it.
-        stream.name = str(path)
+        text, content = read_config(path)
         try:
             header = self._get_header_dict(text[:512])
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from None
-        return ConfigResult(self.provider, f"file://{self.path}", OmegaConf.load(stream), header)
+        return ConfigResult(self.provider, f"file://{self.path}", OmegaConf.create(content), header)
+
+
+def read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a config file and its keys and values. Raises ConfigError, which names the file."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: must be UTF-8; save it in that encoding") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    stream = io.StringIO(text, newline=None)
+    # YAML's own messages name it.
+    stream.name = str(path)
+    try:
+        content = yaml.load(stream, Loader=get_yaml_loader())
+    except yaml.YAMLError as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{path}: must hold keys and values")
+    return text, content or {}
 
 
 def set_up_hydra(sweep_folder: str) -> None:

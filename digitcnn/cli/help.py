@@ -6,14 +6,14 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
-import yaml
 
 from digitcnn.cli.arguments import parse_flags
-from digitcnn.cli.composition import CONF, set_up_hydra
+from digitcnn.cli.composition import CONF, read_config, set_up_hydra
 from digitcnn.errors import ConfigError
 
 _FLAGS = """Flags, as in every Hydra application:
@@ -27,13 +27,19 @@ _FLAGS = """Flags, as in every Hydra application:
 def command_help(name: str, arguments: Sequence[str], config_path: Path | None = None) -> str:
     """Return the help of a command, made of the comments and keys of its config files.
 
-    A group that is overridden, as in study=quick, is shown as it was chosen. Raises ConfigError for a missing file.
+    A group that is overridden, as in study=quick, is shown as it was chosen. Raises ConfigError for a file that is
+    missing or broken.
     """
     flags = parse_flags(arguments)
     folders = [Path(folder) for folder in (flags["config_path"] or config_path, CONF, flags["config_dir"]) if folder]
-    comments, body = _parts(_text(folders, flags["config_name"] or name))
-    entries = (yaml.safe_load(body) or {}).get("defaults", [])
-    chosen = {group: option for entry in entries if isinstance(entry, Mapping) for group, option in entry.items()}
+    path, text, content = _config(folders, flags["config_name"] or name)
+    comments, body = _parts(text)
+    defaults = content.get("defaults", [])
+    if not isinstance(defaults, list):
+        raise ConfigError(f"{path}: defaults must be a list")
+    # Hydra's own groups (override hydra/...) and optional ones are none of the command's.
+    entries = [(str(group), option) for entry in defaults if isinstance(entry, dict) for group, option in entry.items()]
+    chosen = {group: option if isinstance(option, str) else None for group, option in entries if group.isidentifier()}
     for override in flags["overrides"]:
         group, _, option = override.lstrip("+").partition("=")
         if group in chosen:
@@ -43,7 +49,8 @@ def command_help(name: str, arguments: Sequence[str], config_path: Path | None =
     for group, option in chosen.items():
         if option is None:
             continue
-        text = _text(folders, f"{group}/{option}")
+        origin = "" if f"{group}={option}" in flags["overrides"] else f"{path}: "
+        _, text, _ = _config(folders, f"{group}/{option}", origin)
         comments_of_group, body_of_group = _parts(text)
         within = "" if "@package _global_" in text else "  "
         keys += ["", f"# {group}={option}", *(f"# {comment}".rstrip() for comment in comments_of_group)]
@@ -67,7 +74,11 @@ def complete(commands: Sequence[str], arguments: Sequence[str]) -> None:
     """
     flags = parse_flags(arguments)
     if not any(word.startswith("query=") for word in flags["overrides"]):
-        _run_hydra(None, arguments)
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        try:
+            _run_hydra(None, arguments)
+        except Exception as error:
+            raise ConfigError(f"-sc: {' '.join(str(error).split())}; such as -sc install=bash") from None
         return
     words = os.environ.get("COMP_LINE", "").split(" ")[1:]
     if len(words) < 2:
@@ -85,13 +96,13 @@ def _run_hydra(config_name: str | None, arguments: Sequence[str]) -> None:
     hydra.main(version_base=None, config_path=None, config_name=config_name)(lambda _: None)()
 
 
-def _text(folders: Sequence[Path], name: str) -> str:
-    """Return the text of a config file, of the first folder that has it."""
+def _config(folders: Sequence[Path], name: str, origin: str = "") -> tuple[Path, str, dict[str, Any]]:
+    """Return the path of a config file, of the first folder that has it, its text and its content."""
     for folder in folders:
         path = folder / f"{name}.yaml"
         if path.is_file():
-            return path.read_text(encoding="utf-8-sig", errors="replace")
-    raise ConfigError(f"{name}: no such config in {', '.join(map(str, folders))}")
+            return path, *read_config(path)
+    raise ConfigError(f"{origin}{name}: no such config in {', '.join(map(str, folders))}")
 
 
 def _parts(text: str) -> tuple[list[str], str]:

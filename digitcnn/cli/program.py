@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
+import os
 import sys
-from typing import NoReturn
+from collections.abc import Iterator
+
+from digitcnn.errors import ConfigError
 
 COMMANDS = {
     "train": "train one network and record it",
@@ -30,49 +34,52 @@ Completion of commands and keys: eval "$(digitcnn -sc install=bash)" (or zsh, fi
 def main() -> None:
     """Run the command that was typed; exits with its status, or with 2 and one line for a command that there is not."""
     name, *arguments = sys.argv[1:] or [""]
-    if name in ("", "-h", "--help"):
-        print(_HELP.format(commands="\n".join(f"  {command:11}{line}" for command, line in COMMANDS.items())))
-        sys.exit(0 if name else 2)
-    if name == "--version":
-        print(f"digitcnn {importlib.metadata.version('digitcnn')}")
-        sys.exit(0)
     try:
-        if name in ("-sc", "--shell-completion"):
-            from digitcnn.cli.help import complete
-
-            complete(list(COMMANDS), sys.argv[1:])
-        elif name in COMMANDS and {"-h", "--help"} & set(arguments):
-            _explain(name, arguments)
-        elif name in COMMANDS:
+        if name in COMMANDS and not {"-h", "--help"} & set(arguments):
             importlib.import_module(f"digitcnn.cli.commands.{name}").main(arguments)
-        else:
-            _refuse(name)
+        with output_may_be_cut():
+            _explain(name, arguments)
     except ModuleNotFoundError as error:
         # Without what was typed: it may hold a password.
         print(f"error: {sys.executable} has no {error.name}; install digitcnn, or make .venv", file=sys.stderr)
         sys.exit(2)
+    except ConfigError as error:
+        from digitcnn.config import without_credentials
+        from digitcnn.formatting import printable
+
+        print(f"error: {printable(without_credentials(str(error)))}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0 if name else 2)
+
+
+@contextlib.contextmanager
+def output_may_be_cut() -> Iterator[None]:
+    """Let the reader of standard output go while the body prints, as `| head -1` does; what follows is discarded."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(name: str, arguments: list[str]) -> None:
-    """Print the help of a command, without what it takes to run it."""
-    from digitcnn.cli.help import command_help
-    from digitcnn.errors import ConfigError
+    """Print the help, a command's help, the version or what completes a line, without what it takes to run a command.
 
-    try:
+    Raises ConfigError for a command that there is not.
+    """
+    if name in ("", "-h", "--help"):
+        print(_HELP.format(commands="\n".join(f"  {command:11}{line}" for command, line in COMMANDS.items())))
+    elif name == "--version":
+        print(f"digitcnn {importlib.metadata.version('digitcnn')}")
+    elif name in COMMANDS:
+        from digitcnn.cli.help import command_help
+
         print(command_help(name, arguments))
-    except ConfigError as error:
-        _fail(str(error))
+    elif name in ("-sc", "--shell-completion"):
+        from digitcnn.cli.help import complete
 
-
-def _refuse(name: str) -> NoReturn:
-    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-    hint = f"did you mean digitcnn {near[0]}?" if near else f"known commands: {', '.join(COMMANDS)}"
-    _fail(f"{name}: unknown command; {hint}")
-
-
-def _fail(line: str) -> NoReturn:
-    from digitcnn.config import without_credentials
-    from digitcnn.formatting import printable
-
-    print(f"error: {printable(without_credentials(line))}", file=sys.stderr)
-    sys.exit(2)
+        complete(list(COMMANDS), sys.argv[1:])
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean digitcnn {near[0]}?" if near else f"known commands: {', '.join(COMMANDS)}"
+        raise ConfigError(f"{name}: unknown command; {hint}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from digitcnn.cli.program import COMMANDS
+from digitcnn.cli.program import COMMANDS, main
 from tests.conftest import REPOSITORY
 
 SLOW = {"tensorflow", "torch", "jax", "keras", "mlflow", "matplotlib", "plotly"}
@@ -96,3 +98,77 @@ def test_a_python_without_our_packages_is_one_line_without_what_was_typed() -> N
     assert ended.stderr.startswith(f"error: {sys.executable} has no ")
     assert ended.stderr.count("\n") == 1
     assert "secret" not in ended.stderr
+
+
+@pytest.fixture
+def main_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the program in this process and returns its exit status and what it said on standard error."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr(sys, "argv", ["digitcnn", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "-sc: Expecting one subcommand"),
+        (["foo"], "-sc: Expecting one subcommand"),
+        (["install=foo"], "-sc: No completion plugin for 'foo' found, available : bash fish zsh"),
+        (["uninstall=[1"], "-sc: "),
+        (["--colour"], "unrecognized arguments: --colour"),
+    ],
+)
+def test_completion_refuses_a_mistake_in_one_line(
+    main_here: Callable[..., tuple[int, str]], arguments: list[str], line: str
+) -> None:
+    status, said = main_here("-sc", *arguments)
+    assert (status, said.count("\n")) == (2, 1)
+    assert said.startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("sweep", b"a: [1\n", "sweep.yaml"),
+        ("sweep", b"a: 1\na: 2\n", "found duplicate key a"),
+        ("sweep", b"a: !!int b\n", "sweep.yaml: invalid literal for int()"),
+        ("sweep", b"3\n", "sweep.yaml: must hold keys and values"),
+        ("sweep", b"defaults: 3\n", "sweep.yaml: defaults must be a list"),
+        ("sweep", b"defaults: [colour: red]\n", "sweep.yaml: colour/red: no such config in "),
+        ("sweep", "# é\n".encode("latin-1"), "sweep.yaml: must be UTF-8"),
+        ("study/mine", b"a: [1\n", "study/mine.yaml"),
+        ("study/mine", "# é\n".encode("latin-1"), "study/mine.yaml: must be UTF-8"),
+    ],
+)
+def test_help_names_a_config_file_that_is_broken(
+    main_here: Callable[..., tuple[int, str]], tmp_path: Path, file: str, content: bytes, line: str
+) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / f"{file}.yaml").write_bytes(content)
+    chosen = [f"--config-dir={tmp_path}", "study=mine"] if file == "study/mine" else [f"--config-path={tmp_path}"]
+    status, said = main_here("sweep", *chosen, "--help")
+    assert (status, said.count("\n")) == (2, 1)
+    assert said.startswith("error: ")
+    assert line in said
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["ui", "--help"], ["ui", "--cfg", "job"], ["ui", "--info"]], ids=" ".join
+)
+def test_output_may_be_cut(arguments: list[str]) -> None:
+    # Given a reader that has gone, as of `| head -1`
+    reading, writing = os.pipe()
+    os.close(reading)
+    # When
+    line = [sys.executable, "-m", "digitcnn", *arguments]
+    ended = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    # Then
+    assert (ended.returncode, ended.stderr) == (0, "")

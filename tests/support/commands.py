@@ -27,7 +27,8 @@ def run_here(
     with pytest.MonkeyPatch.context() as kept:
         kept.chdir(folder)
         kept.setenv("HYDRA_FULL_ERROR", "0")
-        for holder, attribute in ((sys, "argv"), (logging.root, "handlers"), (logging.root, "level")):
+        changed = [(sys, "argv"), (logging, "raiseExceptions"), (logging.root, "handlers"), (logging.root, "level")]
+        for holder, attribute in changed:
             kept.setattr(holder, attribute, getattr(holder, attribute))
         try:
             with (
