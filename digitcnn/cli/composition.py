@@ -20,8 +20,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
-from digitcnn.cli.arguments import CommandLine
-from digitcnn.config import Config, expand_user, load_config
+from digitcnn.cli.arguments import CommandLine, text_keys
+from digitcnn.config import Config, PredictConfig, ReportConfig, SweepConfig, expand_user, load_config
 from digitcnn.errors import ConfigError
 
 # In a checkout digitcnn/conf is a link to conf/, in a wheel a folder.
@@ -35,6 +35,22 @@ class _OurConfigs(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("digitcnn", f"file://{CONF}")
+
+
+# The last words of every command's keys that hold a text.
+_TEXTS = tuple(
+    {key.rpartition(".")[2] for kind in (SweepConfig, PredictConfig, ReportConfig) for key in text_keys(kind)}
+)
+
+
+class _Loader(get_yaml_loader()):  # type: ignore[misc]
+    """Reads YAML as OmegaConf does, but text keys as they are written: 007, 1e5 and on are texts."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        for key, value in node.value:
+            if key.value in _TEXTS and value.tag.endswith((":int", ":float", ":bool")):
+                value.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
 
 
 class FileConfigSource(file_config_source.FileConfigSource):
@@ -65,7 +81,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     # YAML's own messages name it.
     stream.name = str(path)
     try:
-        content = yaml.load(stream, Loader=get_yaml_loader())
+        content = yaml.load(stream, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from None
     except ValueError as error:
