@@ -114,13 +114,16 @@ def config_of(composed: DictConfig, schema: type[AnyConfig], line: CommandLine, 
     Raises ConfigError, or OmegaConf's errors for what cannot be resolved.
     """
     plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    if not isinstance(plain, dict):
-        raise ConfigError("a config must hold keys and values")
-    if plain.pop("experiment", None):
-        chosen = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
-        name = f"experiment={chosen}" if chosen else "experiment"
-        raise ConfigError(f"{name}: the file sets nothing; it must begin with the line # @package _global_")
+    assert isinstance(plain, dict)
     values = {str(key): value for key, value in plain.items()} | line.words
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    for group, holder in values.items():
+        for key in holder if isinstance(holder, dict) else ():
+            if group == "experiment" or key in schema.model_fields:
+                chosen = f"{group}={choices[group]}: " if choices.get(group) else ""
+                hint = f"a file that sets {key} must begin with the line # @package _global_"
+                raise ConfigError(f"{chosen}{group}.{key} is no key; {hint}")
+    values.pop("experiment", None)
     for group, key, packaged in (("tracking", "root", None), ("data", "path", "mnist")):
         holder = values.get(group)
         if not isinstance(holder, dict) or not isinstance(holder.get(key), str):

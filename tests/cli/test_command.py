@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
@@ -60,6 +61,18 @@ def application(tmp_path: Path) -> Application:
     return run
 
 
+@pytest.fixture
+def here(tmp_path: Path) -> Application:
+    """Runs a command that prints its study's name in this process, in a folder `empty`, and returns how it ended."""
+
+    def task(config: SweepConfig) -> int:
+        print("job", config.training.epochs, config.study.name, config.tracking.experiment, config.study.timeout)
+        return 0
+
+    (tmp_path / "empty").mkdir()
+    return functools.partial(run_here, "sweep", SweepConfig, task, folder=tmp_path / "empty")
+
+
 def _experiment(tmp_path: Path, name: str, content: bytes) -> str:
     folder = tmp_path / "own" / "experiment"
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,8 +103,8 @@ def test_command_runs_its_job_and_leaves_nothing(application: Application, tmp_p
         (["--help"], "after the last epoch, of the model that is saved"),
     ],
 )
-def test_command_has_hydras_flags(application: Application, arguments: list[str], shown: str) -> None:
-    ended = application(*arguments)
+def test_command_has_hydras_flags(here: Application, arguments: list[str], shown: str) -> None:
+    ended = here(*arguments)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert shown in ended.stdout
     assert "job 3" not in ended.stdout
@@ -116,8 +129,8 @@ def test_command_has_hydras_flags(application: Application, arguments: list[str]
         (["study.name=a\x1b[2Jb"], "study.name=a\\x1b[2Jb: must be 1 to 100 letters"),
     ],
 )
-def test_command_refuses_a_mistake_in_one_line(application: Application, arguments: list[str], line: str) -> None:
-    ended = application(*arguments)
+def test_command_refuses_a_mistake_in_one_line(here: Application, arguments: list[str], line: str) -> None:
+    ended = here(*arguments)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: ")
     assert line in ended.stderr
@@ -132,9 +145,9 @@ def test_command_writes_what_hydra_is_asked_to_write(application: Application, t
     assert (written / "overrides.yaml").read_text() == "- training.epochs=3\n"
 
 
-def test_command_takes_files_with_a_byte_order_mark_and_crlf(application: Application, tmp_path: Path) -> None:
+def test_command_takes_files_with_a_byte_order_mark_and_crlf(here: Application, tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf# @package _global_\r\ntraining:\r\n  epochs: 3\r\n"
-    ended = application(_experiment(tmp_path, "mine", content), "experiment=mine")
+    ended = here(_experiment(tmp_path, "mine", content), "experiment=mine")
     assert ended.stdout.startswith("job 3 "), ended.stderr
 
 
@@ -143,21 +156,46 @@ def test_command_takes_files_with_a_byte_order_mark_and_crlf(application: Applic
     [
         (
             b"training:\n  epochs: 3\n",
-            "experiment=mine: the file sets nothing; it must begin with the line # @package _global_",
+            "experiment=mine: experiment.training is no key; a file that sets training must begin with the line "
+            "# @package _global_\n",
         ),
         ("# é\n".encode("latin-1"), "mine.yaml: must be UTF-8"),
         ("training:\n".encode("utf-16"), "mine.yaml: must be UTF-8"),
         (b"a: [1\n", "mine.yaml"),
         (b"# @package a b\n", "mine.yaml: Too many components"),
+        (b"- 1\n", "mine.yaml: must hold keys and values"),
     ],
 )
 def test_command_names_a_config_file_that_is_of_no_use(
-    application: Application, tmp_path: Path, content: bytes, line: str
+    here: Application, tmp_path: Path, content: bytes, line: str
 ) -> None:
-    ended = application(_experiment(tmp_path, "mine", content), "experiment=mine")
+    ended = here(_experiment(tmp_path, "mine", content), "experiment=mine")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert line in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("group", ["study", "tracking"])
+@pytest.mark.parametrize("content", ["study:\n  name: mine\n", "training:\n  epochs: 3\n"])
+def test_command_names_a_group_file_without_its_package(
+    here: Application, tmp_path: Path, group: str, content: str
+) -> None:
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text(content)
+    ended = here(f"--config-dir={tmp_path}", f"{group}=mine")
+    key = content.partition(":")[0]
+    hint = f"{group}.{key} is no key; a file that sets {key} must begin with the line # @package _global_"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {group}=mine: {hint}\n")
+
+
+@pytest.mark.parametrize("text", ["2024", "007", "on", "1e5", "1.0", "0x10", "'on'", "1_000"])
+def test_command_takes_texts_of_a_file_as_they_are_written(here: Application, tmp_path: Path, text: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    content = f"# @package _global_\nstudy: {{name: {text}, timeout: null}}\ntracking:\n  experiment: {text}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(content)
+    ended = here(f"--config-dir={tmp_path}", "experiment=mine")
+    written = text.strip("'")
+    assert (ended.stdout, ended.stderr) == (f"job 10 {written} {written} None\n", "")
 
 
 def test_multirun_goes_on_after_a_failed_job_and_names_it(application: Application, tmp_path: Path) -> None:
@@ -188,8 +226,8 @@ def test_multirun_with_joblib_does_the_same_in_other_processes(application: Appl
     assert ended.stderr.splitlines()[-1].startswith("error: 2 of 3 jobs failed: 1 (training.epochs=7)")
 
 
-def test_multirun_replaces_entries_of_the_space(application: Application) -> None:
-    ended = application("-m", "study.space.training.epochs=[1,2],[3,4]")
+def test_multirun_replaces_entries_of_the_space(here: Application) -> None:
+    ended = here("-m", "study.space.training.epochs=[1,2],[3,4]")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("job 10") == 2
 
@@ -236,10 +274,10 @@ def test_command_hands_a_secret_to_hydra_and_shows_it_to_nobody(tmp_path: Path, 
 
 
 def test_command_names_no_password_of_an_interpolated_choice(
-    application: Application, monkeypatch: pytest.MonkeyPatch
+    here: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADDRESS", "http://u:s3cret@h")
-    ended = application("model=${oc.env:ADDRESS}")
+    ended = here("model=${oc.env:ADDRESS}")
     assert ended.returncode == 2
     assert ended.stderr == "error: model=***: no such file in conf/model; must be one of cnn, mlp\n"
 
