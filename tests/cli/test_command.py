@@ -217,7 +217,6 @@ def test_multirun_goes_on_after_a_failed_job_and_names_it(application: Applicati
 
 
 def test_multirun_with_joblib_does_the_same_in_other_processes(application: Application) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     ended = application("-m", "hydra/launcher=joblib", "training.epochs=1,7,8")
     assert ended.returncode == 1
     jobs = sorted(line for line in ended.stdout.splitlines() if line.startswith("job "))
