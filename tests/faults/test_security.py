@@ -1,8 +1,7 @@
-"""Nobody gets in: credentials stay out of every record and message, records are data."""
+"""Security: credentials stay out of messages, and records and manifests of others are data."""
 
 from __future__ import annotations
 
-import base64
 import http.client
 import http.server
 import itertools
@@ -15,25 +14,18 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 import yaml
 
 from digitcnn import cli, evaluation, runner, training
-from digitcnn.config import (
-    Config,
-    ConfirmConfig,
-    ReproduceConfig,
-    SweepConfig,
-    load_config,
-    without_credentials,
-)
+from digitcnn.config import Config, ConfirmConfig, ReproduceConfig, SweepConfig, load_config, without_credentials
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest, write_manifest
 from digitcnn.evaluation.manifest import read_manifest
 from digitcnn.runner import signals
 from digitcnn.study.storage import lock
+from tests.support.passwords import BASIC, PASSWORD, TYPED, USER, assert_in_no_file, assert_in_no_text
 
 # An address, and all that is shown of it.
 SHOWN = [
@@ -56,7 +48,7 @@ SHOWN = [
 
 
 @pytest.mark.parametrize(("address", "shown"), SHOWN)
-def test_an_address_is_shown_without_its_credentials(address: str, shown: str) -> None:
+def test_without_credentials_hides_user_password_and_query(address: str, shown: str) -> None:
     assert without_credentials(address) == shown
     around = "'tracking.uri={}' failed (\"{}\"), see {} for more"
     assert without_credentials(around.format(address, address, address)) == around.format(shown, shown, shown)
@@ -137,7 +129,7 @@ def test_manifest_refuses_any_other_file_in_one_line(content: Any, line: str, tm
     assert not marker.exists()
 
 
-def test_a_link_in_the_records_is_not_written_through(tmp_path: Path) -> None:
+def test_records_are_not_written_through_a_link(tmp_path: Path) -> None:
     """Whoever may write into the records folder must not get a file elsewhere emptied or overwritten."""
     victim, link = tmp_path / "victim", tmp_path / "locks" / "small.lock"
     victim.write_text("precious")
@@ -157,14 +149,14 @@ def test_a_link_in_the_records_is_not_written_through(tmp_path: Path) -> None:
     assert not champion.is_symlink()
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+def test_manifest_is_read_from_a_regular_file_only(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     for path in (tmp_path / "pipe.yaml", tmp_path, Path("/dev/zero")):
         with pytest.raises(ConfigError, match="it is not a regular file"):
             read_manifest(path)
 
 
-def test_a_repetition_sets_only_flags_that_do_nothing_but_change_numbers() -> None:
+def test_repeatable_flags_do_nothing_but_change_numbers() -> None:
     harmless = {
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2",
         "TF_ENABLE_ONEDNN_OPTS": "0",
@@ -222,16 +214,7 @@ def _command(name: str, typed: list[str]) -> int:
     return ended.value.code
 
 
-# A password whose halves are found apart as well, as it is typed in an address and as it is.
-HALVES = (b"pl4nted", b"w0rd")
-PASSWORD = "pl4nted@:/?#&= 'w0rd"
-TYPED = quote(PASSWORD, safe="")
-ADDRESS = f"http://planter:{TYPED}@127.0.0.1:1"
-
-
-def _nothing_in(folder: Path) -> None:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert [path for path in files for half in HALVES if half in path.read_bytes() or half.decode() in path.name] == []
+ADDRESS = f"http://{USER}:{TYPED}@127.0.0.1:1"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +243,7 @@ def _nothing_in(folder: Path) -> None:
         ("reproduce", ["run=best", "study=nowhere"], 2),
     ],
 )
-def test_a_password_is_in_no_message(
+def test_command_keeps_a_password_out_of_its_messages(
     name: str,
     overrides: list[str],
     status: int,
@@ -277,11 +260,11 @@ def test_a_password_is_in_no_message(
     output, errors = capfd.readouterr()
     # Of a multirun each job has its line, and the count.
     assert errors.count("\n") == (0, 3, 1)[status], errors
-    assert not any(half.decode() in output + errors for half in HALVES), output + errors
-    _nothing_in(tmp_path)
+    assert_in_no_text(output + errors)
+    assert_in_no_file(tmp_path)
 
 
-def test_user_and_password_of_the_server_come_from_the_environment(
+def test_open_store_takes_user_and_password_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A server that refuses everybody is told who asks; the refusal names the server alone."""
@@ -297,7 +280,7 @@ def test_user_and_password_of_the_server_come_from_the_environment(
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever).start()
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "planter")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
         typed = [f"tracking.root={tmp_path}/records", f"tracking.uri=http://127.0.0.1:{server.server_port}"]
         status = _command("reproduce", ["run=champion", *typed])
@@ -306,5 +289,5 @@ def test_user_and_password_of_the_server_come_from_the_environment(
     assert status == 1
     assert errors.count("\n") == 1
     assert f"http://127.0.0.1:{server.server_port}" in errors
-    assert not any(half.decode() in output + errors for half in HALVES)
-    assert f"Basic {base64.b64encode(f'planter:{PASSWORD}'.encode()).decode()}" in asked
+    assert_in_no_text(output + errors)
+    assert f"Basic {BASIC}" in asked

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import http.server
 import os
 import signal
 import socket
@@ -12,7 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from digitcnn.files import sqlite_url
@@ -124,3 +126,78 @@ class Proxy:
             while data := source.recv(65536):
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
+
+
+# Of one connection, and not of what is passed on.
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
+
+
+@dataclass
+class Guard:
+    """A server on loopback that passes on to another what comes with user and password, and answers 401 to the rest.
+
+    `basic` is what a request must say: user and password in base64. `passed` and `refused` are the requests' paths.
+    """
+
+    to: int
+    basic: str
+    uri: str = ""
+    passed: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def guarded(to: int, basic: str) -> Iterator[Guard]:
+    """Guard a server's port with a password while the body lasts."""
+    guard = Guard(to, basic)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _answer(self) -> None:
+            body = self._body()
+            if self.headers.get("Authorization") != f"Basic {guard.basic}":
+                guard.refused.append(self.path)
+                self._send(401, {"WWW-Authenticate": 'Basic realm="mlflow"'}, b"You are not authenticated.")
+                return
+            guard.passed.append(self.path)
+            behind = http.client.HTTPConnection("127.0.0.1", guard.to, timeout=60)
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+            behind.request(self.command, self.path, body, headers)
+            answer = behind.getresponse()
+            self._send(answer.status, dict(answer.getheaders()), answer.read())
+            behind.close()
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _answer  # noqa: N815
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+        def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                if name.lower() not in _HOP_BY_HOP:
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        guard.uri = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield guard
+        finally:
+            server.shutdown()
+            thread.join()
