@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from digitcnn.config import TrackingConfig
-from digitcnn.tracking import open_store
+from digitcnn.tracking import open_store, relocate_artifacts
 from tests.conftest import Command, command_line
+from tests.support.recorded import STRANGE, config_in, record_a_run
 from tests.support.servers import free_port
 
 
@@ -112,6 +115,33 @@ def test_ui_ends_at_sigterm_without_a_process_left(root: Path) -> None:
     output, errors = server.communicate(timeout=60)
     assert (server.returncode, output, errors) == (128 + signal.SIGTERM, "", "")
     _assert_ended(port)
+
+
+def test_ui_shows_the_artifacts_of_records_that_were_moved(empty_records: Path, tmp_path: Path) -> None:
+    made, moved = tmp_path / "made", tmp_path / STRANGE
+    shutil.copytree(empty_records, made)
+    relocate_artifacts(made)
+    config = config_in(made)
+    run_id = record_a_run(config, lambda _: None, tmp_path)
+    client = MlflowClient(config.tracking.store_uri)
+    (model,) = client.search_logged_models([client.get_run(run_id).info.experiment_id])
+    made.rename(moved)
+    port = free_port()
+    server = subprocess.Popen(
+        command_line("ui", f"port={port}", f"tracking.root={moved}"), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert _said(server) == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+        # As MLflow's own page asks for them.
+        artifact = _ask(port, "GET", f"/get-artifact?path=predictions.csv&run_uuid={run_id}")
+        assert (artifact.status, artifact.read()) == (200, b"1,2,3\n")
+        files = f"/ajax-api/2.0/mlflow/logged-models/{model.model_id}/artifacts/files"
+        weights = _ask(port, "GET", f"{files}?artifact_file_path=weights")
+        assert (weights.status, weights.read()) == (200, bytes(1000))
+        assert _ask(port, "GET", f"/get-artifact?path=nothing.csv&run_uuid={run_id}").status != 200
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
 
 
 def test_ui_names_a_free_port_where_its_own_is_in_use(command: Command, tmp_path: Path) -> None:
