@@ -25,12 +25,13 @@ from yaml import YAMLError
 
 from digitcnn.cli.arguments import CommandLine, parse_arguments
 from digitcnn.cli.composition import config_of, set_up_hydra
-from digitcnn.cli.display import messages
+from digitcnn.cli.display import messages, training_display
 from digitcnn.cli.help import command_help
 from digitcnn.cli.program import output_may_be_cut
 from digitcnn.config import (
     Config,
     TrackingConfig,
+    TrainingConfig,
     known_keys,
     nearest_key,
     value_without_credentials,
@@ -40,6 +41,7 @@ from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiv
 from digitcnn.formatting import printable
 from digitcnn.runner import capture_signals, end_in_order, end_process
 from digitcnn.tracking import pending_message
+from digitcnn.values import Decision, EpochMetrics
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -244,16 +246,28 @@ def settled(config: TrackingConfig) -> int:
 
 
 @contextlib.contextmanager
-def deferred_signals() -> Iterator[Callable[[], None]]:
-    """Hold back the signals that end a process until the yielded function is called, where it is safe to end.
+def training_callbacks(
+    config: TrainingConfig,
+) -> Iterator[tuple[Callable[[EpochMetrics], Decision], Callable[[int, float], None]]]:
+    """Show a run's epochs while the body lasts; yield what training calls after an epoch and within one.
 
-    An exception in the middle of a database's transaction could leave the records locked. A second signal ends at once.
+    Signals that end a process are held back until then, where it is safe to end: an exception in the middle of a
+    database's transaction could leave the records locked. A second signal ends at once.
     """
 
-    def end() -> None:
+    def end_if_asked() -> None:
         if received:
             end_process(received[0])
 
-    with capture_signals(lambda: None, end) as received:
-        yield end
-    end()
+    def on_epoch(metrics: EpochMetrics) -> Decision:
+        shown.on_epoch(metrics)
+        end_if_asked()
+        return "continue"
+
+    def on_progress(epoch: int, fraction: float) -> None:
+        shown.on_progress(epoch, fraction)
+        end_if_asked()
+
+    with training_display(config) as shown, capture_signals(lambda: None, end_if_asked) as received:
+        yield on_epoch, on_progress
+    end_if_asked()

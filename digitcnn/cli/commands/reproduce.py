@@ -4,23 +4,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from digitcnn import evaluation
-from digitcnn.cli import display, tables
-from digitcnn.cli.command import deferred_signals, run_command, settled
+from digitcnn.cli import tables
+from digitcnn.cli.command import run_command, settled, training_callbacks
 from digitcnn.config import ReproduceConfig
-from digitcnn.values import Decision, EpochMetrics
 
 
 def reproduce(config: ReproduceConfig) -> int:
     """Train the run again and print the metrics side by side and the verdict; return 1 if it is DIFFERENT."""
     manifest = evaluation.find_manifest(config)
-    training = manifest.config.training
-    with display.training_display(training) as shown, deferred_signals() as end_if_asked:
-
-        def on_epoch(metrics: EpochMetrics) -> Decision:
-            shown.on_epoch(metrics)
-            end_if_asked()
-            return "continue"
-
+    with training_callbacks(manifest.config.training) as (on_epoch, _):
         found = evaluation.reproduce(manifest, config.tracking, config.threads, on_epoch)
     tables.print_reproduction(found.metrics)
     print(f"weights {manifest.weights_sha256[:16]} recorded, {found.weights_sha256[:16]} repeated")

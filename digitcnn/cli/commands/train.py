@@ -4,26 +4,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from digitcnn import runner
-from digitcnn.cli import display
-from digitcnn.cli.command import deferred_signals, run_command, settled
+from digitcnn.cli.command import run_command, settled, training_callbacks
 from digitcnn.config import RunConfig
-from digitcnn.values import Decision, EpochMetrics
 
 
 def train(config: RunConfig) -> int:
     """Train and record one run, with its progress on the screen; return the exit status."""
     runner.check_run(config)
-    with display.training_display(config.training) as shown, deferred_signals() as end_if_asked:
-
-        def on_epoch(metrics: EpochMetrics) -> Decision:
-            shown.on_epoch(metrics)
-            end_if_asked()
-            return "continue"
-
-        def on_progress(epoch: int, fraction: float) -> None:
-            shown.on_progress(epoch, fraction)
-            end_if_asked()
-
+    with training_callbacks(config.training) as (on_epoch, on_progress):
         finished = runner.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress)
     accuracy = 100 * finished.result.final.accuracy
     judged = "validation" if config.data.validation == "holdout" else "test"
