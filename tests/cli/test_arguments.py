@@ -149,7 +149,7 @@ def test_text_keys_are_those_of_the_schema() -> None:
     }
 
 
-def test_interpolations_and_resolvers_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_of_resolves_interpolations_and_resolvers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIGITCNN_TEST", "ann")
     found = _compose(
         "sweep",
@@ -166,13 +166,13 @@ def test_interpolations_and_resolvers_are_resolved(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("entry", ["[1, 2]", "{low: 2, high: 3}", "null"])
-def test_an_entry_of_the_space_is_replaced_as_a_whole(entry: str) -> None:
+def test_arguments_replace_an_entry_of_the_space_as_a_whole(entry: str) -> None:
     found = _compose("sweep", SweepConfig, [f"study.space.training.epochs={entry}"])
     expected: dict[str, object] = {"[1, 2]": [1, 2], "{low: 2, high: 3}": {"low": 2, "high": 3}, "null": None}
     assert found.study.space["training"]["epochs"] == expected[entry]
 
 
-def test_words_are_files_whatever_their_names() -> None:
+def test_arguments_take_words_as_files_whatever_their_names() -> None:
     names = [
         "a.png",
         "x/b=c.png",

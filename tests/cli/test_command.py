@@ -251,7 +251,9 @@ def test_multirun_ends_all_jobs_with_a_signal(
     assert "Traceback" not in errors
 
 
-def test_a_full_traceback_is_there_for_those_who_ask(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_shows_a_full_traceback_to_those_who_ask(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     ended = application("training.epochs=0")
     assert ended.returncode == 1

@@ -53,7 +53,7 @@ REFUSED = [
 ]
 
 
-def test_every_mistake_is_one_line_and_status_2_and_leaves_nothing(tmp_path: Path, command: Command) -> None:
+def test_commands_refuse_mistakes_in_one_line_and_leave_nothing(tmp_path: Path, command: Command) -> None:
     records = tmp_path / "records"
 
     def refuse(case: tuple[str, str, str]) -> str | None:
@@ -71,7 +71,7 @@ def test_every_mistake_is_one_line_and_status_2_and_leaves_nothing(tmp_path: Pat
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_grid_on_a_continuous_space_and_another_space_are_refused(
+def test_sweep_refuses_a_grid_on_a_continuous_space(
     command: Command, small_overrides: list[str], tmp_path: Path
 ) -> None:
     continuous = "study.space.training.learning_rate={low: 0.001, high: 0.1}"
@@ -81,7 +81,9 @@ def test_grid_on_a_continuous_space_and_another_space_are_refused(
     assert not (tmp_path / "records").exists()
 
 
-def test_a_run_and_what_is_printed(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
+def test_train_prints_its_epochs_and_records_a_run(
+    command: Command, small_overrides: list[str], tmp_path: Path
+) -> None:
     ended = command("train", *small_overrides)
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
@@ -97,7 +99,9 @@ def test_a_run_and_what_is_printed(command: Command, small_overrides: list[str],
     assert {path.name for path in (tmp_path / "records").iterdir()} == {"mlflow.db", "artifacts"}
 
 
-def test_multirun_runs_every_combination(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
+def test_train_runs_every_combination_of_a_multirun(
+    command: Command, small_overrides: list[str], tmp_path: Path
+) -> None:
     overrides = [override for override in small_overrides if "batch_size" not in override]
     overrides = [override for override in overrides if not override.startswith("model.")]
     ended = command("train", *overrides, "--multirun", "training.batch_size=125,250", "model=mlp")
@@ -111,7 +115,7 @@ def test_multirun_runs_every_combination(command: Command, small_overrides: list
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_the_articles_protocol_is_a_preset(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
+def test_train_follows_the_articles_protocol(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
     ended = command("train", *small_overrides, "experiment=article", "training.epochs=1")
     assert ended.returncode == 0, ended.stderr
     assert "test accuracy" in ended.stdout
@@ -121,7 +125,7 @@ def test_the_articles_protocol_is_a_preset(command: Command, small_overrides: li
     assert run.data.metrics["updates"] == 50
 
 
-def test_ctrl_c_and_sigterm_record_a_killed_run(small_overrides: list[str], tmp_path: Path) -> None:
+def test_train_records_a_killed_run_at_ctrl_c_and_sigterm(small_overrides: list[str], tmp_path: Path) -> None:
     import signal
 
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
@@ -143,9 +147,7 @@ def test_ctrl_c_and_sigterm_record_a_killed_run(small_overrides: list[str], tmp_
         assert run.data.metrics["validation_accuracy"] > 0
 
 
-def test_a_preview_says_what_would_happen_and_creates_nothing(
-    command: Command, small_overrides: list[str], tmp_path: Path
-) -> None:
+def test_sweep_previews_and_creates_nothing(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
     ended = command("sweep", *small_overrides, "preview=true", "study.space.training.epochs=[1,2]")
     assert (ended.returncode, ended.stderr) == (0, "measuring the speed of 2 workers, half a minute ...\n")
     assert "space: 490 points; the baseline is trial 0" in ended.stdout
@@ -157,17 +159,7 @@ def test_a_preview_says_what_would_happen_and_creates_nothing(
     assert not (tmp_path / "records").exists()
 
 
-@pytest.mark.parametrize("name", ["train", "sweep"])
-def test_help_names_the_command_and_its_keys(name: str, command: Command) -> None:
-    ended = command(name, "--help")
-    assert ended.returncode == 0
-    assert f"digitcnn {name}" in ended.stdout
-    assert "batch_size: 250" in ended.stdout
-
-
-def test_a_run_that_is_interrupted_in_an_epoch_is_recorded_as_killed(
-    small_overrides: list[str], root: Path, tmp_path: Path
-) -> None:
+def test_train_records_a_killed_run_within_an_epoch(small_overrides: list[str], root: Path, tmp_path: Path) -> None:
     """Ctrl-C and SIGTERM, each to a run of its own; both are at work at once."""
     # An epoch of a second or more: the signal meets it in its middle.
     overrides = [*small_overrides, "training.epochs=1000", "training.steps_per_epoch=500"]
@@ -206,7 +198,9 @@ def test_a_run_that_is_interrupted_in_an_epoch_is_recorded_as_killed(
 
 
 @pytest.mark.soak
-def test_the_other_ui_reads_the_same_study(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
+def test_records_open_in_optuna_dashboard_and_mlflow_ui(
+    command: Command, small_overrides: list[str], tmp_path: Path
+) -> None:
     """`optuna-dashboard` and `mlflow ui` open the records: both are asked over HTTP."""
     import json
     import socket

@@ -25,7 +25,7 @@ def _read(terminal: int, until: bytes, seconds: float) -> bytes:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_completes_commands_groups_and_keys(tmp_path: Path) -> None:
+def test_completion_knows_commands_groups_and_keys_in_bash(tmp_path: Path) -> None:
     (tmp_path / "digitcnn").write_text(f'#!/bin/sh\nexec {sys.executable} -m digitcnn "$@"\n')
     (tmp_path / "digitcnn").chmod(0o755)
     (tmp_path / "own" / "experiment").mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,12 +32,16 @@ def test_help_lists_every_command_in_a_line() -> None:
     assert {path.stem for path in modules} == set(COMMANDS)
 
 
-def test_no_command_shows_the_help_and_is_a_mistake() -> None:
+def test_commands_are_those_of_readmes_table() -> None:
+    assert re.findall(r"^\| `digitcnn (\w+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE) == list(COMMANDS)
+
+
+def test_program_without_a_command_shows_the_help() -> None:
     ended = _digitcnn()
     assert (ended.returncode, ended.stdout) == (2, _digitcnn("--help").stdout)
 
 
-def test_version_is_the_installed_one() -> None:
+def test_program_prints_the_installed_version() -> None:
     ended = _digitcnn("--version")
     assert (ended.returncode, ended.stdout) == (0, f"digitcnn {version('digitcnn')}\n")
 
@@ -49,7 +54,7 @@ def test_version_is_the_installed_one() -> None:
         ("postgresql://ann:secret@h/d", "error: postgresql://***@h/d: unknown command; known commands: "),
     ],
 )
-def test_an_unknown_command_is_one_line(word: str, line: str) -> None:
+def test_program_refuses_an_unknown_command_in_one_line(word: str, line: str) -> None:
     ended = _digitcnn(word)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(line)
@@ -91,7 +96,7 @@ def test_help_shows_the_groups_that_were_chosen(tmp_path: Path) -> None:
     assert _digitcnn("sweep", "study=nowhere", "--help").returncode == 2
 
 
-def test_a_python_without_our_packages_is_one_line_without_what_was_typed() -> None:
+def test_program_names_a_python_without_our_packages() -> None:
     # Without site-packages, as the machine's own Python.
     ended = _digitcnn("train", "tracking.uri=https://user:secret@host", flags=("-S",))
     assert ended.returncode == 2
@@ -162,7 +167,7 @@ def test_help_names_a_config_file_that_is_broken(
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["ui", "--help"], ["ui", "--cfg", "job"], ["ui", "--info"]], ids=" ".join
 )
-def test_output_may_be_cut(arguments: list[str]) -> None:
+def test_output_may_be_cut_in_order(arguments: list[str]) -> None:
     # Given a reader that has gone, as of `| head -1`
     reading, writing = os.pipe()
     os.close(reading)

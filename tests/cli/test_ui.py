@@ -73,7 +73,7 @@ EXPERIMENTS = "/ajax-api/2.0/mlflow/experiments/search?max_results=100"
 
 
 @pytest.mark.parametrize("path", ["/", EXPERIMENTS, "/api/2.0/mlflow/experiments/search?max_results=100"])
-def test_the_ui_answers_to_its_own_host_alone(ui: int, path: str) -> None:
+def test_ui_answers_to_its_own_host_alone(ui: int, path: str) -> None:
     assert _ask(ui, "GET", path).status == 200
     assert _ask(ui, "GET", path, Host=f"localhost:{ui}").status == 200
     for host in ("evil.example", f"evil.example:{ui}", f"127.0.0.1.evil.example:{ui}", "10.0.0.1", f"10.0.0.1:{ui}"):
@@ -82,7 +82,7 @@ def test_the_ui_answers_to_its_own_host_alone(ui: int, path: str) -> None:
         assert b"Invalid Host header" in answer.read()
 
 
-def test_another_sites_page_can_change_and_read_nothing_in_the_ui(ui: int) -> None:
+def test_ui_lets_another_sites_page_change_and_read_nothing(ui: int) -> None:
     create = "/ajax-api/2.0/mlflow/experiments/create"
     for number, origin in enumerate(("https://evil.example", "http://127.0.0.1.evil.example", "null")):
         refused = _ask(ui, "POST", create, f'{{"name": "forged {number}"}}', Origin=origin)
@@ -96,7 +96,7 @@ def test_another_sites_page_can_change_and_read_nothing_in_the_ui(ui: int) -> No
     assert b"forged" not in experiments
 
 
-def test_the_ui_listens_on_loopback_alone(ui: int) -> None:
+def test_ui_listens_on_loopback_alone(ui: int) -> None:
     listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr.port == ui]
     assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
 
