@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from digitcnn import tracking
+from digitcnn import tracking, training
 from digitcnn.config import Config, RunConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
@@ -39,7 +39,9 @@ def _check_environment(value: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(key, str) or not isinstance(text, str | bool | int | float | None):
                 raise ValueError(f"must hold words and numbers, also in {name}")
             _check_text(f"{key} {text}")
-    return value
+    # Earlier versions recorded other variables too, which may hold secrets and are not to be published.
+    flags, backend = value.get(EnvironmentKey.FLAGS, {}), value.get(Tag.BACKEND, "tensorflow")
+    return {**value, EnvironmentKey.FLAGS: training.arithmetic_flags(flags, backend)}
 
 
 _Text = Annotated[str, AfterValidator(_check_text)]

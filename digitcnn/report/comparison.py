@@ -10,6 +10,7 @@ from digitcnn import evaluation, tracking
 from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError
 from digitcnn.records import Tag
+from digitcnn.report.record import with_known_flags
 
 _TAGS = {Tag.ENGINE, Tag.CPU, Tag.FLAGS, Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256, Tag.WEIGHTS_SHA256}
 
@@ -35,7 +36,8 @@ def compare_runs(named: str, study: StudyReference, config: TrackingConfig) -> R
         found = [store.client.get_run(run_id) for run_id in ids]
     columns = []
     for run in found:
-        tags = {k: v for k, v in run.data.tags.items() if k in _TAGS or k.startswith(Tag.VERSION_PREFIX)}
+        tags = with_known_flags(run.data.tags)
+        tags = {k: v for k, v in tags.items() if k in _TAGS or k.startswith(Tag.VERSION_PREFIX)}
         status = {"name": run.info.run_name, "status": run.info.status}
         parameters = dict(sorted(run.data.params.items()))
         columns.append(status | parameters | dict(sorted(run.data.metrics.items())) | tags)

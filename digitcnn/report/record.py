@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest
 from digitcnn.records import EPOCH_METRICS, Artifact, Column, IdentityKey, Tag
-from digitcnn.training import load_splits
+from digitcnn.training import arithmetic_flags, load_splits
 
 _MACHINE = (Tag.HOST, Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM)
 _SOFTWARE = (Tag.PYTHON, Tag.BACKEND, Tag.ENGINE, Tag.FLAGS)
@@ -107,7 +108,7 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
         parent_run_id=parent_run_id,
         status="RUNNING" if parent is None else str(parent.info.status),
         settings=settings,
-        environment=_environment([run.data.tags for run in runs]),
+        environment=_environment([with_known_flags(run.data.tags) for run in runs]),
         commands=tuple(dict.fromkeys(tags[Tag.COMMAND] for tags in every if Tag.COMMAND in tags)),
         confirmation=None if parent_run_id is None else _confirmation(store, parent_run_id),
     )
@@ -125,6 +126,15 @@ def _curves(store: tracking.Store, table: pd.DataFrame) -> pd.DataFrame:
         for epoch in sorted(set().union(*curves)):
             rows.append((trial, run_id, state, epoch, *(curve.get(epoch) for curve in curves)))
     return pd.DataFrame(rows, columns=columns)
+
+
+def with_known_flags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return a run's tags with those of its flags that are recorded now: earlier versions recorded other variables."""
+    try:
+        flags = arithmetic_flags(json.loads(tags[Tag.FLAGS]), tags.get(Tag.BACKEND, "tensorflow"))
+    except (KeyError, TypeError, ValueError):
+        return {name: value for name, value in tags.items() if name != Tag.FLAGS}
+    return {**tags, Tag.FLAGS: json.dumps(flags, sort_keys=True)}
 
 
 def _environment(tags: Sequence[dict[str, str]]) -> dict[str, Counter[str]]:

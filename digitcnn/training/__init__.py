@@ -4,6 +4,7 @@ from digitcnn.training.backends import BACKEND_PACKAGES, available_cores, check_
 from digitcnn.training.data import load_splits
 from digitcnn.training.engines import make_engine
 from digitcnn.training.environment import (
+    arithmetic_flags,
     cpu_model,
     describe_environment,
     git_state,
@@ -24,6 +25,7 @@ from digitcnn.training.network import (
 __all__ = [
     "BACKEND_PACKAGES",
     "MAX_PARAMETERS",
+    "arithmetic_flags",
     "available_cores",
     "build_model",
     "check_fits",

@@ -26,7 +26,7 @@ _XLA_FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",
 )
 # The last one is read by JAX alone.
-THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "PJRT_NPROC")
+_THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "PJRT_NPROC")
 
 
 def available_cores() -> int:
@@ -89,7 +89,7 @@ def _load(backend: Backend, threads: int) -> None:
     Flags that a person set stay; those of TensorFlow that a parent process set here do not.
     """
     os.environ |= {"KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1"}
-    os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    os.environ |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if backend == "jax":
         os.environ["JAX_PLATFORMS"] = "cpu"

@@ -20,24 +20,52 @@ import psutil
 
 from digitcnn.config import Backend, without_credentials
 from digitcnn.records import EnvironmentKey, Tag
-from digitcnn.training.backends import BACKEND_PACKAGES, THREAD_VARIABLES
+from digitcnn.training.backends import BACKEND_PACKAGES
 
 _PACKAGES = ("keras", "numpy", "mlflow", "optuna", "hydra-core")
-# Flags that can change the arithmetic of a run. The thread variables are set here and recorded as `threads`.
-_FLAG_PREFIXES = ("XLA_", "OMP_", "KMP_", "MKL_", "KERAS_", "OPENBLAS_")
-_BACKENDS_FLAG_PREFIXES: dict[Backend, tuple[str, ...]] = {
-    "tensorflow": ("TF_",),
-    "jax": ("JAX_",),
-    "torch": ("TORCH_", "ATEN_"),
+# The variables that change the arithmetic of a run, or the threads that its order depends on; read by NumPy's libraries
+# (OpenBLAS), oneDNN, OpenMP, MKL and Keras. By name: other programs' variables, secrets among them, begin alike. The
+# thread variables are set here and recorded as `threads`, the backend as `backend`.
+_FLAGS = (
+    *("OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS", "OMP_NESTED", "OMP_PLACES", "OMP_PROC_BIND", "OMP_SCHEDULE"),
+    *("OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "KMP_AFFINITY", "KMP_BLOCKTIME", "KMP_DETERMINISTIC_REDUCTION"),
+    *("KMP_DYNAMIC_MODE", "KMP_FORCE_REDUCTION", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_DYNAMIC"),
+    *("MKL_DOMAIN_NUM_THREADS", "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "MKL_THREADING_LAYER"),
+    *("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES"),
+    *("ONEDNN_CPU_ISA_HINTS", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA"),
+    *("DNNL_CPU_ISA_HINTS", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA"),
+    # Both cut Keras's own fit short.
+    *("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"),
+)
+_BACKENDS_FLAGS: dict[str, tuple[str, ...]] = {
+    "tensorflow": (
+        *("XLA_FLAGS", "TF_XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_SET_ONEDNN_FPMATH_MODE"),
+        *("TF_ENABLE_ONEDNN_SPMM", "TF_ENABLE_ZENDNN_OPTS", "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "TF_USE_DEEP_CONV2D"),
+        *("TF_ENABLE_MAXPOOL_NANPROP", "TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_LEVEL", "TF_OVERRIDE_GLOBAL_THREADPOOL"),
+        *("TF_USE_EIGEN_PARALLEL_FOR_IN_WORK_SHARDER", "TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL"),
+    ),
+    "jax": (
+        *("XLA_FLAGS", "JAX_ALLOW_F16_REDUCTIONS", "JAX_COMPILER_ENABLE_REMAT_PASS", "JAX_DEFAULT_MATMUL_PRECISION"),
+        *("JAX_DEFAULT_PRNG_IMPL", "JAX_DISABLE_JIT", "JAX_ENABLE_CUSTOM_PRNG", "JAX_ENABLE_X64"),
+        *("JAX_EXEC_TIME_OPTIMIZATION_EFFORT", "JAX_EXPLICIT_X64_DTYPES", "JAX_NUMPY_DTYPE_PROMOTION"),
+        *("JAX_OPTIMIZATION_LEVEL", "JAX_RANDOM_SEED_OFFSET", "JAX_SOFTMAX_CUSTOM_JVP", "JAX_THREEFRY_PARTITIONABLE"),
+        *("JAX_USE_DIRECT_LINEARIZE", "KERAS_NNX_ENABLED"),
+    ),
+    "torch": (
+        *("ATEN_CPU_CAPABILITY", "KERAS_TORCH_DEVICE", "TORCH_MKLDNN_MATMUL_MIN_DIM", "TORCH_MKLDNN_MATMUL_MIN_SIZE"),
+    ),
 }
 
-# Of those, the ones that a run of somebody else may set here, and their form: they change arithmetic and nothing else.
-# TF_ and XLA_FLAGS can also load libraries and write files, and XLA ends the process at a flag it does not know.
+# Of those, the ones that a run of somebody else may set here, and their form. TF_XLA_FLAGS and XLA_FLAGS can also load
+# libraries and write files, and XLA ends the process at a flag it does not know.
 _REPEATABLE_FLAGS = {
-    **dict.fromkeys(("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_CPP_MIN_LOG_LEVEL"), r"[0-9]|true|false"),
+    **dict.fromkeys(("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS"), r"[0-9]|true|false"),
     **dict.fromkeys(("OMP_DYNAMIC", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_AFFINITY"), r"[\w,=]+"),
     **dict.fromkeys(
         ("MKL_CBWR", "MKL_DYNAMIC", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE"), r"\w+"
+    ),
+    **dict.fromkeys(
+        ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"), r"\w+"
     ),
 }
 _REPEATABLE_XLA_FLAG = re.compile(
@@ -78,10 +106,7 @@ def describe_environment(threads: int, backend: Backend = "tensorflow") -> dict[
         Tag.THREADS: threads,
         Tag.BACKEND: backend,
         EnvironmentKey.FLAGS: {
-            name: without_credentials(value)
-            for name, value in sorted(os.environ.items())
-            if name.startswith((*_FLAG_PREFIXES, *_BACKENDS_FLAG_PREFIXES[backend]))
-            and name not in (*THREAD_VARIABLES, "TF_CLI_CONFIG_FILE")
+            name: without_credentials(value) for name, value in arithmetic_flags(os.environ, backend).items()
         },
         EnvironmentKey.GIT: git_state(),
         Tag.COMMAND: shlex.join(_command()),
@@ -92,6 +117,12 @@ def _command() -> list[str]:
     """Return the command line of this process without credentials; that of a script begins with python."""
     words = [without_credentials(word) for word in sys.argv]
     return words if words[:1] == ["digitcnn"] else ["python", *words]
+
+
+def arithmetic_flags(variables: Mapping[str, str], backend: str) -> dict[str, str]:
+    """Return those of some environment variables, by name, that change the arithmetic of a run on a backend."""
+    names = {*_FLAGS, *_BACKENDS_FLAGS.get(backend, ())}
+    return {name: variables[name] for name in sorted(names) if name in variables}
 
 
 def repeatable_flags(recorded: Mapping[str, Any]) -> dict[str, str]:

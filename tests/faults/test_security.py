@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import itertools
+import json
 import logging
 import os
 import signal
@@ -13,19 +14,33 @@ import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from digitcnn import cli, evaluation, runner, training
-from digitcnn.config import Config, ConfirmConfig, ReproduceConfig, SweepConfig, load_config, without_credentials
+from digitcnn import cli, evaluation, report, runner, training
+from digitcnn.config import (
+    Backend,
+    Config,
+    ConfirmConfig,
+    ReportConfig,
+    ReproduceConfig,
+    StudyReference,
+    SweepConfig,
+    load_config,
+    without_credentials,
+)
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest, write_manifest
 from digitcnn.evaluation.manifest import read_manifest
+from digitcnn.report.record import with_known_flags
 from digitcnn.runner import signals
 from digitcnn.study.storage import lock
+from tests.conftest import with_study
 from tests.support.passwords import BASIC, PASSWORD, TYPED, USER, assert_in_no_file, assert_in_no_text
+from tests.support.sweeps import Quiet, work
+from tests.support.trainers import ConfirmingTrainer, InstantTrainer
 
 # An address, and all that is shown of it.
 SHOWN = [
@@ -161,6 +176,7 @@ def test_repeatable_flags_do_nothing_but_change_numbers() -> None:
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2",
         "TF_ENABLE_ONEDNN_OPTS": "0",
         "OMP_PROC_BIND": "true",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
     }
     hostile = {
         "TF_PLUGGABLE_DEVICE_LIBRARY_PATH": "/tmp/evil",
@@ -181,6 +197,71 @@ def test_repeatable_flags_do_nothing_but_change_numbers() -> None:
         "--xla_cpu_unknown=1",
     ):
         assert training.repeatable_flags({"XLA_FLAGS": flags}) == {}
+
+
+# Variables of other programs, or of places and accounts, that begin as the frameworks' own do.
+OTHERS = (
+    *("TF_VAR_db_password", "TF_TOKEN_app_terraform_io", "TF_HTTP_PASSWORD", "TF_CLI_CONFIG_FILE", "KERAS_HOME"),
+    *("KERAS_TOKEN", "JAX_PLATFORMS_TOKEN", "XLA_SECRET", "OMP_KEY", "KMP_CREDENTIALS", "MKL_LICENSE", "TORCH_TOKEN"),
+    *("OPENBLAS_PASSWORD", "ONEDNN_TOKEN", "ATEN_SECRET"),
+)
+
+
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_environment_holds_flags_by_name_and_no_other_variable(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {
+        "tensorflow": {"TF_ENABLE_ONEDNN_OPTS": "0", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"},
+        "jax": {"JAX_ENABLE_X64": "1", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"},
+        "torch": {"ATEN_CPU_CAPABILITY": "avx2"},
+    }
+    for name, value in {**flags["jax"], **flags["torch"], **flags["tensorflow"], "OMP_DYNAMIC": "true"}.items():
+        monkeypatch.setenv(name, value)
+    for name in OTHERS:
+        monkeypatch.setenv(name, "pl4nted")
+    monkeypatch.setenv("OMP_SCHEDULE", "http://u:pl4nted@h")
+    masked = {"OMP_DYNAMIC": "true", "OMP_SCHEDULE": "http://***@h"}
+    assert training.describe_environment(1, backend)["flags"] == masked | flags[backend]
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_no_other_variable_of_a_worker_is_recorded_or_published(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    # Given workers whose environment holds secrets, and one flag that shows it is their environment that is recorded.
+    planted = (*((name, "pl4nted") for name in OTHERS), ("OMP_SCHEDULE", "guided,7"))
+    config = with_study(sweep_config, workers=1, trials=2, pruner="none")
+    # When
+    result = work(config, InstantTrainer(variables=planted))
+    tree = {"study": {"name": "small"}, "tracking": config.tracking.model_dump(), "confirm": {"top": 1, "seeds": 2}}
+    confirm = load_config(ConfirmConfig, tree)
+    confirmed = evaluation.run_confirmation(
+        evaluation.plan_confirmation(confirm), Quiet(), ConfirmingTrainer(variables=planted)
+    )
+    reference = StudyReference(name="small")
+    report.write_report(ReportConfig(study=reference, tracking=config.tracking))
+    runs = ",".join(confirmed.runs["run_id"][:2])
+    compared = report.compare_runs(runs, reference, config.tracking)
+    # Then
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert [path for path, content in files.items() if b"pl4nted" in content] == []
+    assert "pl4nted" not in compared.differing.to_string()
+    assert b"guided,7" in confirmed.champion_path.read_bytes()
+    assert len([path for path in files if path.name == "environment.json" and b"guided,7" in files[path]]) == 6
+    assert result.finished == 2
+
+
+def test_variables_that_an_earlier_version_recorded_are_not_published(tmp_path: Path) -> None:
+    flags = {"TF_VAR_db_password": "pl4nted", "KMP_INIT_AT_FORK": "FALSE", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    content = _manifest(environment={"threads": 1, "flags": flags, "packages": {}, "git": {}})
+    (tmp_path / "earlier.yaml").write_text(yaml.safe_dump(content))
+    manifest = read_manifest(tmp_path / "earlier.yaml")
+    write_manifest(manifest, tmp_path / "champion.yaml", "")
+    assert manifest.environment["flags"] == {"TF_ENABLE_ONEDNN_OPTS": "0"}
+    assert "pl4nted" not in (tmp_path / "champion.yaml").read_text()
+    tags = {"backend": "tensorflow", "flags": json.dumps(flags), "cpu": "x"}
+    shown = {"backend": "tensorflow", "flags": '{"TF_ENABLE_ONEDNN_OPTS": "0"}', "cpu": "x"}
+    assert with_known_flags(tags) == shown
+    assert with_known_flags({"flags": "pl4nted"}) == {}
 
 
 PLANS: dict[str, tuple[type[Config], Callable[[Any], object], dict[str, Any]]] = {

@@ -29,12 +29,16 @@ def _environment(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class InstantTrainer:
-    """Records epochs whose accuracy follows from the parameters; each takes `seconds`."""
+    """Records epochs whose accuracy follows from the parameters; each takes `seconds`.
+
+    `variables` are those of the worker process's environment, names and values.
+    """
 
     seconds: float = 0.0
+    variables: tuple[tuple[str, str], ...] = ()
 
     def prepare(self, threads: int) -> None:
-        pass
+        os.environ.update(self.variables)
 
     def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
         training = job.config.training
