@@ -78,7 +78,7 @@ def find_run(
         # Only `run` may be a file; `compare` puts recorded runs side by side.
         allowed = [*_REFERENCES, "a manifest's FILE.yaml"] if key == "run" else _REFERENCES
         raise ConfigError(f"{key}={reference}: must be {', '.join(allowed[:-1])}, or {allowed[-1]}")
-    found = store.client.search_runs([store.experiment_id], f"attributes.run_id LIKE '{reference}%'", max_results=2)
+    found = tracking.search_runs(store, f"attributes.run_id LIKE '{reference}%'")
     if not found:
         raise ConfigError(f"{key}={reference}: no such run is recorded")
     if len(found) > 1:

@@ -90,10 +90,12 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     opened = study.recorded_study(reference, config.folder)
     snapshot = study.snapshot_study(opened)
     table = study.rank_trials(snapshot)
-    found = {run.info.run_id: run for run in tracking.study_runs(store, reference.name)}
     parent_run_id = opened.parent_run_id
-    parent = found.pop(parent_run_id, None)
-    runs = sorted(found.values(), key=lambda run: run.info.start_time)
+    found = tracking.study_runs(store, reference.name)
+    parent = next((run for run in found if run.info.run_id == parent_run_id), None)
+    # Another study in this MLflow store may have the same name.
+    children = [run for run in found if run.data.tags.get(Tag.PARENT, "") == parent_run_id]
+    runs = sorted(children, key=lambda run: run.info.start_time)
     settings = {} if parent is None else dict(parent.data.params)
     total = 0 if parent is None else int(parent.data.tags[Tag.STUDY_TRIALS])
     every = [run.data.tags for run in ([] if parent is None else [parent]) + runs]

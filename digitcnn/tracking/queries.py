@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +55,23 @@ def confirmation_runs(store: Store, study: str) -> list[Any]:
 
 
 def search_runs(store: Store, filters: str) -> list[Any]:
-    """Return the runs of the experiment that pass MLflow's filter, the newest first."""
-    found: list[Any] = []
-    token = None
-    while True:
-        page = store.client.search_runs([store.experiment_id], filters, max_results=_MAX_RUNS, page_token=token)
+    """Return the runs of every experiment that pass MLflow's filter, the newest first.
+
+    A study that was resumed with another `tracking.experiment` has runs in both.
+    """
+    experiments = _pages(lambda token: store.client.search_experiments(page_token=token))
+    ids = [each.experiment_id for each in experiments]
+    return _pages(lambda token: store.client.search_runs(ids, filters, max_results=_MAX_RUNS, page_token=token))
+
+
+def _pages(ask: Callable[[str | None], Any]) -> list[Any]:
+    """Return what all pages of an answer hold; `ask` returns the page of a token, or the first one."""
+    page = ask(None)
+    found = list(page)
+    while page.token:
+        page = ask(page.token)
         found += page
-        token = page.token
-        if not token:
-            return found
+    return found
 
 
 def find_runs(store: Store, filters: str) -> list[Any]:
@@ -127,7 +135,8 @@ def read_predictions(store: Store, run_id: str) -> pd.DataFrame:
 
 def logged_model(store: Store, run_id: str) -> Any:
     """Return the logged model of a run. Raises ConfigError if it has none."""
-    models = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+    experiment_id = store.client.get_run(run_id).info.experiment_id
+    models = store.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
     if not models:
         raise ConfigError(f"run={run_id}: has no model; runs that were pruned or failed keep none")
     return models[0]

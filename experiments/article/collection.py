@@ -155,7 +155,8 @@ def _newest(store: Store, query: str, key: Callable[[Any], _Key | None]) -> dict
     """
     found: dict[_Key, Any] = {}
     for run in reversed(tracking.search_runs(store, f"attributes.status = 'FINISHED' AND {query}")):
-        named = None if _NOT_ALONE & set(run.data.tags) else key(run)
+        elsewhere = run.info.experiment_id != store.experiment_id
+        named = None if elsewhere or _NOT_ALONE & set(run.data.tags) else key(run)
         if named is not None:
             found[named] = run
     return dict(sorted(found.items()))

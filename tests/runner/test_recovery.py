@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from digitcnn import runner, study, tracking, training
-from digitcnn.config import SweepConfig
+from digitcnn import report, runner, study, tracking, training
+from digitcnn.config import StudyReference, SweepConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.records import TrialRecord
 from digitcnn.runner.run import recorded_outcome
@@ -20,6 +20,7 @@ from digitcnn.tracking import operations, outbox
 from tests.conftest import with_study
 from tests.support.recorded import epoch
 from tests.support.sweeps import (
+    Quiet,
     assert_nothing_runs,
     assert_whole,
     confirm,
@@ -154,6 +155,31 @@ def test_sweep_goes_on_when_the_mlflow_records_were_deleted(
     messages.clear()
     work(with_study(copied, trials=4), InstantTrainer())
     assert messages == []
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_study_is_whole_when_another_experiment_is_asked_for(
+    copied: SweepConfig, opened: study.OpenStudy, store: tracking.Store, messages: list[str]
+) -> None:
+    """Given a sweep that was killed in the first experiment, and a duplicate of a trial there."""
+    parent = opened.user_attrs["parent_run_id"]
+    tags = {"study": "small", "trial": "99"}
+    run_id = tracking.create_training_run(store, copied.baseline, "small-99", tags, parent)
+    opened.enqueue_trial(opened.trials[1].params)
+    place = {"root": copied.tracking.root, "experiment": "other"}
+    other = load_config(SweepConfig, {**copied.model_dump(), "tracking": place})
+    shown = Quiet()
+    result = work(with_study(other, trials=4), InstantTrainer(), shown)
+    assert (result.finished, result.parent_run_id) == (4, parent)
+    assert messages == ["1 open runs were closed"]
+    assert store.client.get_run(run_id).info.status == "KILLED"
+    assert shown.endings == ["same as trial 1"]
+    elsewhere = tracking.open_store(other.tracking)
+    assert elsewhere.experiment_id != store.experiment_id
+    for each in (store, elsewhere):
+        found = report.read_study(each, StudyReference(name="small"), copied.tracking)
+        assert (found.status, found.total, found.finished) == ("FINISHED", 4, 4)
+        assert found.environment["threads"] == {"1": 3}
 
 
 @pytest.mark.usefixtures("quick_workers")
