@@ -329,14 +329,15 @@ def test_collection_refuses_a_study_of_another_protocol(
 def test_collection_refuses_an_outdated_confirmation(
     rest: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a study whose first trial has settings that were not confirmed
+    # Given a study whose first trial is not among the confirmed ones
     read = collection.report.read_study
 
     def gone_on(*arguments: Any) -> StudyRecord:
         found = read(*arguments)
-        table = found.table.copy()
-        table.loc[table.index[0], "training.batch_size"] += 1
-        return dataclasses.replace(found, table=table)
+        assert found.confirmation is not None
+        table = found.confirmation.table
+        others = table[table["trial"] != found.table["trial"].iloc[0]]
+        return dataclasses.replace(found, confirmation=dataclasses.replace(found.confirmation, table=others))
 
     assert read(rest.store, StudyReference(name=results.DEFAULT), rest.tracking).unconfirmed is None
     monkeypatch.setattr(collection.report, "read_study", gone_on)
