@@ -1,12 +1,14 @@
-"""Files that are written whole or not at all, and the SQLite files of the local stores."""
+"""Files that are written whole or not at all, lock files, and the SQLite files of the local stores."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -40,6 +42,58 @@ def write_atomically(path: Path, content: str | bytes, safe: str) -> None:
                 beside.unlink()
     except OSError as error:
         raise MachineError(f"{path} cannot be written: {error.strerror}; {safe}") from None
+
+
+# Device and number of the lock files that this process holds.
+_HELD: set[tuple[int, int]] = set()
+
+
+@contextlib.contextmanager
+def lock_file(path: Path) -> Iterator[str | None]:
+    """Hold a lock file while the body runs and yield None; yield its holder, not waiting for it, if there is another.
+
+    The system releases it when the process ends, in whatever way. Raises MachineError if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # O_NOFOLLOW: through a link of that name any file could be emptied.
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
+    except OSError as error:
+        raise MachineError(f"the records folder {path.parent.parent} cannot be used: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield file.read().strip() or "another process"
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
+        file.flush()
+        held = _identity(file.fileno())
+        _HELD.add(held)
+        try:
+            yield None
+        finally:
+            _HELD.discard(held)
+            file.truncate(0)
+
+
+def other_holder(folder: Path) -> str | None:
+    """Return the holder of a lock file in the folder, if one is held by another process than this."""
+    for path in sorted(folder.glob("*.lock")):
+        with contextlib.suppress(OSError), os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+") as file:
+            if _identity(file.fileno()) in _HELD:
+                continue
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+    return None
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def sqlite_url(path: Path) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +11,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, StoreAway
-from digitcnn.files import LOCK_SECONDS, check_database, create_database, sqlite_url
+from digitcnn.files import LOCK_SECONDS, check_database, create_database, lock_file, sqlite_url
 
 # Raised where the store failed, by Optuna or below it.
 STORAGE_FAILURES = (StorageInternalError, SQLAlchemyError)
@@ -67,28 +64,14 @@ def only_process(folder: Path, study: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock file of a study in a folder. The system releases it when the process ends, in whatever way.
+    """Hold the lock file of a study in a folder.
 
     Raises ConfigError if another process holds it, MachineError if the folder cannot be written.
     """
-    path = folder / "locks" / f"{name}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # O_NOFOLLOW: through a link of that name any file could be emptied.
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
-    except OSError as error:
-        raise MachineError(f"the records folder {folder} cannot be used: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read().strip() or "another process"
+    with lock_file(folder / "locks" / f"{name}.lock") as holder:
+        if holder is not None:
             raise ConfigError(
                 f"study.name={name}: {holder} is at work on this study; wait for it, or end it and give it more "
                 "workers.count"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
-        file.flush()
+            )
         yield
-        file.truncate(0)

@@ -82,16 +82,22 @@ class Store:
             logger.info(f"the MLflow store {without_credentials(self.uri)} answers again")
 
 
-def open_store(config: TrackingConfig, stopped: Callable[[], bool] = lambda: False, patient: bool = False) -> Store:
+def open_store(
+    config: TrackingConfig,
+    stopped: Callable[[], bool] = lambda: False,
+    patient: bool = False,
+    reading: bool = False,
+) -> Store:
     """Open the store; create it and its experiment if they are missing.
 
-    Raises MachineError if it cannot; waits for a store that is away only if `patient`.
+    Raises MachineError if it cannot; waits for a store that is away only if `patient`. Unless it is for `reading`
+    alone, raises ConfigError if the folder was moved while another process records in it.
     """
     with store_errors(config):
-        return _retry(lambda: _open(config, stopped), stopped, RETRY_TIMEOUT_SECONDS if patient else 0.0)
+        return _retry(lambda: _open(config, stopped, reading), stopped, RETRY_TIMEOUT_SECONDS if patient else 0.0)
 
 
-def _open(config: TrackingConfig, stopped: Callable[[], bool]) -> Store:
+def _open(config: TrackingConfig, stopped: Callable[[], bool], reading: bool) -> Store:
     for variable, value in _SETTINGS.items():
         os.environ.setdefault(variable, value)
     import mlflow
@@ -100,7 +106,7 @@ def _open(config: TrackingConfig, stopped: Callable[[], bool]) -> Store:
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     if config.uri is None:
-        local.prepare_folder(config.folder)
+        local.prepare_folder(config.folder, reading)
     elif config.uri.startswith(("http://", "https://")):
         # Raises at once if no server is there; any answer will do.
         requests.get(f"{config.uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)

@@ -15,8 +15,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import psutil
 
-from digitcnn.errors import MachineError
-from digitcnn.files import check_database, connect_database, create_database, sqlite_url
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.files import check_database, connect_database, create_database, other_holder, sqlite_url
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,11 @@ _TIME = "%Y-%m-%d %H:%M:%S"
 _TOLERANCE_SECONDS = 2 * 3600.0
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path, reading: bool = False) -> None:
     """Create the folder of a local store and its database, or check those that there are.
 
-    Raises MachineError if the folder cannot be used, or if the database is damaged or of another program or version.
+    Raises MachineError if the folder cannot be used, or if the database is damaged or of another program or version;
+    unless it is for `reading` alone, ConfigError if artifacts would be recorded outside the folder.
     """
     from mlflow.store.db.utils import _get_latest_schema_revision
 
@@ -47,7 +48,13 @@ def prepare_folder(folder: Path) -> None:
     version = ("SELECT version_num FROM alembic_version", str(_get_latest_schema_revision()))  # type: ignore[no-untyped-call]
     check_database(folder / "mlflow.db", "MLflow", frozenset({"experiments", "alembic_version"}), version)
     create_database(folder / "mlflow.db", _create_tables)
-    before = relocate_artifacts(folder)
+    try:
+        before = relocate_artifacts(folder)
+    except ConfigError as error:
+        if not reading:
+            raise
+        logger.warning(str(error))
+        return
     if before is not None:
         logger.info(f"the records were in {before}: the store now names their places in {folder}")
 
@@ -66,6 +73,7 @@ def relocate_artifacts(folder: Path) -> str | None:
 
     A folder that was moved, renamed or copied still names its old place, since MLflow records absolute ones. The
     store of a copy names the copy's files from then on; the original is not touched. One transaction: all or nothing.
+    Raises ConfigError, and changes nothing, if another process is at work in the folder, which then has two names.
     """
     path = folder / "mlflow.db"
     if not path.exists() or path.stat().st_size == 0:
@@ -75,6 +83,13 @@ def relocate_artifacts(folder: Path) -> str | None:
         moved = [old for old in _recorded_folders(connection) if old != here and not _same(old, folder)]
         if not moved:
             return None
+        before = unquote(urlsplit(moved[0]).path)
+        holder = other_holder(folder / "locks")
+        if holder is not None:
+            raise ConfigError(
+                f"tracking.root={folder}: the store names the places of files in {before}, where {holder} is at work; "
+                "they stay so until it has ended"
+            )
         connection.execute("BEGIN IMMEDIATE")
         for old in moved:
             for table, column in _PLACES:
@@ -83,7 +98,7 @@ def relocate_artifacts(folder: Path) -> str | None:
                     (here, len(old) + 1, len(f"{old}/artifacts/"), f"{old}/artifacts/"),
                 )
         connection.execute("COMMIT")
-    return unquote(urlsplit(moved[0]).path)
+    return before
 
 
 def _recorded_folders(connection: sqlite3.Connection) -> list[str]:

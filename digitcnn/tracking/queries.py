@@ -31,7 +31,7 @@ def open_recorded(config: TrackingConfig, wanted: str) -> Store:
     """
     if config.uri is None and not (config.folder / "mlflow.db").exists():
         raise ConfigError(f"{wanted}: nothing is recorded in {config.folder}")
-    store = open_store(config)
+    store = open_store(config, reading=True)
     deliver(store)
     return store
 

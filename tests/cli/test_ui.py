@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from digitcnn.config import TrackingConfig
+from digitcnn.study import only_process
 from digitcnn.tracking import open_store, relocate_artifacts
 from tests.conftest import Command, command_line
 from tests.support.recorded import STRANGE, config_in, record_a_run
@@ -142,6 +143,22 @@ def test_ui_shows_the_artifacts_of_records_that_were_moved(empty_records: Path, 
     finally:
         server.terminate()
         server.communicate(timeout=60)
+
+
+def test_ui_leaves_the_places_of_a_process_at_work(root: Path, tmp_path: Path) -> None:
+    """Given records that are at this place for the UI alone, as where a container has them under another name."""
+    copy, port = shutil.copytree(root, tmp_path / "copy"), free_port()
+    before = (copy / "mlflow.db").read_bytes()
+    with only_process(copy, "small"):
+        server = subprocess.Popen(
+            command_line("ui", f"port={port}", f"tracking.root={copy}"), stdout=subprocess.PIPE, text=True
+        )
+        said = f"tracking.root={copy}: the store names the places of files in {root}, where process {os.getpid()}, "
+        assert _said(server).startswith(said)
+        assert _said(server) == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+        server.terminate()
+        server.communicate(timeout=60)
+    assert (copy / "mlflow.db").read_bytes() == before
 
 
 def test_ui_names_a_free_port_where_its_own_is_in_use(command: Command, tmp_path: Path) -> None:

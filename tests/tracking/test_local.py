@@ -15,6 +15,7 @@ import pytest
 from digitcnn import tracking
 from digitcnn.config import TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.study import only_process
 from digitcnn.tracking import local as local_module
 from digitcnn.tracking import outbox
 from tests.support.recorded import STRANGE, assert_complete, config_in, record_a_run
@@ -94,6 +95,43 @@ relocate_artifacts(Path({str(moved)!r}))
     assert places(path) == before
     assert local_module.relocate_artifacts(Path(moved)) == str(root)
     assert all(place.startswith(Path(moved).as_uri()) for place in places(path))
+
+
+def test_relocate_leaves_the_places_while_another_process_is_at_work(
+    root: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    """Given one folder under two names, as a container and its host see it, and a sweep at work in one of them."""
+    copy, before = shutil.copytree(root, tmp_path / "copy"), places(root / "mlflow.db")
+    config = TrackingConfig(root=str(copy))
+    program = f"""
+import sys
+from pathlib import Path
+from digitcnn.study import only_process
+
+with only_process(Path({str(copy)!r}), "small"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"held\n"
+        line = (
+            f"^tracking.root={copy}: the store names the places of files in {root}, where process {owner.pid}, "
+            "since [-0-9 :]+, is at work; they stay so until it has ended$"
+        )
+        for command in (lambda: local_module.relocate_artifacts(copy), lambda: tracking.open_store(config)):
+            with pytest.raises(ConfigError, match=line):
+                command()
+        tracking.open_recorded(config, "run=1")
+        assert re.fullmatch(line, messages.pop())
+        assert messages == []
+        assert places(copy / "mlflow.db") == before
+        owner.communicate()
+    # The owner itself may have been started where the folder has another name.
+    with only_process(copy, "small"):
+        tracking.open_store(config)
+    assert messages == [f"the records were in {root}: the store now names their places in {copy}"]
+    assert all(place.startswith(copy.as_uri() + "/") for place in places(copy / "mlflow.db"))
 
 
 def test_prepare_folder_refuses_a_file_in_its_place(tmp_path: Path) -> None:

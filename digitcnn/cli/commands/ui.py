@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.runner import capture_signals
 from digitcnn.tracking import relocate_artifacts
 
+logger = logging.getLogger(__name__)
+
 _START_SECONDS = 120
 # uvicorn ends open requests before it ends itself.
 _END_SECONDS = 15
@@ -36,6 +39,8 @@ def ui(config: UiConfig) -> int:
     _check_free(config.port)
     try:
         relocate_artifacts(config.tracking.folder)
+    except ConfigError as error:
+        logger.warning(str(error))
     except sqlite3.Error as error:
         raise MachineError(f"{config.tracking.folder}/mlflow.db cannot be used: {error}") from None
     address, listens = f"http://127.0.0.1:{config.port}", threading.Event()
