@@ -1,7 +1,7 @@
 """Training: data, networks, backends, engines and the loop; knows neither MLflow nor Optuna."""
 
 from digitcnn.training.backends import BACKEND_PACKAGES, available_cores, check_installed, import_keras, thread_count
-from digitcnn.training.data import load_splits
+from digitcnn.training.data import load_splits, provide_arrays, read_arrays
 from digitcnn.training.engines import make_engine
 from digitcnn.training.environment import (
     arithmetic_flags,
@@ -39,6 +39,8 @@ __all__ = [
     "load_splits",
     "make_engine",
     "package_versions",
+    "provide_arrays",
+    "read_arrays",
     "repeatable_flags",
     "resident_memory_mb",
     "samples_per_epoch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
@@ -9,6 +10,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +38,26 @@ _MAX_EXPANSION, _FREE_BYTES = 100, 2**26
 # numpy writes headers of 128 bytes, and four members have a directory of 250; both are read whole.
 _MAX_HEADER, _MAX_DIRECTORY = 2**14, 2**16
 _MAX_CLASSES = 1000
+# The arrays of data sets that came from another machine instead of a file, by path.
+_provided: dict[str, Mapping[str, NDArray[Any]]] = {}
+
+
+def read_arrays(config: DataConfig) -> dict[str, NDArray[Any]]:
+    """Return the arrays that `load_splits` reads of a data set, by name; none of the packaged one. Raises as it does.
+
+    Another machine has no such file: with `provide_arrays` it reads them as if it had.
+    """
+    if config.path == PACKAGED_NAME:
+        return {}
+    parts = ("train",) if config.validation == "holdout" else ("train", "test")
+    with _naming_path(config):
+        return _read_arrays(Path(config.path), [f"{kind}_{part}" for part in parts for kind in "xy"])
+
+
+def provide_arrays(path: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Let `load_splits` take arrays as those of the file at a path, which this machine need not have."""
+    if arrays:
+        _provided[path] = arrays
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -81,21 +103,32 @@ def _take(examples: Examples, order: NDArray[np.int64]) -> Examples:
 def _read(config: DataConfig, part: str) -> tuple[Examples, int, dict[str, str]]:
     """Return one part (`train` or `test`) of the data set, its number of classes, and its arrays' SHA-256 by name."""
     packaged = config.path == PACKAGED_NAME
-    file = _PACKAGED if packaged else Path(config.path)
-    try:
-        arrays = _read_arrays(file, [f"x_{part}", f"y_{part}"])
+    names = [f"x_{part}", f"y_{part}"]
+    provided = _provided.get(config.path)
+    with _naming_path(config):
+        if provided is None:
+            arrays = _read_arrays(_PACKAGED if packaged else Path(config.path), names)
+        else:
+            arrays = {name: provided[name] for name in names}
         images, labels = arrays.values()
         if not packaged:
             _check_labels(len(images), labels, part)
-    except ConfigError as error:
-        raise ConfigError(f"data.path={config.path}: {error}") from None
-    except OSError as error:
-        raise MachineError(f"data.path={config.path}: cannot be read: {error.strerror}") from None
     digests = {name: sha256_of_arrays(array) for name, array in arrays.items()}
     for name in digests if packaged else ():
         if digests[name] != MNIST_SHA256[name]:
             raise MachineError(f"the packaged MNIST is damaged: {name} has another SHA-256; install digitcnn again")
     return Examples(images, labels.astype(np.int64)), int(labels.max()) + 1, digests
+
+
+@contextlib.contextmanager
+def _naming_path(config: DataConfig) -> Iterator[None]:
+    """Raise the errors of reading a data set with its path."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"data.path={config.path}: {error}") from None
+    except OSError as error:
+        raise MachineError(f"data.path={config.path}: cannot be read: {error.strerror}") from None
 
 
 def _read_arrays(path: Path, names: list[str]) -> dict[str, NDArray[Any]]:

@@ -56,6 +56,24 @@ def test_load_splits_does_not_read_the_test_set_for_a_holdout(small_npz: Path, t
         training.load_splits(config(path=str(path), validation="test"))
 
 
+def test_load_splits_takes_provided_arrays_for_a_file_that_is_elsewhere(
+    small_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same splits and the same SHA-256 as from the file; of the test set no more is passed on than is read."""
+    monkeypatch.setattr(data, "_provided", {})
+    for validation in ("holdout", "test"):
+        config = load_config(DataConfig, {"path": str(small_npz), "validation_size": 100, "validation": validation})
+        arrays = training.read_arrays(config)
+        assert ("x_test" in arrays) is (validation == "test")
+        elsewhere = config.model_copy(update={"path": str(tmp_path / "elsewhere.npz")})
+        training.provide_arrays(elsewhere.path, arrays)
+        here, there = training.load_splits(config), training.load_splits(elsewhere)
+        assert here.sha256 == there.sha256
+        assert here.train.sha256() == there.train.sha256()
+        assert here.validation.sha256() == there.validation.sha256()
+    assert training.read_arrays(DataConfig()) == {}
+
+
 def test_load_splits_validates_on_the_test_set_as_the_article_did(small_npz: Path) -> None:
     splits = training.load_splits(config(path=str(small_npz), validation="test"))
     assert (len(splits.train), len(splits.validation)) == (600, 100)
