@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from digitcnn import evaluation, study
-from digitcnn.formatting import format_interval, format_p, format_percent, format_points, named_null
+from digitcnn.formatting import format_interval, format_p, format_percent, format_points, named_null, printable
 from digitcnn.records import Column, IdentityKey, Metric, is_maximized
 from digitcnn.report import charts
 from digitcnn.report.record import StudyRecord
@@ -235,7 +236,16 @@ def commands(found: StudyRecord) -> list[str]:
         further = [f"digitcnn confirm study={found.study.study_name}", written]
     else:
         further = [written, f"digitcnn reproduce run={found.confirmation.manifest.run_id}"]
-    return list(dict.fromkeys([*found.commands, *further]))
+    return list(dict.fromkeys([*map(_one_command, found.commands), *further]))
+
+
+def _one_command(recorded: str) -> str:
+    """Return a recorded command as one line, which a shell takes for one command whatever was recorded."""
+    try:
+        words = shlex.split(recorded)
+    except ValueError:
+        words = [recorded]
+    return printable(shlex.join(words))
 
 
 def environment(found: StudyRecord) -> Grid:
