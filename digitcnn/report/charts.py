@@ -17,7 +17,7 @@ from plotly import graph_objects as go
 
 from digitcnn.drawing import BLUE, GREY, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares
 from digitcnn.records import TITLES, Column
-from digitcnn.study import dominates
+from digitcnn.study import pareto_ranks
 
 # The browser draws a chart of lines one line at a time.
 MAX_LINES = 300
@@ -187,8 +187,8 @@ def tradeoff(
     Not `optuna.visualization.plot_pareto_front`, which knows objectives only: CPU time is seldom one.
     """
     known = table.loc[(table[Column.STATE] == "complete") & table[x].notna() & table[y].notna()]
-    signs = [1 if larger else -1 for larger in larger_is_better]
-    on_front = pd.Series(~dominates(known[[x, y]].to_numpy(float) * signs).any(axis=0), index=known.index)
+    signs = [-1 if larger else 1 for larger in larger_is_better]
+    on_front = pd.Series(pareto_ranks(known[[x, y]].to_numpy(float) * signs) == 1, index=known.index)
     # The line is where one measure stays as good while the other is given away.
     shape = "vh" if larger_is_better[0] else "hv"
     line = {"color": ORANGE, "width": 1.5, "shape": shape}

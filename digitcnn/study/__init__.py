@@ -7,10 +7,10 @@ from digitcnn.study.leaderboard import (
     best_against_baseline,
     best_trial_number,
     column_heading,
-    dominates,
     format_cell,
     parameter_in_words,
     parameters_among,
+    pareto_ranks,
     rank_trials,
 )
 from digitcnn.study.queue import Failed, Lost, Pruned, count_finished, end_running_trials, run_trials, tell_recorded
@@ -69,7 +69,6 @@ __all__ = [
     "check_sampler",
     "column_heading",
     "count_finished",
-    "dominates",
     "draw_points",
     "end_running_trials",
     "ended_trial",
@@ -83,6 +82,7 @@ __all__ = [
     "parameter_in_words",
     "parameters_among",
     "parameters_key",
+    "pareto_ranks",
     "parse_space",
     "rank_trials",
     "read_trial",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,35 +81,38 @@ def _note(record: TrialRecord) -> str:
 
 
 def _ranks(points: list[list[float]]) -> list[int]:
-    """Return ranks from 1 of points of which smaller is better: equal values share one, fronts are peeled off."""
+    """Return ranks from 1 of points of which smaller is better: equal values share one; several have their front's."""
     if not points:
         return []
-    values = -np.array(points)
+    values = np.array(points)
     if values.shape[1] == 1:
-        return [int(rank) for rank in 1 + np.searchsorted(np.sort(-values[:, 0]), -values[:, 0])]
-    dominated = dominates(values)
-    dominators = dominated.sum(axis=0)
-    ranks = np.zeros(len(values), dtype=int)
-    front = 1
-    while (ranks == 0).any():
-        best = (ranks == 0) & (dominators == 0)
-        ranks[best] = front
-        dominators = dominators - dominated[best].sum(axis=0)
-        front += 1
-    return [int(rank) for rank in ranks]
+        return [int(rank) for rank in 1 + np.searchsorted(np.sort(values[:, 0]), values[:, 0])]
+    return [int(rank) for rank in pareto_ranks(values)]
 
 
-def dominates(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return a matrix (n, n) for points (n, objectives), larger being better: True where i dominates j.
+def pareto_ranks(points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the number of each point's Pareto front, from 1, for points (n, at least 2 objectives), smaller better.
 
-    A point dominates another that is nowhere better and somewhere worse.
+    A point dominates another that is nowhere better and somewhere worse; the first front is dominated by none, the
+    next by the first alone. Equal points share a front.
     """
-    nowhere_worse = np.ones((len(values), len(values)), dtype=bool)
-    somewhere_better = np.zeros_like(nowhere_worse)
-    for column in values.T:
-        nowhere_worse &= column[:, None] >= column
-        somewhere_better |= column[:, None] > column
-    return nowhere_worse & somewhere_better
+    # In ascending order no point is dominated by a later one, and one of a front dominates it where it is as good in
+    # the other objectives. Who is dominated by a front is so by all before it, which a bisection finds (Zhang and
+    # others, 2015, doi:10.1109/TEVC.2014.2308305).
+    ordered, place = np.unique(points, axis=0, return_inverse=True)
+    # Of each front what dominates most: with two objectives a single value.
+    fronts: list[NDArray[np.float64]] = []
+    ranks = np.zeros(len(ordered), dtype=np.int64)
+    for index, others in enumerate(ordered[:, 1:]):
+        front = bisect_left(fronts, True, key=partial(_spares, others))
+        least = fronts[front] if front < len(fronts) else others[:0].reshape(0, len(others))
+        fronts[front : front + 1] = [np.vstack([least[~(others <= least).all(axis=1)], others])]
+        ranks[index] = front + 1
+    return ranks[place.reshape(-1)]
+
+
+def _spares(others: NDArray[np.float64], least: NDArray[np.float64]) -> bool:
+    return not (least <= others).all(axis=1).any()
 
 
 def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from digitcnn import evaluation
 from digitcnn.evaluation import PairedComparison
 from digitcnn.records import Column, Metric
-from digitcnn.study import dominates
+from digitcnn.study import pareto_ranks
 
 # The studies: as the article counts epochs, and at an equal number of images.
 BATCH_SIZE_STUDIES = ("batch_size_article", "batch_size")
@@ -68,8 +68,7 @@ def filter_summaries(tables: Tables) -> pd.DataFrame:
         cpu_seconds=(Metric.CPU_SECONDS, "mean"),
         cpu_sd=(Metric.CPU_SECONDS, "std"),
     ).reset_index()
-    dominated = dominates(np.column_stack([table["mean"], -table[Metric.CPU_SECONDS]]))
-    table["front"] = dominated.sum(axis=0) == 0
+    table["front"] = pareto_ranks(np.column_stack([-table["mean"], table[Metric.CPU_SECONDS]])) == 1
     return table
 
 

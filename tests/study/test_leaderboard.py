@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from hypothesis import given, settings, strategies
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 from rich.text import Text
 
 from digitcnn.cli import tables
-from digitcnn.study import best_against_baseline, rank_trials
+from digitcnn.study import best_against_baseline, pareto_ranks, rank_trials
 
 
 def _study(*objectives: str) -> optuna.Study:
@@ -82,23 +87,42 @@ def test_leaderboard_of_a_study_without_trials_is_empty(objectives: tuple[str, .
     assert best_against_baseline(table, objectives) == "no trial has completed"
 
 
-def test_leaderboard_fronts_are_those_of_comparing_all_pairs() -> None:
-    study = _study("validation_accuracy", "cpu_seconds")
-    points = np.random.default_rng(0).integers(0, 12, size=(60, 2)).astype(float)
-    for index, point in enumerate(points):
-        _add(study, index + 1, point.tolist())
-    left, expected, front = set(range(60)), {}, 1
-    while left:
-        beaten = {
-            i
-            for i in left
-            for j in left
-            if points[j, 0] >= points[i, 0] and points[j, 1] <= points[i, 1] and tuple(points[i]) != tuple(points[j])
-        }
-        expected |= dict.fromkeys(left - beaten, front)
-        left, front = beaten, front + 1
-    ranks = rank_trials(study).set_index("trial")["rank"]
-    assert ranks.to_dict() == expected
+def _ranks_of_all_pairs(points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the fronts, from 1, by comparing each point with all others: (n, n) at once."""
+    nowhere_worse = (points[:, None] <= points).all(axis=2)
+    dominates = nowhere_worse & (points[:, None] < points).any(axis=2)
+    ranks = np.zeros(len(points), dtype=np.int64)
+    while (ranks == 0).any():
+        left = ranks == 0
+        ranks[left & (dominates[left].sum(axis=0) == 0)] = ranks.max() + 1
+    return ranks
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    strategies.integers(2, 4).flatmap(
+        lambda objectives: arrays(
+            np.float64,
+            strategies.tuples(strategies.integers(1, 40), strategies.just(objectives)),
+            # Few values: many are equal.
+            elements=strategies.integers(-4, 4).map(float),
+        )
+    )
+)
+def test_pareto_ranks_are_those_of_comparing_all_pairs(points: NDArray[np.float64]) -> None:
+    assert pareto_ranks(points).tolist() == _ranks_of_all_pairs(points).tolist()
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_pareto_ranks_of_many_points_take_little_memory(objectives: int) -> None:
+    points = np.random.default_rng(0).normal(size=(30_000, objectives))
+    tracemalloc.start()
+    ranks = pareto_ranks(points)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ranks.min() == 1
+    # A matrix of all pairs has 900 MB.
+    assert peak < 20e6
 
 
 @pytest.mark.parametrize(("width", "whole"), [(130, True), (100, True), (80, False)])
