@@ -54,7 +54,9 @@ def rank_trials(study: optuna.Study) -> pd.DataFrame:
 
 def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str, Any]:
     record = read_trial(trial)
-    values = trial.values or [record.reached.get(name) for name in names]
+    # Of a pruned trial Optuna's value is the last that its pruner saw, not what the objective had reached.
+    reached = [record.reached.get(name) for name in names] if record.reached else None
+    values = reached or trial.values or [None] * len(names)
     return {
         Column.RANK: rank,
         Column.TRIAL: trial.number,

@@ -125,6 +125,20 @@ def test_pareto_ranks_of_many_points_take_little_memory(objectives: int) -> None
     assert peak < 20e6
 
 
+def test_leaderboard_shows_what_a_pruned_trial_had_reached() -> None:
+    """Optuna keeps the last value that its pruner saw, which may be worse than the best one before."""
+    study = _study("best_validation_accuracy")
+    trial = study.ask({"training.batch_size": IntDistribution(1, 999)})
+    for epoch, accuracy in ((1, 0.97), (2, 0.99), (3, 0.95)):
+        trial.report(accuracy, epoch)
+    trial.set_user_attr("reached", {"best_validation_accuracy": 0.99})
+    study.tell(trial, state=TrialState.PRUNED)
+    _add(study, 20, [0.98])
+    table = rank_trials(study)
+    assert table["best_validation_accuracy"].tolist() == [0.98, 0.99]
+    assert table["rank"].isna().tolist() == [False, True]
+
+
 @pytest.mark.parametrize(("width", "whole"), [(130, True), (100, True), (80, False)])
 def test_print_leaderboard_cuts_no_word_in_a_narrow_terminal(
     width: int, whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
