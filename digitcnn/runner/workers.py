@@ -231,7 +231,7 @@ class Pool:
 
 def core_shares(workers: int) -> list[tuple[int, ...]]:
     """Return the cores of each worker: all of them dealt out evenly, or one each, shared, if workers are more."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = training.usable_cores()
     if workers > len(cores):
         return [(cores[index % len(cores)],) for index in range(workers)]
     return [tuple(cores[index::workers]) for index in range(workers)]

@@ -1,18 +1,24 @@
 """Training: data, networks, backends, engines and the loop; knows neither MLflow nor Optuna."""
 
-from digitcnn.training.backends import BACKEND_PACKAGES, available_cores, check_installed, import_keras, thread_count
+from digitcnn.training.backends import BACKEND_PACKAGES, check_installed, import_keras, thread_count
 from digitcnn.training.data import load_splits, provide_arrays, read_arrays
 from digitcnn.training.engines import make_engine
 from digitcnn.training.environment import (
     arithmetic_flags,
-    cpu_model,
     describe_environment,
     git_state,
     package_versions,
     repeatable_flags,
-    resident_memory_mb,
 )
 from digitcnn.training.loop import samples_per_epoch, train
+from digitcnn.training.machine import (
+    available_cores,
+    cpu_model,
+    oom_kills,
+    resident_memory_mb,
+    usable_cores,
+    usable_memory_mb,
+)
 from digitcnn.training.network import (
     MAX_PARAMETERS,
     build_model,
@@ -38,6 +44,7 @@ __all__ = [
     "import_keras",
     "load_splits",
     "make_engine",
+    "oom_kills",
     "package_versions",
     "provide_arrays",
     "read_arrays",
@@ -46,5 +53,7 @@ __all__ = [
     "samples_per_epoch",
     "thread_count",
     "train",
+    "usable_cores",
+    "usable_memory_mb",
     "weights_sha256",
 ]

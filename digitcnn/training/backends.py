@@ -11,6 +11,7 @@ from pathlib import Path
 
 from digitcnn.config import Backend, TrainingConfig
 from digitcnn.errors import ConfigError
+from digitcnn.training.machine import available_cores
 
 # The packages that decide a backend's arithmetic, and must be installed for it.
 BACKEND_PACKAGES: dict[Backend, tuple[str, ...]] = {
@@ -29,15 +30,8 @@ _XLA_FLAGS = (
 _THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "PJRT_NPROC")
 
 
-def available_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def thread_count(config: TrainingConfig) -> int:
-    """Return the threads that a training uses: `threads`, or one for each core that this process may run on."""
+    """Return the threads that a training uses: `threads`, or one for each core that this process may keep busy."""
     return config.threads or available_cores()
 
 

@@ -1,4 +1,4 @@
-"""Environment of a run: versions, processor, memory, flags and the commit of the code."""
+"""Environment of a run: versions, processor, flags and the commit of the code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import os
 import platform
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -16,11 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from digitcnn.config import Backend, without_credentials
 from digitcnn.records import EnvironmentKey, Tag
 from digitcnn.training.backends import BACKEND_PACKAGES
+from digitcnn.training.machine import cpu_model
 
 _PACKAGES = ("keras", "numpy", "mlflow", "optuna", "hydra-core")
 # The variables that change the arithmetic of a run, or the threads that its order depends on; read by NumPy's libraries
@@ -75,26 +73,6 @@ _REPEATABLE_XLA_FLAG = re.compile(
 )
 
 
-def resident_memory_mb() -> float:
-    """Return the resident memory (MB) that this process holds now."""
-    return psutil.Process().memory_info().rss / 2**20
-
-
-def reset_peak_memory() -> None:
-    """Begin a new high-water mark, where the system can: a warm worker's earlier trials are not this run's."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_mb() -> float:
-    """Return the most resident memory (MB) that this process has held since the mark was reset, or ever."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def describe_environment(threads: int, backend: Backend = "tensorflow") -> dict[str, Any]:
     """Return the environment of a run as plain values, which environment.json holds."""
     return {
@@ -142,15 +120,6 @@ def package_versions(backend: Backend = "tensorflow") -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
-
-
-def cpu_model() -> str:
-    """Return the processor's name, as it gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from digitcnn.config import TrainingConfig
 from digitcnn.errors import TrainingDiverged
 from digitcnn.training.engines import make_engine
-from digitcnn.training.environment import peak_memory_mb, reset_peak_memory
+from digitcnn.training.machine import peak_memory_mb, reset_peak_memory
 from digitcnn.training.network import weights_sha256
 from digitcnn.values import Decision, EpochMetrics, Evaluation, Splits, TrainingResult
 

@@ -1,0 +1,156 @@
+"""Machine: its processor, the cores and the memory that this process may use, the memory that it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+_ROOT = Path("/")
+_MB = 2**20
+
+
+def cpu_model() -> str:
+    """Return the processor's name, as it gives it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores(root: Path = _ROOT) -> tuple[int, ...]:
+    """Return the numbers of the cores that this process may keep busy, at least one.
+
+    They are those of its affinity, but no more than the CPU quotas of its cgroup and of that one's parents pay for.
+    `root` is the folder that /proc and /sys/fs/cgroup are read in.
+    """
+    quota = min((cores for folder in _cgroups(root, "cpu") if (cores := _quota(folder)) is not None), default=None)
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return tuple(allowed if quota is None else allowed[: max(int(quota), 1)])
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may keep busy."""
+    return len(usable_cores())
+
+
+def usable_memory_mb(root: Path = _ROOT) -> float:
+    """Return the memory (MB) that this process and its children can still take without swapping or being killed.
+
+    That is the machine's, but no more than the limits of its cgroup and of that one's parents leave; what they hold of
+    files that are not in use counts as free.
+    """
+    left = [_memory_left(folder) for folder in _cgroups(root, "memory")]
+    return min([_available_mb(root), *(max(mb, 0.0) for mb in left if mb is not None)])
+
+
+def oom_kills(root: Path = _ROOT) -> int:
+    """Return how many processes the system has killed for want of memory, in this process's cgroup if it counts them.
+
+    The number grows from the machine's start, or the cgroup's: compare it with an earlier one.
+    """
+    for folder in _cgroups(root, "memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            counted = _table(folder / name).get("oom_kill")
+            if counted is not None:
+                return counted
+    return _table(root / "proc/vmstat").get("oom_kill", 0)
+
+
+def resident_memory_mb() -> float:
+    """Return the resident memory (MB) that this process holds now."""
+    return psutil.Process().memory_info().rss / _MB
+
+
+def reset_peak_memory() -> None:
+    """Begin a new high-water mark, where the system can: a warm worker's earlier trials are not this run's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """Return the most resident memory (MB) that this process has held since the mark was reset, or ever."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's cgroup with a controller and of its parents, of version 1 or 2.
+
+    A container may see its own part of the tree alone; a cgroup that is not below what is mounted is the mounted one.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        mounts = [_mount(line) for line in (root / "proc/self/mountinfo").read_text().splitlines()]
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            for kind, options, part, mounted in mounts:
+                if kind != ("cgroup" if controllers else "cgroup2") or (controllers and controller not in options):
+                    continue
+                cgroup = PurePosixPath(path)
+                inside = cgroup.is_relative_to(part) and ".." not in cgroup.parts
+                below = cgroup.relative_to(part) if inside else PurePosixPath()
+                yield from (root / mounted.lstrip("/") / each for each in (below, *below.parents))
+
+
+def _mount(line: str) -> tuple[str, list[str], str, str]:
+    """Return the kind, the options, the mounted part and the place of a line of /proc/self/mountinfo."""
+    before, _, after = line.partition(" - ")
+    fields, (kind, _, options) = before.split(" "), after.split(" ", 2)
+    # Spaces, tabs, line ends and backslashes are written as octal numbers there.
+    part, place = (text.encode().decode("unicode_escape").encode("latin-1").decode() for text in fields[3:5])
+    return kind, options.split(","), part, place
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Return the cores whose time a cgroup may use; None without a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = ((cgroup / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    return None
+
+
+def _memory_left(cgroup: Path) -> float | None:
+    """Return the memory (MB) that a cgroup's limit leaves; None without a limit."""
+    second = (cgroup / "memory.max").exists()
+    names = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    # Version 1 counts those of a cgroup's children apart.
+    inactive = _table(cgroup / "memory.stat").get("inactive_file" if second else "total_inactive_file", 0)
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int((cgroup / name).read_text()) for name in names)
+        return (limit - used + inactive) / _MB
+    return None
+
+
+def _available_mb(root: Path) -> float:
+    """Return the memory (MB) that the machine can still give to processes."""
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) / 1024
+    return psutil.virtual_memory().available / _MB
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Return the numbers of a file with a name and a number a line; empty if there is no such file."""
+    words = [line.split() for line in _lines(path)]
+    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
