@@ -72,8 +72,8 @@ def nearest_key(name: str, names: list[str]) -> str:
     if name in _RENAMED:
         return f"is now {_RENAMED[name]}"
     if name in names:
-        group = name.partition(".")[0]
-        return f"only another {group}=NAME has it"
+        group, dot, _ = name.partition(".")
+        return f"only another {group}=NAME has it" if dot else f"+{name}=VALUE adds it to this config"
     # A key without its group, such as batch_size, means the one key that ends so.
     same_end = [known for known in names if known.endswith(f".{name}")]
     close = same_end if len(same_end) == 1 else difflib.get_close_matches(name, names, n=1, cutoff=0.75)

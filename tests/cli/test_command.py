@@ -175,6 +175,13 @@ def test_command_names_a_config_file_that_is_of_no_use(
     assert ended.stderr.count("\n") == 1
 
 
+def test_command_says_how_to_add_a_key_that_the_config_lacks(here: Application, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("backend: jax\n")
+    ended = here(f"--config-path={tmp_path}", "preview=true")
+    line = "error: preview: unknown key; +preview=VALUE adds it to this config\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", line)
+
+
 @pytest.mark.parametrize("group", ["study", "tracking"])
 @pytest.mark.parametrize("content", ["study:\n  name: mine\n", "training:\n  epochs: 3\n"])
 def test_command_names_a_group_file_without_its_package(
