@@ -163,9 +163,6 @@ def _job(
         try:
             with messages():
                 status = task(config_of(composed, schema, line, folder))
-        except KeyboardInterrupt:
-            _say("interrupted: what had run is recorded")
-            status = 128 + signal.SIGINT
         except Exception as error:
             if everything:
                 raise

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -60,17 +60,9 @@ def messages(package: str = "digitcnn") -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-class TrainingDisplay(Protocol):
-    """A display of a run's epochs and of the progress within them."""
-
-    def on_epoch(self, metrics: EpochMetrics) -> None: ...
-
-    def on_progress(self, epoch: int, fraction: float) -> None: ...
-
-
 @contextlib.contextmanager
-def training_display(config: TrainingConfig) -> Iterator[TrainingDisplay]:
-    """Show one run's epochs while the body lasts."""
+def training_display(config: TrainingConfig) -> Iterator[_TrainingLines | _TrainingTable]:
+    """Show one run's epochs, and in a terminal the progress within them, while the body lasts."""
     console = text_console()
     if not console.is_terminal:
         yield _TrainingLines(config.epochs)

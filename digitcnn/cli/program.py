@@ -36,7 +36,7 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or [""]
     try:
         if name in COMMANDS and not {"-h", "--help"} & set(arguments):
-            importlib.import_module(f"digitcnn.cli.commands.{name}").main(arguments)
+            importlib.import_module(f"digitcnn.cli.commands.{name}").main(arguments=arguments)
         with output_may_be_cut():
             _explain(name, arguments)
     except ModuleNotFoundError as error:

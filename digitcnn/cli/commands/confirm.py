@@ -1,7 +1,6 @@
 """Test a study's best trials on the test set: `digitcnn confirm study=NAME [KEY=VALUE ...]`."""
 
-from collections.abc import Sequence
-from typing import NoReturn
+import functools
 
 from digitcnn import evaluation
 from digitcnn.cli import display, tables
@@ -26,6 +25,4 @@ def confirm(config: ConfirmConfig) -> int:
     return settled(config.tracking)
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the command with what was typed after its name."""
-    run_command("confirm", ConfirmConfig, confirm, arguments=arguments, study_by_name=True)
+main = functools.partial(run_command, "confirm", ConfirmConfig, confirm, study_by_name=True)

@@ -1,9 +1,8 @@
 """Say what digit a picture shows: `digitcnn predict FILE... [KEY=VALUE ...]`."""
 
 import contextlib
+import functools
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
 from digitcnn.cli.command import run_command
 from digitcnn.config import PredictConfig
@@ -28,6 +27,4 @@ def classify(config: PredictConfig) -> int:
     return 0 if len(found) == len(config.image) else 1
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the command with what was typed after its name."""
-    run_command("predict", PredictConfig, classify, arguments=arguments, words="image", study_by_name=True)
+main = functools.partial(run_command, "predict", PredictConfig, classify, words="image", study_by_name=True)

@@ -1,7 +1,6 @@
 """Write what a study found, or compare runs: `digitcnn report study=NAME | compare='[RUN,RUN]'`."""
 
-from collections.abc import Sequence
-from typing import NoReturn
+import functools
 
 from digitcnn import report
 from digitcnn.cli import tables
@@ -19,6 +18,4 @@ def tell(config: ReportConfig) -> int:
     return settled(config.tracking)
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the command with what was typed after its name."""
-    run_command("report", ReportConfig, tell, arguments=arguments, study_by_name=True)
+main = functools.partial(run_command, "report", ReportConfig, tell, study_by_name=True)

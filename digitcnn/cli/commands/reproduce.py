@@ -1,7 +1,6 @@
 """Train a recorded run again and compare: `digitcnn reproduce run=RUN [KEY=VALUE ...]`."""
 
-from collections.abc import Sequence
-from typing import NoReturn
+import functools
 
 from digitcnn import evaluation
 from digitcnn.cli import tables
@@ -22,6 +21,4 @@ def reproduce(config: ReproduceConfig) -> int:
     return 1 if found.verdict == "DIFFERENT" else settled(config.tracking)
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the command with what was typed after its name."""
-    run_command("reproduce", ReproduceConfig, reproduce, arguments=arguments, study_by_name=True)
+main = functools.partial(run_command, "reproduce", ReproduceConfig, reproduce, study_by_name=True)

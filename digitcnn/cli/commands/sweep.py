@@ -1,9 +1,8 @@
 """Search around the baseline and record every trial: `digitcnn sweep [KEY=VALUE ...]`."""
 
+import functools
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
 from digitcnn import runner, study
 from digitcnn.cli import display, tables
@@ -39,6 +38,4 @@ def _this_command() -> str:
     return shlex.join(sys.argv)
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the command with what was typed after its name."""
-    run_command("sweep", SweepConfig, search, arguments=arguments)
+main = functools.partial(run_command, "sweep", SweepConfig, search)

@@ -1,7 +1,6 @@
 """Train one network and record it: `digitcnn train [KEY=VALUE ...]`."""
 
-from collections.abc import Sequence
-from typing import NoReturn
+import functools
 
 from digitcnn import runner
 from digitcnn.cli.command import run_command, settled, training_callbacks
@@ -22,6 +21,4 @@ def train(config: RunConfig) -> int:
     return settled(config.tracking)
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the command with what was typed after its name."""
-    run_command("train", RunConfig, train, arguments=arguments)
+main = functools.partial(run_command, "train", RunConfig, train)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -13,8 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Iterator
 
 from digitcnn.cli.command import run_command
 from digitcnn.config import UiConfig
@@ -147,6 +147,4 @@ def _answers(address: str) -> bool:
         return False
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the command with what was typed after its name."""
-    run_command("ui", UiConfig, ui, arguments=arguments)
+main = functools.partial(run_command, "ui", UiConfig, ui)
