@@ -26,6 +26,7 @@ class Tag:
     # Of a study's own run.
     STUDY_KEY = "study.key"
     STUDY_TRIALS = "study.trials"
+    STUDY_ENDED = "study.ended"
     # The id of the run that this one repeats, or whose result it took over.
     REPRODUCES = "reproduces"
     SAME_AS_RUN = "same_as_run"
@@ -206,8 +207,9 @@ class TrialRecord:
     failure: str | None = None
     # The objectives' values at the end of a trial that a pruner or an interruption ended.
     reached: dict[str, float] = field(default_factory=dict)
-    # How often a worker died on these parameters.
-    deaths: int = 0
+    # How often these parameters failed, or their worker was killed from outside, while other trials succeeded.
+    failures: int = 0
+    kills: int = 0
     # The number of the lost trial that this one tries again, and of the one whose result it took over.
     repeats: int | None = None
     same_as: int | None = None

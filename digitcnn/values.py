@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from digitcnn.records import Metric
 
+# The answer to an event of a run.
 Decision = Literal["continue", "prune", "stop"]
+Ending = Literal["completed", "pruned", "stopped"]
 
 
 def sha256_of_arrays(*arrays: NDArray[Any]) -> str:
@@ -34,7 +37,8 @@ class Examples:
         return sha256_of_arrays(self.images, self.labels)
 
 
-@dataclass(frozen=True)
+# Two are the same only if they are one object: comparing would read all images.
+@dataclass(frozen=True, eq=False)
 class Splits:
     """The examples that one run trains on and is judged by: after every epoch, or `final_test_only` after the last.
 
@@ -100,7 +104,7 @@ class TrainingResult:
     model takes for class j.
     """
 
-    ending: Literal["completed", "pruned", "stopped"]
+    ending: Ending
     epochs: tuple[EpochMetrics, ...]
     final: Evaluation
     labels: NDArray[np.int64]
@@ -135,3 +139,33 @@ class TrainingResult:
             Metric.UPDATES: self.updates,
             Metric.PARAMETERS: self.parameters,
         }
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The first event of a run: its process's environment (`describe_environment`), and the SHA-256 of its data."""
+
+    environment: Mapping[str, Any]
+    data_sha256: str
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The last event of a run: how it ended, after how many epochs, and all that is to be recorded of its result.
+
+    `summary` are the final metrics by name, `files` the artifacts by name, `model` the files of the model in MLflow's
+    format by their relative paths; empty unless the training was completed.
+    """
+
+    ending: Ending
+    epochs: int
+    summary: dict[str, float]
+    weights_sha256: str
+    engine: str
+    files: dict[str, bytes]
+    model: dict[str, bytes]
+
+
+# A run as its worker yields it: each event is answered with a decision.
+Event = RunStarted | EpochMetrics | RunFinished
+Events = Generator[Event, Decision, None]

@@ -26,6 +26,7 @@ COMMANDS: dict[str, type[Config]] = {
     "reproduce": config.ReproduceConfig,
     "report": config.ReportConfig,
     "predict": config.PredictConfig,
+    "records": config.RecordsConfig,
     "ui": config.UiConfig,
 }
 # Groups with one file for each choice; of the others every file sets the same keys.

@@ -137,6 +137,12 @@ def with_study(config: SweepConfig, workers: int | None = None, **values: object
     return load_config(SweepConfig, {**tree, "study": {**tree["study"], **values}})
 
 
+def with_workers(config: SweepConfig, **values: object) -> SweepConfig:
+    """The config with other values of its workers."""
+    tree = config.model_dump()
+    return load_config(SweepConfig, {**tree, "workers": {**tree["workers"], **values}})
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """Runs `digitcnn NAME OVERRIDES...` in an empty folder and returns how it ended."""

@@ -38,7 +38,7 @@ _OTHER_MEANINGS = {
     "report/charts.py": {"trial"},
     "report/page.py": {"champion", "report.html"},
     "report/text.py": {"config", "objective", "seed", "verdict"},
-    "runner/parent_run.py": {"study"},
+    "runner/study_run.py": {"study"},
     "runner/workers.py": {"diverged"},
     "study/space.py": {"backend"},
     "study/trials.py": {"repeats"},

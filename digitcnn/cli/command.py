@@ -39,7 +39,7 @@ from digitcnn.config import (
 )
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
 from digitcnn.formatting import printable
-from digitcnn.runner import capture_signals, end_in_order, end_process
+from digitcnn.signals import capture_signals, end_in_order, end_process
 from digitcnn.tracking import pending_message
 from digitcnn.values import Decision, EpochMetrics
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "reproduce": "train a recorded run again and say whether it is the same",
     "report": "write what a study found as one page, or compare runs",
     "predict": "say what digit a picture shows",
+    "records": "list what an MLflow store did not take, and offer it again",
     "ui": "show the records in MLflow's UI",
 }
 _HELP = """usage: digitcnn COMMAND [FLAG...] [KEY=VALUE...]

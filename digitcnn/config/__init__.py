@@ -3,6 +3,7 @@
 from digitcnn.config.commands import (
     ConfirmConfig,
     PredictConfig,
+    RecordsConfig,
     ReportConfig,
     ReproduceConfig,
     StudyReference,
@@ -43,6 +44,7 @@ __all__ = [
     "ModelConfig",
     "PredictConfig",
     "RayWorkers",
+    "RecordsConfig",
     "ReportConfig",
     "ReproduceConfig",
     "RunConfig",

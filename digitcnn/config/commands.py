@@ -92,6 +92,13 @@ class PredictConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
 
 
+class RecordsConfig(Config):
+    """What to do with the records that a store did not take: nothing lists them; `retry`, or `discard` and an id."""
+
+    action: list[str] = Field(default_factory=list)
+    tracking: TrackingConfig = TrackingConfig()
+
+
 class UiConfig(Config):
     """The records that MLflow's UI shows, and its port on 127.0.0.1."""
 

@@ -267,5 +267,6 @@ class StudyConfig(Config):
     pruner: Literal["median", "successive_halving", "hyperband", "none"] = "median"
     timeout: Duration | None = None
     seed: Seed = 0
-    retries: Annotated[int, Field(ge=0, le=100)] = 2
+    retries: Annotated[int, Field(ge=1, le=100)] = 1
+    retry_failed: bool = False
     space: dict[str, Any]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from digitcnn import runner, study, tracking
+from digitcnn import runner, signals, study, tracking
 from digitcnn.config import ConfirmConfig, RunConfig, load_config, nested
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation.champion import model_card
@@ -19,14 +20,17 @@ from digitcnn.evaluation.manifest import manifest_of, write_manifest
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, IdentityKey, Metric, Tag
 from digitcnn.runner import (
-    Pool,
     RunFailed,
     SweepDisplay,
+    Worker,
     WorkerDied,
-    local_workers,
+    make_pool,
+    run_workers,
+    stopped_by_signals,
     threads_per_worker,
     worker_count,
 )
+from digitcnn.values import Decision, EpochMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +99,7 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     # Not the seed that the search was judged with: its luck made the best trials the best.
     first = candidates[0].config.training.seed + 1
     seeds = tuple(range(first, first + config.confirm.seeds))
-    workers = worker_count(local_workers(config.workers).count, len(candidates) * len(seeds))
+    workers = worker_count(config.workers.count, len(candidates) * len(seeds))
     return ConfirmationPlan(config, candidates, seeds, workers, str(opened.parent_run_id))
 
 
@@ -171,7 +175,7 @@ def run_confirmation(
             )
         recorded = _recorded(plan, store)
         backend = plan.candidates[0].config.backend
-        _train_missing(plan, recorded, store, shown, trainer or runner.RecordedTraining(backend))
+        _train_missing(plan, recorded, store, shown, trainer or runner.KerasTrainer(backend))
         tracking.deliver(store)
         table, runs = compare_candidates(plan.candidates, store, recorded.runs, recorded.diverged)
         return _conclude(plan, store, table, runs)
@@ -194,61 +198,83 @@ def _train_missing(
     if not missing:
         return
     threads = threads_per_worker(workers)
-    failed: dict[str, str] = {}
-
-    def train(candidate: Candidate, seed: int) -> None:
-        """Train a run, again if its worker died; record how it ended in `recorded` or `failed`."""
-        config = candidate.config.replace({"training.seed": seed, "training.threads": threads})
-        tags = {Tag.STUDY: plan.config.study.name, Tag.CONFIRMS: candidate.name}
-        label = f"{candidate.name}, seed {seed}"
-        name = f"{plan.config.study.name} {label}"
-        for attempt in range(_RETRIES + 1):
-            if pool.stop.is_set() or candidate.name in recorded.diverged:
-                return
-            run_id = tracking.create_training_run(store, config, name, tags, plan.parent_run_id)
-            job = runner.Job(config, tags, run_id)
-            try:
-                with runner.run_job(store, pool, job, shown, label, candidate.parameters) as (index, outcome):
-                    if outcome.ending == "completed":
-                        recorded.runs[candidate.name, seed] = run_id
-                        shown.trial_ended(index, label, "complete", outcome.summary[Metric.TEST_ACCURACY], "")
-                return
-            except runner.Interrupted:
-                return
-            except runner.RunDiverged:
-                recorded.diverged.setdefault(candidate.name, seed)
-                recorded.require_baseline()
-                return
-            except (RunFailed, WorkerDied) as error:
-                if isinstance(error, RunFailed) or attempt == _RETRIES:
-                    failed[candidate.name] = str(error)
-                    return
-
-    with closing(Pool(trainer, workers, threads)) as pool:
+    with closing(make_pool(plan.config.workers, trainer, workers, threads)) as pool:
+        work = _Trainings(plan, recorded, store, shown, threads, pool.stop, deque(missing))
         # Inside, so that a store that is away is told from other failures when a signal has come.
-        with (
-            pool.stopped_by_signals() as received,
-            tracking.store_errors(plan.config.tracking),
-            ThreadPoolExecutor(workers) as executor,
-        ):
+        with stopped_by_signals(pool) as received, tracking.store_errors(plan.config.tracking):
             store.stopped = pool.stop.is_set
-            futures = [executor.submit(train, *job) for job in missing]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                # The machine failed: what has not begun does not begin, what runs ends at its next epoch.
-                pool.stop.set()
-                executor.shutdown(wait=True, cancel_futures=True)
-                raise
+            run_workers(pool, work.loop)
         if received:
-            runner.end_process(received[0])
-    if failed:
-        name, cause = next(iter(failed.items()))
+            signals.end_process(received[0])
+    if work.failed:
+        name, cause = next(iter(work.failed.items()))
         raise MachineError(
             f"{name} failed: {cause}; the other runs are recorded, confirm again to go on; "
             "if it fails each time, a smaller confirm.top leaves it out"
         )
+
+
+@dataclass
+class _Trainings:
+    """The runs of a confirmation that are to be trained; `failed` holds the causes by candidate."""
+
+    plan: ConfirmationPlan
+    recorded: RecordedRuns
+    store: tracking.Store
+    shown: SweepDisplay
+    threads: int
+    stop: threading.Event
+    waiting: deque[tuple[Candidate, int]]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def loop(self, worker: Worker) -> None:
+        """Train one run after the other on a worker."""
+        try:
+            while self.waiting and not self.stop.is_set():
+                candidate, seed = self.waiting.popleft()
+                for attempt in range(_RETRIES + 1):
+                    ended = self.stop.is_set() or candidate.name in self.recorded.diverged or not worker.wait_ready()
+                    if ended or self._train(candidate, seed, worker, last=attempt == _RETRIES):
+                        break
+        except BaseException:
+            # The machine failed: what has not begun does not begin, what runs ends at its next epoch.
+            self.stop.set()
+            raise
+
+    def _train(self, candidate: Candidate, seed: int, worker: Worker, last: bool) -> bool:
+        """Train a run and record how it ended; return False if its worker died and it is to be tried again."""
+        config = candidate.config.replace({"training.seed": seed, "training.threads": self.threads})
+        label, study_name = f"{candidate.name}, seed {seed}", self.plan.config.study.name
+        tags = {Tag.STUDY: study_name, Tag.CONFIRMS: candidate.name}
+        parent = self.plan.parent_run_id
+        run_id = tracking.create_training_run(self.store, config, f"{study_name} {label}", tags, parent)
+        self.shown.trial_began(worker.index, label, candidate.parameters, config.training.epochs)
+
+        def on_epoch(metrics: EpochMetrics) -> Decision:
+            self.shown.epoch(worker.index, label, metrics)
+            return "continue"
+
+        def show(ending: str, value: float | None = None) -> None:
+            self.shown.trial_ended(worker.index, label, ending, value, "")
+
+        try:
+            finished = runner.record_training(self.store, worker, config, run_id, on_epoch, self.stop)
+        except runner.Interrupted:
+            show("interrupted")
+        except runner.RunDiverged as error:
+            show(f"failed: {error}")
+            self.recorded.diverged.setdefault(candidate.name, seed)
+            self.recorded.require_baseline()
+        except (RunFailed, WorkerDied) as error:
+            show(f"{'failed' if isinstance(error, RunFailed) else 'lost'}: {error}")
+            if isinstance(error, WorkerDied) and not last:
+                return False
+            self.failed[candidate.name] = str(error)
+        else:
+            if finished.ending == "completed":
+                self.recorded.runs[candidate.name, seed] = run_id
+                show("complete", finished.summary[Metric.TEST_ACCURACY])
+        return True
 
 
 def _conclude(

@@ -115,8 +115,8 @@ def reproduce(
         raise ConfigError(f"data.path={config.data.path}: holds other data than the run was trained on (SHA-256)")
     finished = runner.record_run(config, tags={Tag.REPRODUCES: manifest.run_id}, on_epoch=on_epoch)
     result = finished.result
-    final = result.summary() if result.final_test_only else {}
-    metrics = _side_by_side(manifest, result.epochs, final, splits)
+    final = result.summary if splits.final_test_only else {}
+    metrics = _side_by_side(manifest, finished.epochs, final, splits)
     now = training.describe_environment(training.thread_count(config.training), config.backend)
     now |= {Tag.ENGINE: result.engine}
     differences = _differences({**manifest.environment, Tag.ENGINE: manifest.engine}, now)

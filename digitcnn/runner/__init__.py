@@ -1,54 +1,55 @@
-"""One process that owns a study: a pool of workers, the sweep, recovery and the preview."""
+"""One process that owns a study: pools of workers, the sweep, recovery and the preview."""
 
-from digitcnn.runner.preview import describe_sweep, estimate_seconds, measure_speed
-from digitcnn.runner.recovery import repair_records
-from digitcnn.runner.run import (
-    Interrupted,
-    RecordedTraining,
-    SweepDisplay,
-    check_run,
-    record_run,
-    run_job,
-)
-from digitcnn.runner.signals import capture_signals, end_in_order, end_process
-from digitcnn.runner.sweep import plan_sweep, run_sweep
-from digitcnn.runner.workers import (
-    Job,
-    Outcome,
+from digitcnn.runner.plan import describe_sweep, estimate_seconds, measure_speed, plan_sweep
+from digitcnn.runner.pool import (
     Pool,
     RunDiverged,
     RunFailed,
     Trainer,
+    Worker,
     WorkerDied,
-    local_workers,
+    run_workers,
+    stopped_by_signals,
     threads_per_worker,
     worker_count,
 )
+from digitcnn.runner.run import (
+    FinishedRun,
+    Interrupted,
+    KerasTrainer,
+    SweepDisplay,
+    check_run,
+    record_run,
+    record_training,
+)
+from digitcnn.runner.study_run import repair_records
+from digitcnn.runner.sweep import run_sweep
+from digitcnn.runner.workers import LocalPool, make_pool
 
 __all__ = [
+    "FinishedRun",
     "Interrupted",
-    "Job",
-    "Outcome",
+    "KerasTrainer",
+    "LocalPool",
     "Pool",
-    "RecordedTraining",
     "RunDiverged",
     "RunFailed",
     "SweepDisplay",
     "Trainer",
+    "Worker",
     "WorkerDied",
-    "capture_signals",
     "check_run",
     "describe_sweep",
-    "end_in_order",
-    "end_process",
     "estimate_seconds",
-    "local_workers",
+    "make_pool",
     "measure_speed",
     "plan_sweep",
     "record_run",
+    "record_training",
     "repair_records",
-    "run_job",
     "run_sweep",
+    "run_workers",
+    "stopped_by_signals",
     "threads_per_worker",
     "worker_count",
 ]

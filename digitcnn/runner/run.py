@@ -1,21 +1,21 @@
-"""One recorded run: trained in this process, or by a worker as the job of a trial or a confirmation."""
+"""One recorded run: trained by a worker, or in this process, and recorded by the process that owns it."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from digitcnn import tracking, training
 from digitcnn.config import Backend, DataConfig, RunConfig
-from digitcnn.errors import ConfigError, MachineError
-from digitcnn.records import Tag
-from digitcnn.runner.workers import Job, Outcome, Pool, RunFailed, Worker, WorkerDied
+from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
+from digitcnn.records import EnvironmentKey, Tag
+from digitcnn.runner.pool import RunDiverged, Trainer, Worker, WorkerDied, answer_events
 from digitcnn.training import build_model, samples_per_epoch, train
-from digitcnn.values import Decision, EpochMetrics, Splits, TrainingResult
+from digitcnn.values import Decision, EpochMetrics, Event, Events, RunFinished, RunStarted, Splits
 
 # An epoch's order of images is held in memory: 8 bytes each.
 _MAX_SAMPLES = 100_000_000
@@ -23,10 +23,11 @@ _MAX_SAMPLES = 100_000_000
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: its MLflow run id and its result."""
+    """A finished run: its MLflow run id, its epochs and its result."""
 
     run_id: str
-    result: TrainingResult
+    epochs: tuple[EpochMetrics, ...]
+    result: RunFinished
 
 
 def check_run(config: RunConfig) -> Splits:
@@ -44,43 +45,6 @@ def check_run(config: RunConfig) -> Splits:
     return splits
 
 
-def record_run(
-    config: RunConfig,
-    *,
-    tags: Mapping[str, str],
-    run_id: str | None = None,
-    on_epoch: Callable[[EpochMetrics], Decision] = lambda _: "continue",
-    on_progress: Callable[[int, float], None] | None = None,
-) -> FinishedRun:
-    """Train as the config says and record it, in a new run or in one that was created for it.
-
-    `on_epoch` is called when an epoch has been recorded and decides if the training goes on. Raises ConfigError before
-    anything is recorded; TrainingDiverged, and any failure of the machine, after the run was closed as FAILED.
-    """
-    threads = training.thread_count(config.training)
-    # What is recorded is what was used.
-    config = config.replace({"training.threads": threads})
-    splits = check_run(config)
-    training.import_keras(threads, config.backend)
-    import keras
-
-    # Frees the layers of earlier runs in this process.
-    keras.backend.clear_session()
-    environment = training.describe_environment(threads, config.backend)
-    with tracking.start_run(config, tags, environment, run_id) as run:
-        run.log_data(splits)
-        height, width = splits.image_shape
-        model = build_model(config.model, height, width, splits.classes, config.training.seed)
-
-        def record_epoch(metrics: EpochMetrics) -> Decision:
-            run.log_epoch(metrics)
-            return on_epoch(metrics)
-
-        result = train(model, splits, config.training, record_epoch, on_progress)
-        run.log_result(result, model)
-    return FinishedRun(run.run_id, result)
-
-
 @functools.lru_cache(maxsize=1)
 def _load_once(config: DataConfig) -> Splits:
     """Return the splits of a data config, kept for the next run of this process: a sweep's trials share them."""
@@ -88,8 +52,8 @@ def _load_once(config: DataConfig) -> Splits:
 
 
 @dataclass(frozen=True)
-class RecordedTraining:
-    """The trainer of every study: real Keras on a backend, recorded in MLflow."""
+class KerasTrainer:
+    """The trainer of every study: Keras on a backend."""
 
     backend: Backend = "tensorflow"
 
@@ -97,10 +61,125 @@ class RecordedTraining:
         """Import Keras with that many threads."""
         training.import_keras(threads, self.backend)
 
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        """Train and record a job's run."""
-        result = record_run(job.config, tags=job.tags, run_id=job.run_id, on_epoch=on_epoch).result
-        return Outcome(result.ending, len(result.epochs), result.summary())
+    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
+        """Train as a config says; yield the events of the run."""
+        config = job
+        splits = check_run(config)
+        import keras
+
+        # Frees the layers of earlier runs in this process.
+        keras.backend.clear_session()
+        environment = training.describe_environment(training.thread_count(config.training), config.backend)
+        yield RunStarted(environment, splits.sha256)
+        height, width = splits.image_shape
+        model = build_model(config.model, height, width, splits.classes, config.training.seed)
+        result = yield from train(model, splits, config.training, on_progress)
+        yield tracking.package_result(config, result, model, environment[EnvironmentKey.PACKAGES])
+
+
+class _ThisProcess:
+    """This process as a worker: for a command that trains one run."""
+
+    index = 0
+
+    def __init__(self, trainer: Trainer, on_progress: Callable[[int, float], None]) -> None:
+        self.trainer, self.on_progress = trainer, on_progress
+
+    def wait_ready(self) -> bool:
+        """Return True: this process is here."""
+        return True
+
+    def run(self, job: RunConfig, on_event: Callable[[Event], Decision], stop: threading.Event) -> RunFinished:
+        """Train a config; see Worker. Raises what the training raises, but for RunDiverged."""
+        try:
+            return answer_events(self.trainer.run(job, self.on_progress), on_event)
+        except TrainingDiverged as error:
+            raise RunDiverged(str(error)) from error
+
+
+def record_run(
+    config: RunConfig,
+    *,
+    tags: Mapping[str, str],
+    on_epoch: Callable[[EpochMetrics], Decision] = lambda _: "continue",
+    on_progress: Callable[[int, float], None] = lambda epoch, fraction: None,
+    trainer: Trainer | None = None,
+) -> FinishedRun:
+    """Train as the config says in this process, and record it as a new run.
+
+    `on_epoch` is called when an epoch has been recorded and decides if the training goes on. Raises ConfigError before
+    anything is recorded; TrainingDiverged, and any failure of the machine, after the run was closed as FAILED.
+    """
+    threads = training.thread_count(config.training)
+    # What is recorded is what was used.
+    config = config.replace({"training.threads": threads})
+    check_run(config)
+    trainer = trainer or KerasTrainer(config.backend)
+    trainer.prepare(threads)
+    epochs: list[EpochMetrics] = []
+
+    def keep(metrics: EpochMetrics) -> Decision:
+        epochs.append(metrics)
+        return on_epoch(metrics)
+
+    store = tracking.open_store(config.tracking)
+    with tracking.store_errors(config.tracking):
+        tracking.with_retries(store, lambda: tracking.close_abandoned_runs(store))
+        name = f"{config.model.name}-{time.strftime('%m%d-%H%M%S')}"
+        run_id = tracking.create_training_run(store, config, name, tags)
+        try:
+            result = record_training(store, _ThisProcess(trainer, on_progress), config, run_id, keep, threading.Event())
+        except RunDiverged as error:
+            raise TrainingDiverged(str(error)) from None
+        # The end of a command, which cannot wait.
+        with tracking.suppress_away():
+            tracking.deliver(store)
+    return FinishedRun(run_id, tuple(epochs), result)
+
+
+def record_training(
+    store: tracking.Store,
+    worker: Worker,
+    config: RunConfig,
+    run_id: str,
+    on_epoch: Callable[[EpochMetrics], Decision],
+    stop: threading.Event,
+) -> RunFinished:
+    """Have a worker train a config, and record the events of the run; close it however it ends.
+
+    What the store does not take for now is queued. `on_epoch` is called when an epoch has been recorded. Raises
+    Interrupted if the worker was ended because of `stop`, otherwise as the worker and `on_epoch` do.
+    """
+    run = tracking.Run(store, run_id, config)
+
+    def record(event: Event) -> Decision:
+        if isinstance(event, RunStarted):
+            # The worker is a process of this command, on whatever machine.
+            environment, splits = {**event.environment, Tag.COMMAND: training.command_line()}, check_run(config)
+            if event.data_sha256 != splits.sha256:
+                raise MachineError(f"data.path={config.data.path}: the file was changed, or is another one on a node")
+            run.log_start(RunStarted(environment, event.data_sha256), splits)
+        elif isinstance(event, EpochMetrics):
+            run.log_epoch(event)
+            return on_epoch(event)
+        return "continue"
+
+    try:
+        finished = worker.run(config, record, stop)
+        run.log_finish(finished)
+    except BaseException as error:
+        if isinstance(error, WorkerDied) and stop.is_set():
+            tracking.close_run(store, run_id, "KILLED", "interrupted")
+            raise Interrupted("interrupted") from None
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            tracking.close_run(store, run_id, "KILLED")
+        else:
+            kind = "" if type(error).__module__.startswith("digitcnn") else f"{type(error).__name__}: "
+            if isinstance(error, RunDiverged):
+                tracking.put(store, run_id, tracking.tags({Tag.DIVERGED: "true"}))
+            tracking.close_run(store, run_id, "FAILED", f"{kind}{error}")
+        raise
+    return finished
 
 
 class SweepDisplay(Protocol):
@@ -119,87 +198,3 @@ class SweepDisplay(Protocol):
 
 class Interrupted(Exception):
     """The run was ended because its pool is to stop."""
-
-
-@contextlib.contextmanager
-def run_job(
-    store: tracking.Store,
-    pool: Pool,
-    job: Job,
-    shown: SweepDisplay,
-    label: int | str,
-    parameters: dict[str, Any],
-    decide: Callable[[EpochMetrics], Decision] = lambda _: "continue",
-    best: Callable[[], str] = lambda: "",
-) -> Iterator[tuple[int, Outcome]]:
-    """Have the next idle worker do a job; yield the worker's number and the outcome while it is still held.
-
-    `decide` is asked after each epoch, `best` gives the display the best result so far. A run without an outcome is
-    closed, and shown as ended, before the error is raised: Interrupted, WorkerDied, RunFailed or MachineError, or
-    whatever `decide` raised.
-    """
-    with pool.worker() as (index, worker):
-        shown.trial_began(index, label, parameters, job.config.training.epochs)
-
-        def on_epoch(metrics: EpochMetrics) -> Decision:
-            shown.epoch(index, label, metrics)
-            return decide(metrics)
-
-        try:
-            outcome = _run(store, worker, job, on_epoch, pool.stop)
-        except (WorkerDied, RunFailed, MachineError) as error:
-            interrupted = isinstance(error, WorkerDied) and pool.stop.is_set()
-            cause = "interrupted" if interrupted else str(error)
-            tracking.close_run(store, job.run_id, "KILLED" if interrupted else "FAILED", cause)
-            kind = "failed: " if isinstance(error, RunFailed) else "" if interrupted else "lost: "
-            shown.trial_ended(index, label, f"{kind}{cause}", None, best())
-            raise (Interrupted(cause) if interrupted else error) from None
-        except Exception as error:
-            tracking.close_run(store, job.run_id, "FAILED", f"{type(error).__name__}: {error}")
-            raise
-        yield index, outcome
-
-
-def _run(
-    store: tracking.Store,
-    worker: Worker,
-    job: Job,
-    on_epoch: Callable[[EpochMetrics], Decision],
-    stop: threading.Event,
-) -> Outcome:
-    """Return the outcome of a job, also if its worker died when all was recorded but before it could say so."""
-    try:
-        return worker.run(job, on_epoch, stop)
-    except WorkerDied as death:
-        try:
-            outcome = recorded_outcome(store, job.run_id)
-        except Exception as error:
-            if not (stop.is_set() and tracking.is_away(error)):
-                raise
-            # The worker was killed because the sweep is to stop: that does not wait for a store that is away.
-            raise death from None
-        if outcome is None:
-            raise
-        return outcome
-
-
-def recorded_outcome(store: tracking.Store, run_id: str) -> Outcome | None:
-    """Return the outcome of a run that FINISHED or was pruned although its process could not say so; None of others.
-
-    Its status is the last that is recorded of a run, so that its metrics and its model are complete by then.
-    """
-
-    def read() -> Sequence[Any]:
-        # How it ended may be among what is still kept for the store.
-        tracking.deliver_run(store, run_id)
-        return tracking.search_runs(store, f"attributes.run_id = '{run_id}' and attributes.status != 'RUNNING'")
-
-    found = tracking.with_retries(store, read)
-    if not found:
-        return None
-    data, status = found[0].data, found[0].info.status
-    if status == "FINISHED":
-        return Outcome("completed", int(data.params["training.epochs"]), dict(data.metrics))
-    if status == "KILLED" and Tag.PRUNED_AFTER in data.tags:
-        return Outcome("pruned", int(data.tags[Tag.PRUNED_AFTER]), dict(data.metrics))
-    return None

@@ -1,4 +1,4 @@
-"""A sweep: planned without creating anything, then run by the one process that owns its study."""
+"""A sweep, run by the one process that owns its study."""
 
 from __future__ import annotations
 
@@ -8,54 +8,33 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from digitcnn import study, tracking, training
-from digitcnn.config import RunConfig, SweepConfig, parse_duration
-from digitcnn.errors import ConfigError, MachineError
+from digitcnn import study, tracking
+from digitcnn.config import parse_duration
+from digitcnn.errors import MachineError
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Metric, Tag, TrialRecord
-from digitcnn.runner import parent_run, recovery
-from digitcnn.runner.run import Interrupted, RecordedTraining, SweepDisplay, check_run, run_job
-from digitcnn.runner.workers import (
-    Job,
-    Outcome,
+from digitcnn.runner import study_run
+from digitcnn.runner.plan import SweepPlan
+from digitcnn.runner.pool import (
     Pool,
     RunDiverged,
     RunFailed,
     Trainer,
+    Worker,
     WorkerDied,
-    local_workers,
-    threads_per_worker,
-    worker_count,
+    run_workers,
+    stopped_by_signals,
 )
-from digitcnn.study import Space, parse_space, space_corners
-from digitcnn.values import Decision, EpochMetrics
+from digitcnn.runner.run import Interrupted, KerasTrainer, SweepDisplay, record_training
+from digitcnn.runner.workers import make_pool
+from digitcnn.values import Decision, EpochMetrics, RunFinished
 
 logger = logging.getLogger(__name__)
-
-# After so many different trials in a row with the same cause, the cause is not in the trials.
-_MAX_SAME_FAILURES = 3
-
-
-@dataclass(frozen=True)
-class SweepPlan:
-    """A checked sweep; nothing has been created yet."""
-
-    config: SweepConfig
-    data_sha256: str
-    space: Space
-    total: int
-    workers: int
-    threads: int
-
-    @property
-    def baseline(self) -> RunConfig:
-        """The baseline with the threads of a worker."""
-        return self.config.baseline.replace({"training.threads": self.threads})
 
 
 @dataclass(frozen=True)
@@ -65,40 +44,10 @@ class SweepResult:
     leaderboard: pd.DataFrame
     leaderboard_path: Path
     finished: int
+    completed: int
     total: int
     parent_run_id: str
     interrupted: signal.Signals | None
-
-
-def plan_sweep(config: SweepConfig) -> SweepPlan:
-    """Return the plan of a sweep, with all checked that can be wrong. Raises ConfigError; creates nothing."""
-    if config.data.validation != "holdout":
-        raise ConfigError(f"data.validation={config.data.validation}: a search must not see the test set; use holdout")
-    baseline = config.baseline
-    splits = check_run(baseline)
-    space = parse_space(config.study.space, baseline)
-    height, width = splits.image_shape
-    for point in space_corners(space):
-        try:
-            training.check_fits(baseline.replace(point).model, height, width, splits.classes)
-        except ConfigError as error:
-            raise ConfigError(f"study.space: at {point}: {error}") from None
-    study.check_sampler(config.study, space)
-    existing = study.existing_study(config.tracking.folder, config.study.name)
-    total = missing = study.total_trials(config.study, space, baseline)
-    if existing is not None:
-        with study.storage_errors(config.tracking.folder):
-            study.refuse_another(existing, study.study_identity(config.study, space, baseline, splits.sha256))
-            missing -= study.count_finished(existing)
-    workers = worker_count(local_workers(config.workers).count, missing)
-    return SweepPlan(
-        config=config,
-        data_sha256=splits.sha256,
-        space=space,
-        total=total,
-        workers=workers,
-        threads=baseline.training.threads or threads_per_worker(workers),
-    )
 
 
 def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = None) -> SweepResult:
@@ -108,11 +57,11 @@ def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = No
     if the MLflow store is away then.
     """
     config, folder = plan.config, plan.config.tracking.folder
-    trainer = trainer or RecordedTraining(config.backend)
+    trainer = trainer or KerasTrainer(config.backend)
     with (
         study.only_process(folder, config.study.name),
-        contextlib.closing(Pool(trainer, plan.workers, plan.threads)) as pool,
-        pool.stopped_by_signals() as received,
+        contextlib.closing(make_pool(config.workers, trainer, plan.workers, plan.threads)) as pool,
+        stopped_by_signals(pool) as received,
     ):
         store = tracking.open_store(config.tracking, pool.stop.is_set)
         opened = study.open_study(folder, config.study, plan.space, config.baseline, plan.data_sha256)
@@ -121,140 +70,177 @@ def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = No
             return _Sweep(plan, shown, pool, store, opened, received).work()
 
 
-@dataclass
 class _Sweep:
-    """The state of a sweep at work."""
+    """A sweep at work."""
 
-    plan: SweepPlan
-    shown: SweepDisplay
-    pool: Pool
-    store: tracking.Store
-    opened: study.OpenStudy
-    signals: list[signal.Signals]
-    parent: str = ""
-    abort: MachineError | None = None
-    same_parameters: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
-    reusable: dict[str, study.EndedTrial] = field(default_factory=dict)
-    best: study.EndedTrial | None = None
-    comparing: threading.Lock = field(default_factory=threading.Lock)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def work(self) -> SweepResult:
-        """Repair the records of an earlier sweep, then run trials and record the leaderboard."""
-        config, total = self.plan.config.study, self.plan.total
-        repaired = recovery.repair_records(self.opened, self.store)
+    def __init__(
+        self,
+        plan: SweepPlan,
+        shown: SweepDisplay,
+        pool: Pool,
+        store: tracking.Store,
+        opened: study.OpenStudy,
+        received: list[signal.Signals],
+    ) -> None:
+        self.plan, self.shown, self.pool, self.store, self.opened = plan, shown, pool, store, opened
+        self.signals, self.stop = received, pool.stop
+        repaired = study_run.repair_records(opened, store)
         if repaired:
             logger.warning(repaired)
+        config = plan.config.study
+        deadline = None if config.timeout is None else time.monotonic() + parse_duration(config.timeout)
+        self.queue = study.TrialQueue(opened, config, plan.space, plan.total, deadline, self.stop)
         # Both are kept here from now on: finding them in the study at every trial's end costs more with each trial.
-        self.reusable = study.reusable_trials(study.ended_trials(self.opened))
-        self.best = study.best_trial(self.opened)
-        finished = study.count_finished(self.opened)
-        self.parent = parent_run.begin_study_run(self.opened, self.store, self.plan.config)
-        workers, stop = self.plan.workers, self.pool.stop
-        status: tracking.Status = "FAILED"
+        self.reusable = study.reusable_trials(study.ended_trials(opened))
+        self.best = study.best_trial(opened)
+        self.parent = study_run.begin_study_run(opened, store, plan.config)
+        self.failure: Exception | None = None
+        self.lock = threading.Lock()
+        self.same_parameters: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def work(self) -> SweepResult:
+        """Run trials until the study is over, then record the leaderboard and close the study's run."""
+        config, queue = self.plan.config.study, self.queue
         try:
-            self.shown.began(config.name, total, finished, workers, config.objective[0])
-            deadline = None if config.timeout is None else time.monotonic() + parse_duration(config.timeout)
-            study.run_trials(
-                self.opened, self.plan.space, self._objective, total, deadline, workers, config.retries, stop
-            )
-            status = "FINISHED"
+            self.shown.began(config.name, queue.total, queue.finished, self.plan.workers, config.objective[0])
+            run_workers(self.pool, self._loop)
+            if self.failure is not None:
+                raise self.failure
+        except BaseException as error:
+            self.failure = self.failure or (error if isinstance(error, Exception) else None)
+            raise
         finally:
             try:
                 path, table = self._write_leaderboard()
             finally:
-                status = "FAILED" if self.abort else "KILLED" if self.signals else status
-                parent_run.end_study_run(self.opened, self.store, self.parent, status)
-        if self.abort is not None:
-            raise self.abort
-        finished = study.count_finished(self.opened)
-        return SweepResult(table, path, finished, total, self.parent, self.signals[0] if self.signals else None)
+                study_run.end_study_run(self.opened, self.store, self.parent, *self._ending())
+        return SweepResult(
+            leaderboard=table,
+            leaderboard_path=path,
+            finished=queue.finished,
+            completed=queue.completed,
+            total=queue.total,
+            parent_run_id=self.parent,
+            interrupted=self.signals[0] if self.signals else None,
+        )
 
-    def _objective(self, trial: study.Trial) -> list[float]:
-        """Return the objectives' values of a trial. Raises as `study.run_trials` expects it."""
+    def _ending(self) -> tuple[tracking.Status, str]:
+        """Return the status of the study's run, and in words how the sweep ended."""
+        reached = f"{self.queue.finished} of {self.queue.total} trials"
+        if self.failure is not None:
+            return "FAILED", f"failed after {reached}"
+        if self.signals:
+            return "KILLED", f"interrupted after {reached}"
+        if self.queue.finished < self.queue.total:
+            return "KILLED", f"time was up after {reached}"
+        return ("FINISHED", reached) if self.queue.completed else ("FAILED", f"{reached}, none of them completed")
+
+    def _loop(self, worker: Worker) -> None:
+        """Run one trial after the other on a worker. An error ends the work of all."""
+        try:
+            while worker.wait_ready() and (trial := self.queue.next()) is not None:
+                self._run(trial, worker)
+        except Exception as error:
+            self.failure = self.failure or error
+            self.stop.set()
+
+    def _run(self, trial: study.Trial, worker: Worker) -> None:
+        """Bring a trial to its end."""
         key = study.parameters_key(trial.params)
-        with self.same_parameters[key]:
-            if self.pool.stop.is_set():
-                raise study.Lost("interrupted")
-            config, name = self.plan.baseline.replace(trial.params), self.plan.config.study.name
-            tags = {Tag.STUDY: name, Tag.TRIAL: str(trial.number)}
-            run_id = tracking.create_training_run(self.store, config, f"{name}-{trial.number}", tags, self.parent)
-            self._record(trial, TrialRecord(run_id=run_id))
-            original = self.reusable.get(key)
-            # A result whose run was deleted cannot be copied.
-            if original is not None and tracking.has_run(self.store, str(original.record.run_id)):
-                return self._reuse(trial, run_id, original)
+        try:
+            with self.same_parameters[key]:
+                if self.stop.is_set():
+                    self.queue.lose(trial, "interrupted")
+                else:
+                    self._train(trial, key, worker)
+        except study.STORAGE_FAILURES:
+            # The run may have finished: the next start then gives the trial its result.
+            raise
+        except MachineError:
+            raise
+        except Exception as error:
+            self.stop.set()
+            # A store that fails here too leaves the trial running: the next start ends it.
+            with contextlib.suppress(*study.STORAGE_FAILURES):
+                self.queue.lose(trial, type(error).__name__)
+            raise
 
-            def decide(metrics: EpochMetrics) -> Decision:
-                self._record(trial, TrialRecord(epochs_run=metrics.epoch))
-                objective = self.plan.config.study.objective[0]
-                prune = study.report_epoch(trial, objective, metrics.metrics(), metrics.epoch)
-                return "prune" if prune else "continue"
+    def _train(self, trial: study.Trial, key: str, worker: Worker) -> None:
+        config, name = self.plan.baseline.replace(trial.params), self.plan.config.study.name
+        tags = {Tag.STUDY: name, Tag.TRIAL: str(trial.number)}
+        run_id = tracking.create_training_run(self.store, config, f"{name}-{trial.number}", tags, self.parent)
+        study.record_trial(self.opened, trial, TrialRecord(run_id=run_id))
+        original = self.reusable.get(key)
+        # A result whose run was deleted cannot be copied.
+        if original is not None and tracking.has_run(self.store, str(original.record.run_id)):
+            self._reuse(trial, run_id, original)
+            return
+        self.shown.trial_began(worker.index, trial.number, trial.params, config.training.epochs)
 
-            job = Job(config, tags, run_id)
-            try:
-                with run_job(
-                    self.store, self.pool, job, self.shown, trial.number, trial.params, decide, self._best_so_far
-                ) as (index, outcome):
-                    return self._ended(trial, index, outcome)
-            except Interrupted:
-                raise study.Lost("interrupted") from None
-            except (WorkerDied, RunFailed, MachineError) as error:
-                raise self._failed(trial, error) from None
+        def on_epoch(metrics: EpochMetrics) -> Decision:
+            self.shown.epoch(worker.index, trial.number, metrics)
+            study.record_trial(self.opened, trial, TrialRecord(epochs_run=metrics.epoch))
+            objective = self.plan.config.study.objective[0]
+            prune = study.report_epoch(trial, objective, metrics.metrics(), metrics.epoch)
+            return "prune" if prune else "continue"
 
-    def _record(self, trial: study.Trial, record: TrialRecord) -> None:
-        study.record_trial(self.opened, trial, record)
+        try:
+            finished = record_training(self.store, worker, config, run_id, on_epoch, self.stop)
+        except Interrupted:
+            self.queue.lose(trial, "interrupted")
+            self._show(worker, trial, "interrupted")
+        except RunDiverged as error:
+            self.queue.fail(trial, str(error))
+            self._show(worker, trial, f"failed: {error}")
+        except (RunFailed, WorkerDied) as error:
+            self._failed(trial, worker, error)
+        except MachineError as error:
+            self.queue.lose(trial, str(error))
+            self._show(worker, trial, f"lost: {error}")
+            raise
+        else:
+            self._ended(trial, worker, finished)
 
-    def _ended(self, trial: study.Trial, index: int, outcome: Outcome) -> list[float]:
-        """Return the values of a trial that completed. Raises Pruned or Lost for any other."""
-        names = self.plan.config.study.objective
-        values = [outcome.summary[name] for name in names]
-        completed = outcome.ending == "completed"
-        self._record(trial, study.outcome_record(outcome.epochs, outcome.summary))
-        if not completed:
-            reached: dict[str, float] = dict(zip(names, values, strict=True))
-            self._record(trial, TrialRecord(reached=reached))
-        self.failures.clear()
-        if outcome.ending == "stopped":
-            self.shown.trial_ended(index, trial.number, "interrupted", None, self._best_so_far())
-            raise study.Lost("interrupted")
-        ended = self._add_result(trial, values if completed else None)
+    def _ended(self, trial: study.Trial, worker: Worker, finished: RunFinished) -> None:
+        """End a trial as its run ended."""
+        objectives = self.plan.config.study.objective
+        values = [finished.summary[name] for name in objectives]
+        study.record_trial(self.opened, trial, study.outcome_record(finished.epochs, finished.summary))
+        if finished.ending == "stopped":
+            study.record_trial(self.opened, trial, TrialRecord(reached=dict(zip(objectives, values, strict=True))))
+            self.queue.lose(trial, "interrupted")
+            self._show(worker, trial, "interrupted")
+            return
+        self.queue.note_success()
+        if finished.ending == "pruned":
+            study.record_trial(self.opened, trial, TrialRecord(reached=dict(zip(objectives, values, strict=True))))
+        ended = self._finish(trial, values if finished.ending == "completed" else None)
         self.reusable[study.parameters_key(trial.params)] = ended
-        ending = "complete" if completed else "pruned"
-        self.shown.trial_ended(index, trial.number, ending, values[0], self._best_so_far())
-        if not completed:
-            raise study.Pruned
-        return values
+        self._show(worker, trial, "pruned" if finished.ending == "pruned" else "complete", values[0])
 
-    def _failed(self, trial: study.Trial, error: Exception) -> Exception:
-        """Return what the objective raises for a trial without a result."""
-        cause = str(error)
-        if isinstance(error, MachineError):
-            self._abort(error)
-        elif not isinstance(error, RunDiverged) and not (isinstance(error, WorkerDied) and error.killed):
-            self._count_failure(study.parameters_key(trial.params), cause)
-        if isinstance(error, RunFailed):
-            return study.Failed(cause)
-        if isinstance(error, WorkerDied):
-            self._record(trial, TrialRecord(deaths=study.read_trial(trial).deaths + 1))
-        return study.Lost(cause)
+    def _failed(self, trial: study.Trial, worker: Worker, error: RunFailed | WorkerDied) -> None:
+        """End a trial whose run failed or whose worker died. Raises MachineError if the machine is to blame."""
+        cause, killed = str(error), isinstance(error, WorkerDied) and error.killed
+        try:
+            own = self.queue.end_failed(trial, cause, killed, lambda: self._baseline_works(worker))
+        except MachineError:
+            self._show(worker, trial, f"lost: {cause}")
+            raise
+        self._show(worker, trial, f"{'failed' if own else 'lost'}: {cause}")
 
-    def _count_failure(self, parameters: str, cause: str) -> None:
-        """End the sweep when different parameters have failed one after the other for the same cause."""
-        if cause not in self.failures.values():
-            self.failures.clear()
-        self.failures[parameters] = cause
-        if len(self.failures) >= _MAX_SAME_FAILURES:
-            self._abort(MachineError(f"{len(self.failures)} trials failed in a row: {cause}; what had run is recorded"))
+    def _baseline_works(self, worker: Worker) -> bool:
+        """Return True if a worker can train the baseline for an epoch, of which nothing is recorded."""
+        probe = self.plan.baseline.replace({"training.epochs": 1})
+        try:
+            return worker.wait_ready() and bool(worker.run(probe, lambda event: "continue", self.stop))
+        except (RunFailed, WorkerDied):
+            return False
 
-    def _abort(self, error: MachineError) -> None:
-        self.abort = error
-        self.pool.stop.set()
-
-    def _reuse(self, trial: study.Trial, run_id: str, original: study.EndedTrial) -> list[float]:
+    def _reuse(self, trial: study.Trial, run_id: str, original: study.EndedTrial) -> None:
         """Give a duplicate the recorded result of an earlier trial with the same parameters."""
         values, result = original.values, original.record
-        self._record(
+        study.record_trial(
+            self.opened,
             trial,
             TrialRecord(
                 same_as=original.number,
@@ -267,19 +253,23 @@ class _Sweep:
         tracking.copy_run(self.store, str(result.run_id), run_id, "KILLED" if values is None else "FINISHED")
         for epoch, reported in original.reports.items():
             trial.report(reported, epoch)
-        self._add_result(trial, values)
+        self._finish(trial, values)
         value = None if values is None else values[0]
         self.shown.trial_ended(None, trial.number, f"same as trial {original.number}", value, self._best_so_far())
-        if values is None:
-            raise study.Pruned
-        return values
 
-    def _add_result(self, trial: study.Trial, values: list[float] | None) -> study.EndedTrial:
-        """Return a trial with its result (None: it was pruned), which is the best from now on if it is better."""
-        ended = study.ended_trial(self.opened.get_trials(deepcopy=False)[trial.number], values)
-        with self.comparing:
+    def _finish(self, trial: study.Trial, values: list[float] | None) -> study.EndedTrial:
+        """Tell the study of a trial's result (None: it was pruned); return it, the best from now on if it is better."""
+        ended = study.ended_trial(self.opened, trial, values)
+        if values is None:
+            self.queue.prune(trial)
+        else:
+            self.queue.complete(trial, values)
+        with self.lock:
             self.best = next(iter(study.best_first(self.opened, filter(None, (self.best, ended)))), None)
         return ended
+
+    def _show(self, worker: Worker, trial: study.Trial, ending: str, value: float | None = None) -> None:
+        self.shown.trial_ended(worker.index, trial.number, ending, value, self._best_so_far())
 
     def _best_so_far(self) -> str:
         """Return the value and the number of the best trial so far; empty before there is one."""
@@ -296,5 +286,5 @@ class _Sweep:
         values = [] if best is None else best.values or []
         names = [f"{Metric.BEST_TRIAL_PREFIX}{name}" for name in config.study.objective]
         metrics = dict(zip(names, values, strict=False))
-        parent_run.log_study_run(self.store, self.parent, text, metrics)
+        study_run.log_study_run(self.store, self.parent, text, metrics)
         return path, table

@@ -1,6 +1,6 @@
-"""A pool of worker processes: each imports Keras once, then trains one run after another for its owner.
+"""Workers: each process imports Keras once, then trains one config after another for its owner, and writes nothing.
 
-The owner sends a config and gets an event per epoch, which it answers with "continue", "prune" or "stop".
+A worker gets a config and yields the events of its run. The owner answers each with "continue", "prune" or "stop".
 """
 
 from __future__ import annotations
@@ -9,84 +9,55 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from multiprocessing import connection
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from digitcnn import training
-from digitcnn.config import LocalWorkers, RayWorkers, RunConfig
-from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, StoreAway, TrainingDiverged
-from digitcnn.runner import signals
-from digitcnn.values import Decision, EpochMetrics
+from digitcnn import signals, training
+from digitcnn.config import LocalWorkers, RayWorkers, parse_duration
+from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
+from digitcnn.formatting import format_count, format_duration
+from digitcnn.runner.pool import (
+    Patience,
+    Pool,
+    RunDiverged,
+    RunFailed,
+    Trainer,
+    Worker,
+    WorkerDied,
+    answer_events,
+    core_shares,
+)
+from digitcnn.values import Decision, Event, RunFinished
 
 logger = logging.getLogger(__name__)
 
 # How long a worker may go on with its epoch after it was asked to stop; all of a command's ending is to take 10 s.
-_GRACE_SECONDS = 3.0
+GRACE_SECONDS = 3.0
+# How often a worker within an epoch says that it is alive.
+_SIGN_SECONDS = 5.0
 # A worker that holds this much more memory (MB) than after its first run is replaced by a new process.
 _MAX_GROWTH_MB = 500.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run for a worker: its config, its tags and the id of its MLflow run."""
-
-    config: RunConfig
-    tags: Mapping[str, str]
-    run_id: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of a run as its owner sees it: the number of epochs, and the final metrics by name."""
-
-    ending: Literal["completed", "pruned", "stopped"]
-    epochs: int
-    summary: dict[str, float]
-
-
-class Trainer(Protocol):
-    """The work of a worker process: prepare once with its number of threads, then run one job after another."""
-
-    def prepare(self, threads: int) -> None: ...
-
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome: ...
-
-
 # The exit status of a worker that ran out of memory: it is replaced, as little of it can be relied on.
 _OUT_OF_MEMORY = 77
-
-
-class WorkerDied(Exception):
-    """The worker process ended before its run did; `killed` if it was by SIGKILL, from outside."""
-
-    def __init__(self, exit_code: int | None) -> None:
-        super().__init__(f"its worker process ended ({_exit_reason(exit_code)})")
-        self.killed = exit_code == -signal.SIGKILL
-
-
-class RunFailed(Exception):
-    """The run failed for its own reason: it would fail again."""
-
-
-class RunDiverged(RunFailed):
-    """The run's loss became NaN or infinite: its parameters are to blame, not the machine."""
 
 
 _FAILURES: dict[str, type[Exception]] = {"failed": RunFailed, "diverged": RunDiverged, "machine": MachineError}
 
 
-class Worker:
-    """One warm process on its own cores. Not for use by two threads at once."""
+class LocalWorker:
+    """One warm process on its own cores; see Worker."""
 
-    def __init__(self, trainer: Trainer, cores: tuple[int, ...], threads: int) -> None:
-        self.trainer, self.cores, self.threads = trainer, cores, threads
+    def __init__(
+        self, index: int, trainer: Trainer, cores: tuple[int, ...], threads: int, patience: Patience, neighbours: int
+    ) -> None:
+        self.index, self.trainer, self.cores, self.threads = index, trainer, cores, threads
+        self.patience, self.neighbours = patience, neighbours
         self.memory_mb: list[float] = []
+        self.at_work = False
         self._start()
 
     def _start(self) -> None:
@@ -104,61 +75,85 @@ class Worker:
             theirs.close()
         self.memory_mb = []
 
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision], stop: threading.Event) -> Outcome:
-        """Do a job, in a new process if the last one is gone.
-
-        `stop` asks the job to end at its next epoch; the process is killed if that takes too long. Raises WorkerDied,
-        RunFailed, or MachineError as the worker raised it.
-        """
+    def wait_ready(self) -> bool:
+        """Start a new process if the last one is gone or has grown."""
         if not self.process.is_alive() or self._has_grown():
             self.close()
             self._start()
-        try:
-            return self._converse(job, on_epoch, stop)
-        except (RunFailed, MachineError):
-            raise
-        except BaseException:
-            # The process is in the middle of its run, and would take the next job for an answer.
-            self.process.kill()
-            self.process.join()
-            raise
+        return True
 
-    def _converse(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision], stop: threading.Event) -> Outcome:
+    def run(self, job: Any, on_event: Callable[[Event], Decision], stop: threading.Event) -> RunFinished:
+        """Do a job; see Worker."""
+        self.wait_ready()
+        self.oom_kills = training.oom_kills()
+        self.at_work = True
+        try:
+            return self._converse(job, on_event, stop)
+        finally:
+            if self.at_work:
+                # The process is in the middle of its run, and would take the next job for an answer.
+                self.process.kill()
+                self.process.join()
+
+    def _converse(self, job: Any, on_event: Callable[[Event], Decision], stop: threading.Event) -> RunFinished:
         self._send(job)
         while True:
             kind, content = self._receive(stop)
-            if kind == "epoch":
-                decision = on_epoch(content)
+            if kind == "event":
+                decision = on_event(content)
                 self._send("stop" if stop.is_set() else decision)
             elif kind == "finished":
-                outcome: Outcome
-                outcome, memory_mb = content
+                self.at_work = False
+                finished: RunFinished
+                finished, memory_mb = content
                 self.memory_mb.append(memory_mb)
-                return outcome
-            else:
+                return finished
+            elif kind in _FAILURES:
+                self.at_work = False
                 raise _FAILURES[kind](content)
 
-    def _send(self, message: Job | Decision) -> None:
+    def _send(self, message: Any) -> None:
         try:
             self.connection.send(message)
         except OSError as error:
             raise self._death() from error
 
     def _receive(self, stop: threading.Event) -> Any:
-        deadline: float | None = None
+        began, warned, ended = time.monotonic(), False, ""
+        grace: float | None = None
         try:
             while not self.connection.poll(0.1):
+                now, limit = time.monotonic(), self.patience.limit
+                silence = now - began
                 if stop.is_set():
-                    deadline = deadline or time.monotonic() + _GRACE_SECONDS
-                    if time.monotonic() > deadline:
+                    grace = grace or now + GRACE_SECONDS
+                    if now > grace:
                         self.process.kill()
+                elif silence > limit:
+                    ended = f"its worker said nothing for {format_duration(silence)} and was ended"
+                    self.process.kill()
+                elif silence > limit / 2 and not warned:
+                    warned = True
+                    logger.warning(
+                        f"worker {self.index} has said nothing for {format_duration(silence)}: it is ended, and its "
+                        f"run repeated, after {format_duration(limit)}"
+                    )
+            self.patience.longest = max(self.patience.longest, time.monotonic() - began)
             return self.connection.recv()
         except (EOFError, OSError) as error:
-            raise self._death() from error
+            raise WorkerDied(ended) if ended else self._death() from error
 
     def _death(self) -> WorkerDied:
-        self.process.join(_GRACE_SECONDS)
-        return WorkerDied(self.process.exitcode)
+        self.process.join(GRACE_SECONDS)
+        code = self.process.exitcode
+        if code == -signal.SIGKILL and training.oom_kills() > self.oom_kills:
+            memory = max(self.memory_mb, default=0.0)
+            each = f" of {memory:,.0f} MB" if memory else ""
+            return WorkerDied(
+                f"killed, probably out of memory: {format_count(self.neighbours, 'worker')}{each} on "
+                f"{training.usable_memory_mb():,.0f} MB; try workers.count={max(self.neighbours - 1, 1)}"
+            )
+        return WorkerDied(f"its worker process ended ({_exit_reason(code)})", code == -signal.SIGKILL)
 
     def _has_grown(self) -> bool:
         return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + _MAX_GROWTH_MB
@@ -179,49 +174,25 @@ def _exit_reason(code: int | None) -> str:
     return "out of memory" if code == _OUT_OF_MEMORY else f"exit status {code}"
 
 
-class Pool:
-    """Some workers, each with its share of the cores, handed out one at a time."""
+class LocalPool:
+    """Some worker processes on this machine, each with its share of the cores; see Pool."""
 
-    def __init__(self, trainer: Trainer, workers: int, threads: int) -> None:
-        shares = core_shares(workers)
-        self.stop = threading.Event()
-        self.workers = [Worker(trainer, share, threads) for share in shares]
-        self._idle: queue.Queue[int] = queue.Queue()
-        for index in range(workers):
-            self._idle.put(index)
+    def __init__(self, trainer: Trainer, workers: int, threads: int, patience: float = 120.0) -> None:
+        self.stop, self.finished = threading.Event(), threading.Event()
+        shared = Patience(patience)
+        self.workers = [
+            LocalWorker(index, trainer, share, threads, shared, workers)
+            for index, share in enumerate(core_shares(workers))
+        ]
 
-    @contextlib.contextmanager
-    def worker(self) -> Iterator[tuple[int, Worker]]:
-        """Wait for an idle worker and hold it while the body runs; yield its number from 0 and the worker."""
-        index = self._idle.get()
-        try:
-            yield index, self.workers[index]
-        finally:
-            self._idle.put(index)
+    def arrivals(self) -> Iterator[Worker]:
+        """Yield the workers: all are here from the start."""
+        yield from self.workers
 
-    @contextlib.contextmanager
-    def stopped_by_signals(self) -> Iterator[list[signal.Signals]]:
-        """Let a signal inside the body end the workers in order, a second one kill them; yield the list of signals.
-
-        After a signal nobody waits for a store that is away: the process ends as the signal does, with one line.
-        """
-
-        def stop() -> None:
-            self.stop.set()
-            logger.info("stopping: what has run is being recorded")
-
-        def kill() -> None:
-            for worker in self.workers:
-                worker.process.kill()
-
-        with signals.capture_signals(stop, kill) as received:
-            try:
-                yield received
-            except StoreAway as error:
-                if not received:
-                    raise
-                logger.warning(f"interrupted: {error}")
-                signals.end_process(received[0])
+    def kill(self) -> None:
+        """End all worker processes at once."""
+        for worker in self.workers:
+            worker.process.kill()
 
     def close(self) -> None:
         """End all worker processes."""
@@ -229,29 +200,11 @@ class Pool:
             worker.close()
 
 
-def core_shares(workers: int) -> list[tuple[int, ...]]:
-    """Return the cores of each worker: all of them dealt out evenly, or one each, shared, if workers are more."""
-    cores = training.usable_cores()
-    if workers > len(cores):
-        return [(cores[index % len(cores)],) for index in range(workers)]
-    return [tuple(cores[index::workers]) for index in range(workers)]
-
-
-def local_workers(config: LocalWorkers | RayWorkers) -> LocalWorkers:
-    """Return the settings of workers on this machine. Raises ConfigError for those of other machines."""
+def make_pool(config: LocalWorkers | RayWorkers, trainer: Trainer, workers: int, threads: int) -> Pool:
+    """Return a pool of that many workers, as its config says."""
     if isinstance(config, RayWorkers):
         raise ConfigError("workers=ray: there are no workers on other machines yet; use workers=local")
-    return config
-
-
-def worker_count(wanted: int | None, jobs: int) -> int:
-    """Return the number of workers for some jobs: as many as wanted, else one per core, but no more than jobs."""
-    return min(wanted or len(core_shares(1)[0]), max(jobs, 1))
-
-
-def threads_per_worker(workers: int) -> int:
-    """Return the number of threads that each of some workers has, on cores of its own where there are enough."""
-    return len(core_shares(workers)[-1])
+    return LocalPool(trainer, workers, threads, parse_duration(config.patience))
 
 
 def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...], threads: int) -> None:
@@ -264,8 +217,16 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
         os.sched_setaffinity(0, cores)
     trainer.prepare(threads)
 
-    def ask(metrics: EpochMetrics) -> Decision:
-        owner.send(("epoch", metrics))
+    said = time.monotonic()
+
+    def say_alive(epoch: int, fraction: float) -> None:
+        nonlocal said
+        if time.monotonic() - said > _SIGN_SECONDS:
+            owner.send(("alive", (epoch, fraction)))
+            said = time.monotonic()
+
+    def ask(event: Event) -> Decision:
+        owner.send(("event", event))
         decision: Decision = owner.recv()
         return decision
 
@@ -275,8 +236,8 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
         except EOFError:
             return
         try:
-            outcome = trainer.run(job, ask)
-            owner.send(("finished", (outcome, training.resident_memory_mb())))
+            finished = answer_events(trainer.run(job, say_alive), ask)
+            owner.send(("finished", (finished, training.resident_memory_mb())))
         except MemoryError:
             os._exit(_OUT_OF_MEMORY)
         except MachineError as error:

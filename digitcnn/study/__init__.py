@@ -13,7 +13,7 @@ from digitcnn.study.leaderboard import (
     pareto_ranks,
     rank_trials,
 )
-from digitcnn.study.queue import Failed, Lost, Pruned, count_finished, end_running_trials, run_trials, tell_recorded
+from digitcnn.study.queue import TrialQueue, count_finished, end_running_trials, tell_recorded
 from digitcnn.study.samplers import check_sampler
 from digitcnn.study.space import (
     Choices,
@@ -24,7 +24,7 @@ from digitcnn.study.space import (
     space_corners,
     space_size,
 )
-from digitcnn.study.storage import only_process, storage_errors
+from digitcnn.study.storage import STORAGE_FAILURES, only_process, storage_errors
 from digitcnn.study.study import (
     OpenStudy,
     existing_study,
@@ -51,16 +51,15 @@ from digitcnn.study.trials import (
 )
 
 __all__ = [
+    "STORAGE_FAILURES",
     "Choices",
     "EndedTrial",
-    "Failed",
     "FrozenTrial",
-    "Lost",
     "OpenStudy",
-    "Pruned",
     "Range",
     "Space",
     "Trial",
+    "TrialQueue",
     "baseline_trial_number",
     "best_against_baseline",
     "best_first",
@@ -91,7 +90,6 @@ __all__ = [
     "refuse_another",
     "report_epoch",
     "reusable_trials",
-    "run_trials",
     "snapshot_study",
     "space_corners",
     "space_size",

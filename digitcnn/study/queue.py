@@ -1,39 +1,38 @@
-"""The queue of a study's trials: the next one, the total that is never exceeded, and retries of lost ones."""
+"""The queue of a study's trials: the next one, the total that is never exceeded, and what counts as failed.
+
+A trial without a result is `lost`, and tried again, until it has failed as often as it may while others succeeded
+around it: only then the fault is its own, and it is `failed`. Everything is counted here, by the one process that owns
+the study; the store is written to, and read only at the start.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from digitcnn.config import StudyConfig
+from digitcnn.errors import MachineError
 from digitcnn.records import TrialRecord
-from digitcnn.study.space import Space, distributions
+from digitcnn.study.space import Scalar, Space, distributions, grid_points
 from digitcnn.study.storage import STORAGE_FAILURES
 from digitcnn.study.study import OpenStudy
-from digitcnn.study.trials import parameters_of, read_trial, record_trial, repeated_numbers
+from digitcnn.study.trials import parameters_key, parameters_of, read_trial, record_trial, repeated_numbers
 
-# How often a thread that finds no room for a trial looks whether one that runs was lost.
+# How often a thread that finds no room for a trial looks whether there is some.
 _POLL_SECONDS = 0.5
-
-
-class Pruned(Exception):
-    """The pruner ended this trial."""
-
-
-class Lost(Exception):
-    """The trial got to no result for a reason outside it, the message: it will be tried again."""
-
-
-class Failed(Exception):
-    """The trial failed for its own reason, the message: it would fail again."""
+# After so many different trials without a success in between, the cause is not in the trials.
+_MAX_FAILURES_IN_A_ROW = 3
+# A worker that is killed from outside says nothing about its trial, until it was that trial's so often.
+_MAX_KILLS = 10
 
 
 def end_running_trials(study: OpenStudy) -> list[FrozenTrial]:
@@ -58,149 +57,219 @@ def tell_recorded(study: OpenStudy, trial: FrozenTrial, values: Mapping[str, flo
 
 
 def count_finished(study: Study) -> int:
-    """Return the number of trials that count: completed, pruned, failed for good, or lost and not tried again."""
-    trials = study.get_trials(deepcopy=False)
-    return _count_finished(trials, repeated_numbers(trials))
-
-
-def _count_finished(trials: list[FrozenTrial], repeated: set[int]) -> int:
-    # A trial that ended before it had parameters left nothing to count or to repeat.
-    return sum(
-        trial.number not in repeated and bool(parameters_of(trial))
-        if trial.state == TrialState.FAIL
-        else trial.state.is_finished()
-        for trial in trials
-    )
-
-
-def _requeue_lost(study: OpenStudy, retries: int) -> tuple[list[FrozenTrial], set[int]]:
-    """Queue the parameters of every lost trial again, unless that was done or its worker has died too often on them.
-
-    Returns all trials as they are then, and the numbers of those that were queued again. For one thread at a time: two
-    would queue a trial twice.
-    """
+    """Return the number of trials that count: completed, pruned, or failed for a reason of their own."""
     trials = study.get_trials(deepcopy=False)
     repeated = repeated_numbers(trials)
-    queued = False
-    for trial in trials:
-        if trial.state != TrialState.FAIL or trial.number in repeated:
-            continue
-        record, parameters = read_trial(trial), parameters_of(trial)
-        if record.lost is not None and record.deaths <= retries and parameters:
-            again = TrialRecord(repeats=trial.number, deaths=record.deaths, baseline=record.baseline)
-            study.enqueue_trial(parameters, user_attrs=again.attributes())
-            repeated.add(trial.number)
-            queued = True
-    return study.get_trials(deepcopy=False) if queued else trials, repeated
+    return sum(_counts(trial) and trial.number not in repeated for trial in trials)
 
 
-def run_trials(
-    study: OpenStudy,
-    space: Space,
-    objective: Callable[[Trial], list[float]],
-    total: int,
-    deadline: float | None,
-    workers: int,
-    retries: int,
-    stop: threading.Event,
-) -> None:
-    """Run trials on `workers` threads until the total is finished, time is up or `stop` is set.
+def _counts(trial: FrozenTrial) -> bool:
+    # A trial that ended before it had parameters left nothing to count or to repeat.
+    if trial.state == TrialState.FAIL:
+        return read_trial(trial).lost is None and bool(parameters_of(trial))
+    return trial.state.is_finished()
 
-    Time is up at `deadline`, in seconds of time.monotonic(). The objective raises Pruned, Lost (tried again) or Failed
-    (not tried again) when it has no value; any other error ends the work and is raised. The total is never exceeded: a
-    trial begins only if those that are finished and those that are running leave room for it. A thread that finds no
-    room waits, in case one of them is lost.
+
+@dataclass(frozen=True)
+class _Loss:
+    """A lost trial that waits to be tried again, and the number of successes before it was lost."""
+
+    trial: FrozenTrial
+    successes: int
+    killed: bool
+
+
+class TrialQueue:
+    """The trials of a study at work. For several threads.
+
+    `deadline`, in seconds of time.monotonic(), is when no trial begins any more. Raises as Optuna's store does.
     """
-    work = _Work(study, distributions(space), objective, total, deadline, retries, stop)
-    with ThreadPoolExecutor(workers) as threads:
-        for thread in [threads.submit(work.loop) for _ in range(workers)]:
-            thread.result()
-    # Lost trials that are not queued again would count as finished.
-    with contextlib.suppress(*STORAGE_FAILURES) if work.failure else contextlib.nullcontext():
-        _requeue_lost(study, retries)
-    if work.failure is not None:
-        raise work.failure
 
+    def __init__(
+        self,
+        study: OpenStudy,
+        config: StudyConfig,
+        space: Space,
+        total: int,
+        deadline: float | None,
+        stop: threading.Event,
+    ) -> None:
+        self.study, self.config, self.total, self.deadline, self.stop = study, config, total, deadline, stop
+        self.distributions = distributions(space)
+        self.successes = self.running = 0
+        self.lost: dict[int, _Loss] = {}
+        # By parameters: how often in a row a trial failed with no success in between, and why the last time.
+        self.failures: Counter[str] = Counter()
+        self.choosing = threading.RLock()
+        self._repeat_what_was_lost()
+        trials = study.get_trials(deepcopy=False)
+        self.finished = count_finished(study)
+        self.completed = sum(trial.state == TrialState.COMPLETE for trial in trials)
+        known = {parameters_key(parameters_of(trial)) for trial in trials}
+        self.points: Iterator[dict[str, Scalar]] | None = None
+        if config.sampler == "grid":
+            # Optuna's own grid sampler cannot handle trials that were queued, as a baseline and a retry are.
+            points = grid_points(space)
+            random.Random(config.seed).shuffle(points)
+            self.points = iter([point for point in points if parameters_key(point) not in known])
+        self.waiting = sum(trial.state == TrialState.WAITING for trial in trials)
 
-@dataclass
-class _Work:
-    """The state of a study at work in this process."""
+    def _repeat_what_was_lost(self) -> None:
+        """Queue again what was lost before, the baseline first; with `retry_failed` what has failed as well."""
+        trials = self.study.get_trials(deepcopy=False)
+        repeated = repeated_numbers(trials)
+        again = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.FAIL and trial.number not in repeated and parameters_of(trial)
+            if self.config.retry_failed or read_trial(trial).lost is not None
+        ]
+        for trial in sorted(again, key=lambda trial: (not read_trial(trial).baseline, trial.number)):
+            record = read_trial(trial)
+            if record.lost is None:
+                record = replace(record, failures=0, kills=0)
+            self._queue_again(trial, record)
 
-    study: OpenStudy
-    space: dict[str, BaseDistribution]
-    objective: Callable[[Trial], list[float]]
-    total: int
-    deadline: float | None
-    retries: int
-    stop: threading.Event
-    choosing: threading.Lock = field(default_factory=threading.Lock)
-    failure: Exception | None = None
+    def _queue_again(self, trial: FrozenTrial, record: TrialRecord) -> None:
+        again = TrialRecord(
+            repeats=trial.number, failures=record.failures, kills=record.kills, baseline=record.baseline
+        )
+        self.study.enqueue_trial(parameters_of(trial), user_attrs=again.attributes())
 
-    def loop(self) -> None:
-        """Run one trial after the other. An error ends the work of all threads."""
-        try:
-            while (trial := self._next()) is not None:
-                self._run(trial)
-        except Exception as error:
-            self.failure = self.failure or error
-            self.stop.set()
-
-    def _next(self) -> Trial | None:
-        """Return the next trial, with its parameters, when there is room for one; None when the study is over."""
+    def next(self) -> Trial | None:
+        """Return the next trial, with its parameters, when there is room for one; None when the work is over."""
         while not self.stop.is_set():
-            # One thread at a time: two would queue a lost trial twice, and samplers may fail when two threads use them.
+            # One thread at a time: samplers may fail when two threads use them.
             with self.choosing:
-                trials, repeated = _requeue_lost(self.study, self.retries)
-                done = _count_finished(trials, repeated)
-                if done >= self.total or (self.deadline is not None and time.monotonic() >= self.deadline):
+                if self.finished >= self.total or self._is_late():
                     return None
-                running = {trial.number for trial in trials if trial.state == TrialState.RUNNING}
-                if done + len(running) < self.total:
-                    return self._ask(running)
+                if self._make_room():
+                    return self._ask()
             self.stop.wait(_POLL_SECONDS)
         return None
 
-    def _ask(self, running: set[int]) -> Trial:
-        """Return a new trial beside those that run; end it as lost if the sampler raises, and raise the same."""
+    def _is_late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def _make_room(self) -> bool:
+        """Return True if a trial may begin, a lost one if others have succeeded since, or if no other is left."""
+        ready = [number for number, loss in self.lost.items() if self.successes > loss.successes]
+        if ready:
+            self._repeat(ready[0], counted=True)
+            return True
+        if self.finished + self.running + len(self.lost) < self.total:
+            if self.waiting:
+                self.waiting -= 1
+            elif self.points is not None:
+                point = next(self.points, None)
+                if point is None:
+                    return False
+                self.study.enqueue_trial(point)
+            return True
+        if self.lost and self.running == 0:
+            self._repeat(next(iter(self.lost)), counted=False)
+            return True
+        return False
+
+    def _repeat(self, number: int, counted: bool) -> None:
+        """Queue a lost trial again; `counted` if its failure says something about it, as others have succeeded."""
+        loss = self.lost[number]
+        record = read_trial(loss.trial)
+        if counted and loss.killed:
+            record = replace(record, kills=record.kills + 1)
+        elif counted:
+            record = replace(record, failures=record.failures + 1)
+        self._queue_again(loss.trial, record)
+        del self.lost[number]
+
+    def _ask(self) -> Trial:
+        """Return a new trial; end it as lost if the sampler raises, and raise the same."""
         try:
-            return self.study.ask(self.space)
+            trial = self.study.ask(self.distributions)
         except STORAGE_FAILURES:
             raise
         except Exception as error:
-            # Optuna has begun the trial, but does not give its number.
+            # Optuna has begun the trial, but does not give its number; those that run have their parameters.
             with contextlib.suppress(*STORAGE_FAILURES):
                 for begun in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                    if begun.number not in running:
-                        self._lose(begun, error)
+                    if len(begun.params) < len(self.distributions):
+                        record_trial(self.study, begun, TrialRecord(lost=type(error).__name__))
+                        self.study.tell(begun.number, state=TrialState.FAIL)
             raise
+        self.running += 1
+        return trial
 
-    def _run(self, trial: Trial) -> None:
-        values, state, record = None, TrialState.FAIL, TrialRecord()
-        try:
-            values = self.objective(trial)
-            state = TrialState.COMPLETE
-        except Pruned:
-            state = TrialState.PRUNED
-        except Lost as lost:
-            record = TrialRecord(lost=str(lost))
-        except Failed as failed:
-            record = TrialRecord(failure=str(failed))
-        except STORAGE_FAILURES:
-            # The run may have finished: the next start then gives the trial its result.
-            raise
-        except Exception as error:
-            self.stop.set()
-            # A store that fails here too leaves the trial running: the next start ends it.
-            with contextlib.suppress(*STORAGE_FAILURES):
-                self._lose(trial, error)
-            raise
-        record_trial(self.study, trial, record)
+    def complete(self, trial: Trial, values: list[float]) -> None:
+        """End a trial with the values of the objectives."""
+        self._tell(trial, values, TrialState.COMPLETE)
+
+    def prune(self, trial: Trial) -> None:
+        """End a trial that the pruner has ended."""
+        self._tell(trial, None, TrialState.PRUNED)
+
+    def _tell(self, trial: Trial, values: list[float] | None, state: TrialState) -> None:
         self.study.tell(trial, values, state)
         if self.study._storage.get_trial(trial._trial_id).state != state:
             # Optuna passes over some errors of its store without a word.
             raise StorageInternalError(f"the result of trial {trial.number} was not taken")
+        with self.choosing:
+            self.running -= 1
+            self.finished += 1
+            self.completed += state == TrialState.COMPLETE
 
-    def _lose(self, trial: Trial | FrozenTrial, error: Exception) -> None:
-        """End a trial as lost, by an error that nobody expected."""
-        record_trial(self.study, trial, TrialRecord(lost=type(error).__name__))
-        self.study.tell(trial.number, state=TrialState.FAIL)
+    def note_success(self) -> None:
+        """Note that a run was trained to its end: what failed before it did so for a reason of its own."""
+        with self.choosing:
+            self.successes += 1
+            self.failures.clear()
+
+    def fail(self, trial: Trial, cause: str) -> None:
+        """End a trial that failed for a reason of its own: it would fail again."""
+        record_trial(self.study, trial, TrialRecord(failure=cause))
+        self._end(trial)
+        with self.choosing:
+            self.finished += 1
+
+    def lose(self, trial: Trial, cause: str, again: bool = False, killed: bool = False) -> None:
+        """End a trial without a result. It is tried again in this sweep if `again` says so, else by the next one."""
+        record_trial(self.study, trial, TrialRecord(lost=cause))
+        self._end(trial)
+        if again:
+            frozen = self.study._storage.get_trial(trial._trial_id)
+            with self.choosing:
+                self.lost[trial.number] = _Loss(frozen, self.successes, killed)
+
+    def _end(self, trial: Trial) -> None:
+        self.study.tell(trial, state=TrialState.FAIL)
+        with self.choosing:
+            self.running -= 1
+
+    def end_failed(self, trial: Trial, cause: str, killed: bool, machine_works: Callable[[], bool]) -> bool:
+        """End a trial whose run failed, or whose worker died; return True if that is its own fault.
+
+        It is if the trial has failed as often as it may, each time after others had succeeded; of a trial that is left
+        alone, if `machine_works` says so. Raises MachineError, and counts nothing, if different trials have failed in
+        a row, or if nothing works.
+        """
+        key, record = parameters_key(trial.params), read_trial(trial)
+        limit = _MAX_KILLS if killed else self.config.retries + 1
+        before = record.kills if killed else record.failures
+        with self.choosing:
+            alone = not self.failures.keys() - {key}
+            self.failures[key] += 1
+            in_a_row, different = self.failures[key], len(self.failures)
+        too_often = before + in_a_row >= limit
+        own = alone and (before + 1 >= limit or (too_often and machine_works()))
+        if own:
+            self.fail(trial, cause)
+            self.note_success()
+            return True
+        broken = too_often or different >= _MAX_FAILURES_IN_A_ROW
+        self.lose(trial, cause, again=not broken, killed=killed)
+        if broken:
+            what = f"{different} trials failed" if different > 1 else f"trial {trial.number} failed {in_a_row} times"
+            raise MachineError(
+                f"{what} in a row: {cause}; none of this counts, and the same command tries again; "
+                "what had run is recorded"
+            )
+        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from digitcnn.records import PRUNING_METRICS, IdentityKey, StudyAttribute, Trial
 from digitcnn.study.samplers import make_pruner, make_sampler
 from digitcnn.study.space import Space, describe_space, grid_points
 from digitcnn.study.storage import connect, storage_errors, storage_path
-from digitcnn.study.trials import parameters_key, parameters_of
+from digitcnn.study.trials import parameters_key
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 # The baseline may lie off a range's steps on purpose; optuna warns of that and of its own experimental parts.
@@ -158,8 +157,6 @@ def open_study(folder: Path, config: StudyConfig, space: Space, baseline: RunCon
         study.pruner = make_pruner(config, space, baseline)
         start = {name: baseline.parameters()[name] for name in space}
         study.enqueue_trial(start, user_attrs=TrialRecord(baseline=True).attributes(), skip_if_exists=True)
-        if config.sampler == "grid":
-            _enqueue_grid(study, config, space)
     return study
 
 
@@ -177,19 +174,6 @@ def _create_or_load(store: RDBStorage, config: StudyConfig, wanted: Mapping[str,
         study.set_metric_names(list(config.objective))
         study.set_user_attr(StudyAttribute.IDENTITY, wanted)
     return study
-
-
-def _enqueue_grid(study: Study, config: StudyConfig, space: Space) -> None:
-    """Queue the grid's points that are not there yet in a seeded order, up to the total.
-
-    Optuna's own grid sampler cannot handle trials that were queued, as a baseline and a retry are.
-    """
-    points = grid_points(space)
-    random.Random(config.seed).shuffle(points)
-    known = {parameters_key(parameters_of(trial)) for trial in study.get_trials(deepcopy=False)}
-    missing = [point for point in points if parameters_key(point) not in known]
-    for point in missing[: max(config.trials - len(known), 0)]:
-        study.enqueue_trial(point)
 
 
 def total_trials(config: StudyConfig, space: Space, baseline: RunConfig) -> int:

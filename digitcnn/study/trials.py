@@ -65,15 +65,19 @@ class EndedTrial:
     reports: dict[int, float]
 
 
-def ended_trial(trial: FrozenTrial, values: list[float] | None) -> EndedTrial:
-    """Return a trial with its result, of which the study itself may not have been told yet."""
+def ended_trial(study: Study, trial: Trial, values: list[float] | None) -> EndedTrial:
+    """Return a trial with its result, of which the study itself has not been told yet."""
+    return _ended(study._storage.get_trial(trial._trial_id), values)
+
+
+def _ended(trial: FrozenTrial, values: list[float] | None) -> EndedTrial:
     return EndedTrial(trial.number, trial.params, values, read_trial(trial), trial.intermediate_values)
 
 
 def ended_trials(study: Study) -> list[EndedTrial]:
     """Return the completed and the pruned trials, in the order of their numbers."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return [ended_trial(trial, None if trial.state == TrialState.PRUNED else list(trial.values)) for trial in trials]
+    return [_ended(trial, None if trial.state == TrialState.PRUNED else list(trial.values)) for trial in trials]
 
 
 def reusable_trials(ended: Iterable[EndedTrial]) -> dict[str, EndedTrial]:

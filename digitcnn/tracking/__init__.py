@@ -10,7 +10,19 @@ from digitcnn.tracking.client import (
     with_retries,
 )
 from digitcnn.tracking.local import relocate_artifacts
-from digitcnn.tracking.operations import Status, deliver, deliver_run, metrics, put, put_files, tags
+from digitcnn.tracking.operations import (
+    Status,
+    deliver,
+    deliver_run,
+    discard_refused,
+    metrics,
+    put,
+    put_files,
+    queued_records,
+    retry_refused,
+    tags,
+)
+from digitcnn.tracking.outbox import Queued
 from digitcnn.tracking.queries import (
     champion_run,
     confirmation_runs,
@@ -29,7 +41,7 @@ from digitcnn.tracking.queries import (
     was_trained_with,
 )
 from digitcnn.tracking.recorder import (
-    MODEL_FILE,
+    Run,
     close_abandoned_run,
     close_abandoned_runs,
     close_run,
@@ -38,11 +50,13 @@ from digitcnn.tracking.recorder import (
     create_training_run,
     environment_tags,
     put_yaml,
-    start_run,
 )
+from digitcnn.tracking.results import MODEL_FILE, package_result
 
 __all__ = [
     "MODEL_FILE",
+    "Queued",
+    "Run",
     "Status",
     "Store",
     "champion_run",
@@ -55,6 +69,7 @@ __all__ = [
     "create_training_run",
     "deliver",
     "deliver_run",
+    "discard_refused",
     "environment_tags",
     "find_runs",
     "has_run",
@@ -65,16 +80,18 @@ __all__ = [
     "model_file",
     "open_recorded",
     "open_store",
+    "package_result",
     "pending_message",
     "put",
     "put_files",
     "put_yaml",
+    "queued_records",
     "read_predictions",
     "read_text",
     "register_champion",
     "relocate_artifacts",
+    "retry_refused",
     "search_runs",
-    "start_run",
     "store_errors",
     "study_runs",
     "suppress_away",

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 RETRY_TIMEOUT_SECONDS = 600.0
 # What a server that cannot be reached may cost each epoch, at most, while its records are kept.
 _RETRY_SECONDS = 5.0
+# The refusals by HTTP status after which the same request may be taken: a timeout, and too many requests.
+_LATER = (408, 429)
+# Those of the local store, whose other codes may also mean that its database fails.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 # MLflow's client would try for four minutes, and wait two for each answer: what fails is kept and delivered later.
 _SETTINGS = {
@@ -113,7 +116,7 @@ def _open(config: TrackingConfig, stopped: Callable[[], bool], reading: bool) ->
     mlflow.set_tracking_uri(config.store_uri)
     client = mlflow.MlflowClient(config.store_uri)
     experiment_id = _experiment_id(client, config)
-    return Store(client, config.store_uri, _name(config), experiment_id, _outbox(config), stopped)
+    return Store(client, config.store_uri, _name(config), experiment_id, outbox_folder(config), stopped)
 
 
 def _name(config: TrackingConfig) -> str:
@@ -121,7 +124,8 @@ def _name(config: TrackingConfig) -> str:
     return without_credentials(config.uri) if config.uri else "mlflow.db"
 
 
-def _outbox(config: TrackingConfig) -> Path:
+def outbox_folder(config: TrackingConfig) -> Path:
+    """Return the folder of the queues of what a store did not take."""
     return config.folder / "outbox"
 
 
@@ -165,7 +169,7 @@ def error_cause(error: Exception) -> str:
     """Return one line without credentials: the words of the system or of the database, if they are in the error."""
     text = without_credentials(str(error))
     words = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)|\(\w+\.\w+Error\) ([^\n]+)", text)
-    return next(filter(None, words.groups())) if words else text.splitlines()[0]
+    return next(filter(None, words.groups())) if words else (text.splitlines() or [""])[0]
 
 
 def is_away(error: Exception) -> bool:
@@ -180,11 +184,29 @@ def is_away(error: Exception) -> bool:
     return (of_server and not is_refusal(error)) or "database is locked" in text
 
 
-def is_refusal(error: Exception) -> bool:
-    """Return True if a store would refuse the operation again: the run is gone, or the operation is invalid."""
-    from mlflow.exceptions import MlflowException
+def is_unreachable(error: Exception) -> bool:
+    """Return True if nothing answered, so that the next operation would wait as long in vain."""
+    return is_away(error) and _http_status(error) is None
 
-    return isinstance(error, MlflowException) and error.error_code in _REFUSALS
+
+def is_refusal(error: Exception) -> bool:
+    """Return True if a store would refuse the operation again: the run is gone, or it is invalid or too large."""
+    status = _http_status(error)
+    return status is not None and 400 <= status < 500 and status not in _LATER
+
+
+def _http_status(error: Exception) -> int | None:
+    """Return the status that a server has answered, or that MLflow gives to an error of the local store."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    if getattr(error, "response", None) is not None:
+        return int(error.response.status_code)  # type: ignore[attr-defined]
+    answered = re.search(r"failed with error code (\d{3})", str(error))
+    if answered:
+        return int(answered[1])
+    if isinstance(error, RestException) or (isinstance(error, MlflowException) and error.error_code in _REFUSALS):
+        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    return None
 
 
 @contextlib.contextmanager
@@ -223,10 +245,10 @@ def _retry(
 
 def pending_message(config: TrackingConfig) -> str:
     """Return one line on what is still to be delivered to the store, or an empty one."""
-    runs = outbox.pending_runs(_outbox(config), _name(config))
+    runs = outbox.pending_runs(outbox_folder(config), _name(config))
     if not runs:
         return ""
     return (
         f"the MLflow store did not take all records of {format_count(len(runs), 'run')}; they are kept "
-        f"in {_outbox(config)}, and the next command that reaches it delivers them"
+        f"in {outbox_folder(config)}, and the next command that reaches it delivers them"
     )

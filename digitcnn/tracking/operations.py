@@ -2,88 +2,116 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from digitcnn.config import TrackingConfig
 from digitcnn.formatting import format_count
 from digitcnn.tracking import outbox
-from digitcnn.tracking.client import Store, error_cause, is_away, is_refusal
-from digitcnn.tracking.outbox import Operation
+from digitcnn.tracking.client import (
+    Store,
+    error_cause,
+    is_away,
+    is_refusal,
+    is_unreachable,
+    open_store,
+    outbox_folder,
+    store_errors,
+)
+from digitcnn.tracking.outbox import Operation, Queued
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def put(store: Store, run_id: str, operation: Operation) -> None:
-    """Write to a run; queue the operation if the store is away, or if earlier ones of the run are queued."""
-    if not outbox.has_pending(store.outbox, run_id) and _reaches(store, lambda: write(store.client, run_id, operation)):
-        return
+    """Write to a run; queue the operation if the store is away, or if earlier ones of the run are queued.
+
+    What the store refuses is set aside, for a person to look at, and logged.
+    """
+    if not outbox.has_pending(store.outbox, run_id):
+        took, refused = _reaches(store, lambda: write(store.client, run_id, operation))
+        if took:
+            if refused is not None:
+                outbox.enqueue(store.outbox, store.name, run_id, operation, refused)
+            return
     outbox.enqueue(store.outbox, store.name, run_id, operation)
     if time.monotonic() >= store.retry_at:
         _reaches(store, lambda: deliver_run(store, run_id))
 
 
-def _reaches(store: Store, action: Callable[[], object]) -> bool:
-    """Return True if the store took an action, False if it is away. Raises as it does otherwise."""
+def _reaches(store: Store, action: Callable[[], Result]) -> tuple[bool, Result | None]:
+    """Return True and an action's result if the store took it, False if it is away. Raises as it does otherwise."""
     began = time.monotonic()
     try:
-        action()
+        result = action()
     except Exception as error:
         if not is_away(error):
             raise
         store.note_away(error, time.monotonic() - began)
-        return False
+        return False, None
     store.note_answer()
-    return True
+    return True, result
 
 
 def put_files(store: Store, run_id: str, contents: Mapping[str, str]) -> None:
     """Record texts as artifacts of a run, by their names."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in contents.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        put(store, run_id, files(Path(folder)))
+    put(store, run_id, files({name: text.encode() for name, text in contents.items()}))
 
 
-def deliver_run(store: Store, run_id: str) -> int:
-    """Deliver the queued operations of a run and return their number. Raises as the store does.
-
-    Operations that the store refuses are moved out of the outbox, for a person to look at.
-    """
-    if not outbox.has_pending(store.outbox, run_id):
-        return 0
-    try:
-        delivered = outbox.flush(store.outbox, run_id, lambda operation: write(store.client, run_id, operation))
-    except Exception as error:
-        if not is_refusal(error):
-            raise
-        folder = outbox.quarantine(store.outbox, run_id)
-        logger.warning(
-            f"the MLflow store refuses what was kept for run {run_id} ({error_cause(error)}): it stays in {folder}"
-        )
-        return 0
-    store.note_answer()
-    return delivered
+def deliver_run(store: Store, run_id: str) -> None:
+    """Deliver the queued operations of a run. Raises as the store does."""
+    _flush(store, run_id)
 
 
 def deliver(store: Store) -> None:
-    """Deliver the queued operations of all runs, and log how many those were. Raises as the store does."""
-    delivered: list[int] = []
-    try:
-        for run_id in outbox.pending_runs(store.outbox, store.name):
-            delivered.append(deliver_run(store, run_id))
-    finally:
-        if sum(delivered):
-            runs = format_count(sum(number > 0 for number in delivered), "run")
-            logger.info(f"delivered {format_count(sum(delivered), 'record')} of {runs} that had been kept")
+    """Deliver the queued operations of all runs, and log how many those were. Raises as the store does.
+
+    An error of one run does not hold up the others; what the store refuses is set aside.
+    """
+    delivered = _flush(store)
+    if delivered:
+        runs = format_count(len(delivered), "run")
+        logger.info(f"delivered {format_count(sum(delivered.values()), 'record')} of {runs} that had been kept")
+
+
+def _flush(store: Store, run_id: str | None = None) -> dict[str, int]:
+    if not store.outbox.exists():
+        return {}
+    delivered = outbox.flush(
+        store.outbox, store.name, lambda run, each: write(store.client, run, each), is_unreachable, run_id
+    )
+    if delivered:
+        store.note_answer()
+    return {run: number for run, number in delivered.items() if number}
+
+
+def queued_records(config: TrackingConfig) -> list[Queued]:
+    """Return what waits for a store, and what was refused, in the queues of a records folder."""
+    return outbox.listed(outbox_folder(config))
+
+
+def retry_refused(config: TrackingConfig) -> None:
+    """Offer to the store again what it refused, and deliver what waits. Raises MachineError as `open_store` does."""
+    with store_errors(config):
+        store = open_store(config)
+        outbox.change(store.outbox, "", retry=True)
+        deliver(store)
+
+
+def discard_refused(config: TrackingConfig, wanted: str) -> int:
+    """Throw away what a store refused: a record by its id, those of a run, or all (empty); return their number."""
+    return outbox.change(outbox_folder(config), wanted, retry=False)
 
 
 def metrics(values: Mapping[str, float], step: int) -> Operation:
@@ -102,9 +130,9 @@ def tags(values: Mapping[str, str]) -> Operation:
     return Operation("batch", {"tags": dict(values)})
 
 
-def files(folder: Path) -> Operation:
-    """Return the writing of all files in a folder as artifacts."""
-    return Operation("files", {}, folder)
+def files(contents: Mapping[str, bytes]) -> Operation:
+    """Return the writing of files as artifacts, by their names."""
+    return Operation("files", {}, dict(contents))
 
 
 def data(inputs: Mapping[str, Mapping[str, str]]) -> Operation:
@@ -112,9 +140,9 @@ def data(inputs: Mapping[str, Mapping[str, str]]) -> Operation:
     return Operation("data", {context: dict(dataset) for context, dataset in inputs.items()})
 
 
-def model(folder: Path, parameters: Mapping[str, str]) -> Operation:
-    """Return the writing of a model that `mlflow.keras.save_model` has saved in a folder."""
-    return Operation("model", {"parameters": dict(parameters)}, folder)
+def model(contents: Mapping[str, bytes], parameters: Mapping[str, str]) -> Operation:
+    """Return the writing of a model in MLflow's format, by the relative paths of its files."""
+    return Operation("model", {"parameters": dict(parameters)}, dict(contents))
 
 
 def without_models() -> Operation:
@@ -127,9 +155,34 @@ def ended(status: Status) -> Operation:
     return Operation("ended", {"status": status, "end_time": int(time.time() * 1000)})
 
 
-def write(client: MlflowClient, run_id: str, operation: Operation) -> None:
-    """Write to a run; doing it again changes nothing. Raises as MLflow does."""
-    _WRITERS[operation.kind](client, run_id, operation)
+def write(client: MlflowClient, run_id: str, operation: Operation) -> str | None:
+    """Write to a run; doing it again changes nothing. Return the reason of a refusal, or None.
+
+    Raises as MLflow does if the store is away or out of order.
+    """
+    try:
+        _WRITERS[operation.kind](client, run_id, operation)
+    except Exception as error:
+        # The others: what was queued is not what a writer expects, however often it is tried.
+        if not is_refusal(error) and not isinstance(error, KeyError | TypeError):
+            raise
+        reason = f"{type(error).__name__}: {error_cause(error)}"
+        logger.warning(
+            f"the MLflow store refuses {operation.kind} of run {run_id} ({reason}): it is set aside; digitcnn records"
+        )
+        return reason
+    return None
+
+
+@contextlib.contextmanager
+def _folder_of(contents: Mapping[str, bytes]) -> Iterator[Path]:
+    """Yield a folder with these files while the body lasts."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, content in contents.items():
+            path = Path(temporary) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield Path(temporary)
 
 
 def _write_batch(client: MlflowClient, run_id: str, operation: Operation) -> None:
@@ -141,7 +194,8 @@ def _write_batch(client: MlflowClient, run_id: str, operation: Operation) -> Non
 
 
 def _write_files(client: MlflowClient, run_id: str, operation: Operation) -> None:
-    client.log_artifacts(run_id, str(operation.files))
+    with _folder_of(operation.files) as folder:
+        client.log_artifacts(run_id, str(folder))
 
 
 # The words of a database server and of SQLite for a row that another process has added.
@@ -170,7 +224,6 @@ def _write_model(client: MlflowClient, run_id: str, operation: Operation) -> Non
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
 
-    assert operation.files is not None
     # The run's own experiment: what was kept may be delivered by a command that works in another.
     experiment_id = client.get_run(run_id).info.experiment_id
     known = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
@@ -182,12 +235,14 @@ def _write_model(client: MlflowClient, run_id: str, operation: Operation) -> Non
         for each in known:
             client.delete_logged_model(each.model_id)
         uploaded = client.create_logged_model(experiment_id, "model", run_id, params=operation.content["parameters"])
-        # The saved model names itself, by an id that the store has only now given.
-        saved = Model.load(str(operation.files))
-        saved.model_id = saved.model_uuid = uploaded.model_id
-        saved.artifact_path = uploaded.artifact_location
-        saved.save(str(operation.files / "MLmodel"))
-        client.log_model_artifacts(uploaded.model_id, str(operation.files))
+        with _folder_of(operation.files) as folder:
+            # The saved model names itself, by an id that the store has only now given.
+            saved = Model.load(str(folder))
+            saved.run_id = run_id
+            saved.model_id = saved.model_uuid = uploaded.model_id
+            saved.artifact_path = uploaded.artifact_location
+            saved.save(str(folder / "MLmodel"))
+            client.log_model_artifacts(uploaded.model_id, str(folder))
         client.finalize_logged_model(uploaded.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(uploaded.model_id, 0)])
 

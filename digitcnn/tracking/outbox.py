@@ -1,133 +1,274 @@
-"""A durable queue of operations that a store did not take: in order, a folder a run, until they are delivered.
+"""Durable queues of operations that a store did not take: one SQLite file a process, in order, until delivered.
 
-OUTBOX/RUN_ID/journal.jsonl begins with a line that names the store; a line an operation follows, synchronised to the
-disk. OUTBOX/RUN_ID/N/ holds the files of operation N. An operation may be delivered twice: writing it again must change
-nothing.
+OUTBOX/NAME.db belongs to the process that holds the lock of OUTBOX/NAME.lock. When it is gone, whoever delivers takes
+it over. An operation may be delivered twice: writing it again must change nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
+import logging
 import os
 import shutil
+import sqlite3
+import threading
+import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_JOURNAL = "journal.jsonl"
+from digitcnn.errors import MachineError
+from digitcnn.files import LOCK_SECONDS
+
+logger = logging.getLogger(__name__)
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS operations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, store TEXT, run_id TEXT, kind TEXT, content TEXT, refused TEXT);
+CREATE TABLE IF NOT EXISTS files (operation INTEGER, path TEXT, data BLOB);
+"""
+
+# Another thread must not write to a queue that is being removed.
+_CONNECTING = threading.RLock()
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One write to a run: its kind, its content as JSON, and a folder of its files."""
+    """One write to a run: its kind, its content as JSON, and files by their relative paths."""
 
     kind: str
     content: dict[str, Any]
-    files: Path | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
-def has_pending(outbox: Path, run_id: str) -> bool:
-    """Return True if operations of a run are queued: later ones must follow them."""
-    with contextlib.suppress(FileNotFoundError):
-        return (outbox / run_id / _JOURNAL).stat().st_size > 0
-    return False
+@dataclass(frozen=True)
+class Queued:
+    """A queued operation as it is listed: `refused` says why a store did not take it, if it never will."""
+
+    id: str
+    store: str
+    run_id: str
+    kind: str
+    size: int
+    refused: str | None
 
 
-def pending_runs(outbox: Path, store: str) -> list[str]:
-    """Return the runs with operations for a store, those that have waited longest first."""
-    found = []
-    for journal in outbox.glob(f"*/{_JOURNAL}"):
-        with contextlib.suppress(FileNotFoundError), journal.open() as file:
-            line = file.readline()
-            # A line that was being written when the machine stopped names no store.
-            if line.endswith("\n") and json.loads(line).get("store") == store:
-                found.append((journal.stat().st_ctime, journal.parent.name))
-    return [name for _, name in sorted(found)]
+@functools.cache
+def _own_name(process: int) -> str:
+    """Return the name of a process's queue: other machines may have the same folder and the same process number."""
+    return f"{process}-{uuid.uuid4().hex[:12]}"
 
 
-def enqueue(outbox: Path, store: str, run_id: str, operation: Operation) -> None:
-    """Append an operation to a run's: in full, even if the machine stops, or not at all."""
-    with _locked(outbox / run_id) as folder:
-        lines = _lines(folder / _JOURNAL)
-        number = max(len(lines), 1)
-        if operation.files is not None:
-            # Files of an interrupted attempt belong to no operation.
-            shutil.rmtree(folder / str(number), ignore_errors=True)
-            shutil.copytree(operation.files, folder / str(number))
-        written = {"kind": operation.kind, "content": operation.content, "files": operation.files is not None}
-        added = [json.dumps(line) + "\n" for line in ([] if lines else [{"store": store}]) + [written]]
-        _append(folder / _JOURNAL, "".join(lines), "".join(added))
-
-
-def _append(journal: Path, before: str, added: str) -> None:
-    """Write after the complete lines of a journal; remove a line that was, or now is, cut off."""
-    with journal.open("a+b") as file:
-        file.truncate(len(before.encode()))
-        try:
-            file.write(added.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            os.truncate(journal, len(before.encode()))
-            raise
-
-
-def _lines(journal: Path) -> list[str]:
-    """Return the complete lines of a journal, without one that was being written when the machine stopped."""
-    if not journal.exists():
-        return []
-    return [line for line in journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def flush(outbox: Path, run_id: str, write: Callable[[Operation], None]) -> int:
-    """Write all operations of a run, in order, and remove them; return their number.
-
-    Raises as `write` does and then keeps them all: the next call begins with the first again.
-    """
-    with _locked(outbox / run_id) as folder:
-        lines = _lines(folder / _JOURNAL)
-        for number, line in enumerate(lines[1:], start=1):
-            kept = json.loads(line)
-            write(Operation(kept["kind"], kept["content"], folder / str(number) if kept["files"] else None))
-        # The journal goes first: files without it belong to no operation.
-        (folder / _JOURNAL).unlink(missing_ok=True)
-        shutil.rmtree(folder)
-        return max(len(lines) - 1, 0)
-
-
-def quarantine(outbox: Path, run_id: str) -> Path:
-    """Move a run's operations out of the queue, for a person to look at; return their folder."""
-    aside = outbox / "refused" / run_id
-    with _locked(outbox / run_id) as folder:
-        aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        return folder.rename(aside)
+@functools.cache
+def _own_lock(folder: Path, process: int) -> int:
+    """Hold the lock of this process's queue until it ends; return the file's descriptor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / f"{_own_name(process)}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
-    """Lock a run's folder against other threads and processes; create it."""
-    while True:
-        # The holder of the lock may remove the folder at any moment before it is locked here.
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is(descriptor, folder):
-                yield folder
+def _connect(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a queue in a transaction: all of the body or nothing, also if the machine stops."""
+    with _CONNECTING, contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
+        connection.executescript(_TABLES)
+        with connection:
+            yield connection
+
+
+def enqueue(outbox: Path, store: str, run_id: str, operation: Operation, refused: str | None = None) -> None:
+    """Append an operation to this process's queue, or set it aside at once with the reason of a refusal."""
+    try:
+        _own_lock(outbox, os.getpid())
+        with _connect(outbox / f"{_own_name(os.getpid())}.db") as connection:
+            content = json.dumps(operation.content)
+            row = connection.execute(
+                "INSERT INTO operations (store, run_id, kind, content, refused) VALUES (?, ?, ?, ?, ?)",
+                (store, run_id, operation.kind, content, refused),
+            )
+            files = [(row.lastrowid, path, data) for path, data in operation.files.items()]
+            connection.executemany("INSERT INTO files VALUES (?, ?, ?)", files)
+    except (sqlite3.Error, OSError) as error:
+        raise MachineError(f"the queue of records in {outbox} cannot be written: {error}") from None
+
+
+def _queues(outbox: Path) -> list[Path]:
+    """Return the files of all queues, the oldest first; set one that is corrupt aside."""
+    found = []
+    for path in outbox.glob("*.db"):
+        with contextlib.suppress(FileNotFoundError):
+            changed = path.stat().st_ctime
+            try:
+                with _connect(path) as connection:
+                    connection.execute("SELECT 1 FROM operations JOIN files LIMIT 1").fetchone()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                aside = path.rename(path.with_suffix(".corrupt"))
+                logger.warning(f"a queue of records is corrupt or truncated ({error}): it is set aside as {aside}")
+                continue
+            found.append((changed, path))
+    return [path for _, path in sorted(found)]
+
+
+@contextlib.contextmanager
+def _taken_over(path: Path) -> Iterator[bool]:
+    """Hold the lock of a queue while the body lasts; yield False if another process that is at work has it."""
+    if path.stem == _own_name(os.getpid()):
+        yield True
+        return
+    descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield path.exists()
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
+
+
+def listed(outbox: Path) -> list[Queued]:
+    """Return everything that is queued or set aside, in the order of its queues."""
+    found = []
+    for path in _queues(outbox):
+        with _connect(path) as connection:
+            rows = connection.execute(
+                "SELECT id, store, run_id, kind, length(content) + coalesce((SELECT sum(length(data)) FROM files"
+                " WHERE operation = operations.id), 0), refused FROM operations ORDER BY id"
+            ).fetchall()
+        found += [Queued(f"{path.stem}:{number}", *values) for number, *values in rows]
+    return found
+
+
+def pending_runs(outbox: Path, store: str) -> list[str]:
+    """Return the runs with operations for a store that are still to be delivered, in their order."""
+    return list(dict.fromkeys(each.run_id for each in listed(outbox) if each.store == store and not each.refused))
+
+
+def has_pending(outbox: Path, run_id: str) -> bool:
+    """Return True if operations of a run wait in this process's queue: later ones must follow them."""
+    path = outbox / f"{_own_name(os.getpid())}.db"
+    if not path.exists():
+        return False
+    with _connect(path) as connection:
+        query = "SELECT 1 FROM operations WHERE run_id = ? AND refused IS NULL LIMIT 1"
+        return connection.execute(query, (run_id,)).fetchone() is not None
+
+
+def flush(
+    outbox: Path,
+    store: str,
+    write: Callable[[str, Operation], str | None],
+    is_unreachable: Callable[[Exception], bool],
+    run_id: str | None = None,
+) -> dict[str, int]:
+    """Write what is queued for a store, of one run or of all; return the number of operations by run.
+
+    `write` returns the reason of a refusal, with which the operation is set aside, or None if it was taken. Where it
+    raises, the rest of that run stays queued, and the next run is tried unless the store is unreachable; the first
+    error is raised at the end. Only queues of this process and of those that are gone are touched.
+    """
+    _adopt_journals(outbox)
+    delivered: dict[str, int] = {}
+    errors: dict[str, Exception] = {}
+    for path in _queues(outbox):
+        with _taken_over(path) as free:
+            while free and (found := _first(path, store, run_id, errors)) is not None:
+                number, of_run, kind, content = found
+                try:
+                    operation = _operation(path, number, kind, content)
+                    refused = "cannot be read" if operation is None else write(of_run, operation)
+                except Exception as error:
+                    if is_unreachable(error):
+                        raise
+                    errors[of_run] = error
+                    continue
+                _settle(path, number, refused)
+                delivered[of_run] = delivered.get(of_run, 0) + (refused is None)
+            if free:
+                _remove_if_empty(path)
+    if errors:
+        raise next(iter(errors.values()))
+    return delivered
+
+
+def _first(
+    path: Path, store: str, run_id: str | None, failed: dict[str, Exception]
+) -> tuple[int, str, str, str] | None:
+    """Return id, run, kind and content of the first operation that is to be delivered."""
+    without = ", ".join("?" * len(failed))
+    query = (
+        "SELECT id, run_id, kind, content FROM operations WHERE store = ? AND refused IS NULL"
+        f" AND run_id NOT IN ({without}) AND coalesce(?, run_id) = run_id ORDER BY id LIMIT 1"
+    )
+    with _connect(path) as connection:
+        found: tuple[int, str, str, str] | None = connection.execute(query, (store, *failed, run_id)).fetchone()
+        return found
+
+
+def _operation(path: Path, number: int, kind: str, content: str) -> Operation | None:
+    """Return a queued operation with its files, or None if its content cannot be parsed."""
+    with _connect(path) as connection:
+        files = connection.execute("SELECT path, data FROM files WHERE operation = ?", (number,)).fetchall()
+    try:
+        return Operation(kind, json.loads(content), dict(files))
+    except ValueError:
+        return None
+
+
+def _settle(path: Path, number: int, refused: str | None) -> None:
+    """Remove an operation that was taken; keep one that was refused, with the reason."""
+    with _connect(path) as connection:
+        if refused is None:
+            connection.execute("DELETE FROM files WHERE operation = ?", (number,))
+            connection.execute("DELETE FROM operations WHERE id = ?", (number,))
+        else:
+            connection.execute("UPDATE operations SET refused = ? WHERE id = ?", (refused, number))
+
+
+def change(outbox: Path, wanted: str, retry: bool) -> int:
+    """Queue refused operations again, or with `retry=False` discard them; return their number.
+
+    `wanted` is an id of `listed` or the id of a run; empty: all that were refused.
+    """
+    changed = 0
+    for path in _queues(outbox):
+        with _connect(path) as connection:
+            name, _, number = wanted.rpartition(":")
+            condition = "refused IS NOT NULL AND (? = '' OR run_id = ? OR (? = ? AND id = ?))"
+            values = (wanted, wanted, name, path.stem, number)
+            action = "UPDATE operations SET refused = NULL" if retry else "DELETE FROM operations"
+            changed += connection.execute(f"{action} WHERE {condition}", values).rowcount
+            connection.execute("DELETE FROM files WHERE operation NOT IN (SELECT id FROM operations)")
+        with _taken_over(path) as free:
+            if free:
+                _remove_if_empty(path)
+    return changed
+
+
+def _remove_if_empty(path: Path) -> None:
+    """Remove a queue's files if nothing is in it; its owner makes new ones when it needs them."""
+    with _CONNECTING:
+        with _connect(path) as connection:
+            if connection.execute("SELECT 1 FROM operations LIMIT 1").fetchone() is not None:
                 return
-        finally:
-            os.close(descriptor)
+        path.unlink(missing_ok=True)
+    if path.stem != _own_name(os.getpid()):
+        path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _is(descriptor: int, folder: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(folder.stat(), os.fstat(descriptor))
-    return False
+def _adopt_journals(outbox: Path) -> None:
+    """Take over what an earlier version of digitcnn has kept, as lines of JSON in a folder a run."""
+    for journal in outbox.glob("*/journal.jsonl"):
+        lines = [line for line in journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        for number, line in enumerate(lines[1:], start=1):
+            kept, files = json.loads(line), journal.parent / str(number)
+            contents = {str(path.relative_to(files)): path.read_bytes() for path in files.rglob("*") if path.is_file()}
+            operation = Operation(kept["kind"], kept["content"], contents)
+            enqueue(outbox, json.loads(lines[0])["store"], journal.parent.name, operation)
+        shutil.rmtree(journal.parent)

@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import json
 import logging
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
-from digitcnn.config import RunConfig
-from digitcnn.errors import TrainingDiverged
-from digitcnn.records import Artifact, Column, EnvironmentKey, Tag
-from digitcnn.tracking import operations, plots
-from digitcnn.tracking.client import Store, open_store, store_errors, suppress_away, with_retries
+from digitcnn.config import DataConfig, RunConfig
+from digitcnn.records import Artifact, EnvironmentKey, Tag
+from digitcnn.tracking import operations
+from digitcnn.tracking.client import Store, with_retries
 from digitcnn.tracking.local import process_id, process_is_gone
 from digitcnn.tracking.operations import Status, deliver, deliver_run, put, put_files
 from digitcnn.tracking.outbox import Operation
-from digitcnn.values import EpochMetrics, Splits, TrainingResult
+from digitcnn.tracking.results import MODEL_FILE
+from digitcnn.values import Ending, EpochMetrics, RunFinished, RunStarted, Splits
 
 if TYPE_CHECKING:
-    import keras
     from mlflow.entities import Metric
 
 logger = logging.getLogger(__name__)
 
-_ENDINGS: dict[str, Status] = {"completed": "FINISHED", "pruned": "KILLED", "stopped": "KILLED"}
+_ENDINGS: dict[Ending, Status] = {"completed": "FINISHED", "pruned": "KILLED", "stopped": "KILLED"}
+# MLflow's limits: of a tag's value, of metrics in one call, and of a data set's digest.
 _MAX_TAG_LENGTH = 5000
-# MLflow's limits: of metrics in one call, and of a data set's digest.
 _MAX_METRICS = 1000
 _DIGEST_LENGTH = 36
-# The file of a recorded model that holds its network and weights.
-MODEL_FILE = "data/model.keras"
-# The packages that loading a saved model takes: Keras, NumPy and the backend.
-_MODEL_PACKAGES = ("keras", "numpy", "tensorflow", "jax", "jaxlib", "torch")
 _COPIED_TAGS = (Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.BACKEND, Tag.ENGINE, Tag.SOURCE_COMMIT)
 
 
@@ -80,7 +72,7 @@ def create_training_run(
 def close_run(store: Store, run_id: str, status: Status, failure: str | None = None) -> None:
     """Close a run, with the reason if it failed; only one that FINISHED keeps its model."""
     if failure is not None:
-        put(store, run_id, operations.tags({Tag.FAILURE: failure}))
+        put(store, run_id, operations.tags({Tag.FAILURE: failure[:_MAX_TAG_LENGTH]}))
     if status != "FINISHED":
         put(store, run_id, operations.without_models())
     put(store, run_id, operations.ended(status))
@@ -145,138 +137,60 @@ def put_yaml(store: Store, run_id: str, name: str, tree: Mapping[str, Any]) -> N
     put_files(store, run_id, {name: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)})
 
 
-@dataclass
 class Run:
-    """A run that is being recorded. Without an `ending` it ends as KILLED: it got to no result."""
+    """A run that is being recorded, by the process that owns it, from the events of its worker."""
 
-    store: Store
-    run_id: str
-    config: RunConfig
-    environment: Mapping[str, Any]
-    ending: Literal["completed", "pruned", "stopped"] = "stopped"
-    epochs: int = 0
+    def __init__(self, store: Store, run_id: str, config: RunConfig) -> None:
+        self.store, self.run_id, self.config = store, run_id, config
+        put_yaml(store, run_id, Artifact.CONFIG, config.model_dump(exclude={"tracking"}))
 
-    def log_data(self, splits: Splits) -> None:
-        """Record the data set as the run's input, and its digest as a tag."""
-        from mlflow.data.numpy_dataset import from_numpy
-        from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-
-        judging = "test" if self.config.data.validation != "holdout" else "validation"
-        inputs = {
-            context: from_numpy(
-                examples.images,
-                targets=examples.labels,
-                source=LocalArtifactDatasetSource(splits.path),
-                name=splits.name,
-                digest=examples.sha256()[:_DIGEST_LENGTH],
-            ).to_dict()
-            for context, examples in (("training", splits.train), (judging, splits.validation))
-        }
-        self._put(operations.data(inputs))
-        self._put(operations.tags({Tag.DATA_SHA256: splits.sha256}))
+    def log_start(self, started: RunStarted, splits: Splits) -> None:
+        """Record the environment of the run's process, and its data as the run's input."""
+        tags = environment_tags(started.environment) | {Tag.DATA_SHA256: started.data_sha256}
+        self._put(operations.tags(tags))
+        environment = json.dumps(started.environment, indent=2, sort_keys=True)
+        put_files(self.store, self.run_id, {Artifact.ENVIRONMENT: environment})
+        self._put(operations.data(_inputs(self.config.data, splits)))
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Record the metrics of an epoch at step `epoch`, in one transaction."""
         self._put(operations.metrics(metrics.metrics(), metrics.epoch))
-        self.epochs = metrics.epoch
 
-    def log_result(self, result: TrainingResult, model: keras.Model) -> None:
-        """Record the final metrics, the pictures, the weights digest and, of a completed training, the model."""
-        self._put(operations.metrics(result.summary(), len(result.epochs)))
-        self._put(operations.tags({Tag.WEIGHTS_SHA256: result.weights_sha256, Tag.ENGINE: result.engine}))
-        judged = "" if self.config.data.validation == "holdout" else ", judged on the test set"
-        name = f"{self.config.model.name}, batch size {self.config.training.batch_size}{judged}"
-        pictures = {
-            Artifact.CURVES_PICTURE: plots.learning_curves(result.epochs, name),
-            Artifact.CONFUSION_PICTURE: plots.confusion_matrix(result.confusion, f"{name}, after the last epoch"),
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            for file, figure in pictures.items():
-                figure.savefig(Path(folder) / file)
-            self._put(operations.files(Path(folder)))
-        if result.final_test_only:
-            put_files(self.store, self.run_id, {Artifact.PREDICTIONS: _predictions_csv(result)})
-        if result.ending == "completed":
-            self._log_model(model)
-        self.ending = result.ending
+    def log_finish(self, finished: RunFinished) -> None:
+        """Record the final metrics, the files, the digests and the model, and close the run."""
+        self._put(operations.metrics(finished.summary, finished.epochs))
+        tags = {Tag.WEIGHTS_SHA256: finished.weights_sha256, Tag.ENGINE: finished.engine}
+        if finished.files:
+            self._put(operations.files(finished.files))
+        if finished.model:
+            parameters = {name: str(value) for name, value in self.config.parameters().items()}
+            self._put(operations.model(finished.model, parameters))
+            # Keras writes the time into the file, so the same model saved again has another digest.
+            tags[Tag.MODEL_SHA256] = hashlib.sha256(finished.model.get(MODEL_FILE, b"")).hexdigest()
+        if finished.ending == "pruned":
+            # Unlike one that was stopped or cut off it has a result, which must be told apart from those.
+            tags[Tag.PRUNED_AFTER] = str(finished.epochs)
+        self._put(operations.tags(tags))
+        close_run(self.store, self.run_id, _ENDINGS[finished.ending])
 
     def _put(self, operation: Operation) -> None:
         put(self.store, self.run_id, operation)
 
-    def _log_model(self, model: keras.Model) -> None:
-        import mlflow
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import Schema, TensorSpec
 
-        # A copy without the optimizer, whose moments would make every saved model three times as large.
-        bare = type(model).from_config(model.get_config())
-        bare.set_weights(model.get_weights())
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *bare.input_shape[1:]))]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *bare.output_shape[1:]))]),
-        )
-        # Without pins MLflow spends 10 s on working them out. A local version such as 2.13.0+cpu is pinned as 2.13.0:
-        # another index may not have that build.
-        packages = self.environment[EnvironmentKey.PACKAGES].items()
-        pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages if name in _MODEL_PACKAGES]
-        parameters = {name: str(value) for name, value in self.config.parameters().items()}
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            mlflow.keras.save_model(
-                bare, str(folder), mlflow_model=Model(run_id=self.run_id), signature=signature, pip_requirements=pins
-            )
-            # Keras writes the time into the file, so the same model saved again has another digest.
-            digest = hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
-            self._put(operations.model(folder, parameters))
-        self._put(operations.tags({Tag.MODEL_SHA256: digest}))
+@functools.lru_cache(maxsize=1)
+def _inputs(config: DataConfig, splits: Splits) -> dict[str, dict[str, str]]:
+    """Return the examples of a run as MLflow describes data sets, by what they were used for."""
+    from mlflow.data.numpy_dataset import from_numpy
+    from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
-
-def _predictions_csv(result: TrainingResult) -> str:
-    columns = zip(result.labels, result.final.predictions, result.final.probabilities, strict=True)
-    lines = [f"{index},{label},{predicted},{p:.6f}" for index, (label, predicted, p) in enumerate(columns)]
-    heading = ",".join((Column.IMAGE, Column.LABEL, Column.PREDICTED, Column.PROBABILITY))
-    return "\n".join([heading, *lines, ""])
-
-
-@contextlib.contextmanager
-def start_run(
-    config: RunConfig, tags: Mapping[str, str], environment: Mapping[str, Any], run_id: str | None = None
-) -> Iterator[Run]:
-    """Record the body as one MLflow run: a new one, or one that was created for it.
-
-    `environment` is the content of environment.json (training.describe_environment). The run ends as FINISHED if the
-    body ends and logged a completed result, as KILLED if it was pruned, stopped or interrupted, as FAILED if it raised.
-    What the store does not take for now is queued. Raises MachineError if the store fails for good.
-    """
-    store = open_store(config.tracking, patient=run_id is not None)
-    with store_errors(config.tracking):
-        created = run_id is None
-        if run_id is None:
-            with_retries(store, lambda: close_abandoned_runs(store))
-            run_id = create_training_run(store, config, f"{config.model.name}-{time.strftime('%m%d-%H%M%S')}", tags)
-        status: Status = "FAILED"
-        failure: str | None = None
-        try:
-            current = Run(store, run_id, config, environment)
-            put(store, run_id, operations.tags(environment_tags(environment)))
-            put_files(store, run_id, {Artifact.ENVIRONMENT: json.dumps(environment, indent=2, sort_keys=True)})
-            put_yaml(store, run_id, Artifact.CONFIG, config.model_dump(exclude={"tracking"}))
-            yield current
-            status = _ENDINGS[current.ending]
-            if current.ending == "pruned":
-                # Unlike one that was stopped or cut off it has a result, which must be told apart from those.
-                put(store, run_id, operations.tags({Tag.PRUNED_AFTER: str(current.epochs)}))
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
-            raise
-        except Exception as error:
-            failure = f"{type(error).__name__}: {error}"[:_MAX_TAG_LENGTH]
-            if isinstance(error, TrainingDiverged):
-                put(store, run_id, operations.tags({Tag.DIVERGED: "true"}))
-            raise
-        finally:
-            close_run(store, run_id, status, failure)
-        if created:
-            # The end of a command, which cannot wait.
-            with suppress_away():
-                deliver(store)
+    judging = "test" if config.validation != "holdout" else "validation"
+    return {
+        context: from_numpy(
+            examples.images,
+            targets=examples.labels,
+            source=LocalArtifactDatasetSource(splits.path),
+            name=splits.name,
+            digest=examples.sha256()[:_DIGEST_LENGTH],
+        ).to_dict()
+        for context, examples in (("training", splits.train), (judging, splits.validation))
+    }

@@ -5,6 +5,7 @@ from digitcnn.training.data import load_splits, provide_arrays, read_arrays
 from digitcnn.training.engines import make_engine
 from digitcnn.training.environment import (
     arithmetic_flags,
+    command_line,
     describe_environment,
     git_state,
     package_versions,
@@ -36,6 +37,7 @@ __all__ = [
     "build_model",
     "check_fits",
     "check_installed",
+    "command_line",
     "count_multiplications",
     "count_parameters",
     "cpu_model",

@@ -87,14 +87,14 @@ def describe_environment(threads: int, backend: Backend = "tensorflow") -> dict[
             name: without_credentials(value) for name, value in arithmetic_flags(os.environ, backend).items()
         },
         EnvironmentKey.GIT: git_state(),
-        Tag.COMMAND: shlex.join(_command()),
+        Tag.COMMAND: command_line(),
     }
 
 
-def _command() -> list[str]:
+def command_line() -> str:
     """Return the command line of this process without credentials; that of a script begins with python."""
     words = [without_credentials(word) for word in sys.argv]
-    return words if words[:1] == ["digitcnn"] else ["python", *words]
+    return shlex.join(words if words[:1] == ["digitcnn"] else ["python", *words])
 
 
 def arithmetic_flags(variables: Mapping[str, str], backend: str) -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from digitcnn.errors import TrainingDiverged
 from digitcnn.training.engines import make_engine
 from digitcnn.training.machine import peak_memory_mb, reset_peak_memory
 from digitcnn.training.network import weights_sha256
-from digitcnn.values import Decision, EpochMetrics, Evaluation, Splits, TrainingResult
+from digitcnn.values import Decision, Ending, EpochMetrics, Evaluation, Splits, TrainingResult
 
 if TYPE_CHECKING:
     import keras
@@ -57,17 +57,17 @@ def train(
     model: keras.Model,
     splits: Splits,
     config: TrainingConfig,
-    on_epoch: Callable[[EpochMetrics], Decision],
     on_progress: Callable[[int, float], None] | None = None,
-) -> TrainingResult:
+) -> Generator[EpochMetrics, Decision, TrainingResult]:
     """Train the model in place with Adam on cross-entropy; judge it after every epoch, or after the last alone.
 
-    `on_epoch` sees each epoch's metrics as they come and decides whether to go on. `on_progress(epoch, fraction)`
-    is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite number.
+    Yield each epoch's metrics, to be answered with a decision on whether to go on; return the result.
+    `on_progress(epoch, fraction)` is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite
+    number.
     """
     engine = make_engine(model, splits.train, config)
     epochs: list[EpochMetrics] = []
-    ending: Literal["completed", "pruned", "stopped"] = "completed"
+    ending: Ending = "completed"
     samples_seen = 0
     final: Evaluation | None = None
     reset_peak_memory()
@@ -93,7 +93,7 @@ def train(
             images_per_second=len(order) / (trained - epoch_began),
         )
         epochs.append(metrics)
-        decision = on_epoch(metrics)
+        decision = yield metrics
         if decision != "continue" and epoch < config.epochs:
             ending = "pruned" if decision == "prune" else "stopped"
             break

@@ -6,20 +6,18 @@ import contextlib
 import json
 import logging
 import platform
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from digitcnn.config import RunConfig
 from digitcnn.files import write_atomically
-from digitcnn.runner import Job, Pool, threads_per_worker
+from digitcnn.runner import LocalPool, run_workers, threads_per_worker
 from digitcnn.training import available_cores, cpu_model, describe_environment, package_versions
 from experiments.benchmarks import study_timing
 from experiments.benchmarks.measurement import BenchmarkConfig, Measurement, ratio
-from experiments.benchmarks.timing import Timing, flops_per_image
+from experiments.benchmarks.timing import Task, Timing, TimingJob, flops_per_image
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +47,16 @@ def measure(config: BenchmarkConfig) -> list[Measurement]:
     return measured
 
 
-def _total_rate(pool: Pool, config: RunConfig, task: str, images: int) -> float:
+def _total_rate(pool: LocalPool, config: RunConfig, task: Task, images: int) -> float:
     """Return the sum of the rates of all workers of a pool at work at the same time (images/s or GFLOP/s)."""
-    job = Job(config, {"task": task, "images": str(images)}, "")
-    with ThreadPoolExecutor(len(pool.workers)) as threads:
-        outcomes = threads.map(lambda w: w.run(job, lambda _: "stop", threading.Event()), pool.workers)
-        return float(sum(outcome.summary["rate"] for outcome in outcomes))
+    rates: list[float] = []
+    job = TimingJob(config, task, images)
+    run_workers(pool, lambda w: rates.append(w.run(job, lambda _: "stop", pool.stop).summary["rate"]))
+    return sum(rates)
 
 
-def _pool(workers: int) -> contextlib.closing[Pool]:
-    return contextlib.closing(Pool(Timing(), workers, threads_per_worker(workers)))
+def _pool(workers: int) -> contextlib.closing[LocalPool]:
+    return contextlib.closing(LocalPool(Timing(), workers, threads_per_worker(workers)))
 
 
 def _run(config: BenchmarkConfig, **training: Any) -> RunConfig:

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from digitcnn import runner, tracking, training
-from digitcnn.config import SweepConfig, load_config
+from digitcnn.config import RunConfig, SweepConfig, load_config
 from digitcnn.errors import MachineError
 from digitcnn.records import Metric
-from digitcnn.runner import Job, Outcome
 from digitcnn.training import describe_environment
-from digitcnn.values import Decision, EpochMetrics
+from digitcnn.values import EpochMetrics, Events, RunFinished, RunStarted
 from experiments.benchmarks.measurement import BenchmarkConfig, Measurement
 
 logger = logging.getLogger(__name__)
@@ -142,18 +141,16 @@ def _small_study(config: BenchmarkConfig, folder: Path, trials: int) -> SweepCon
 
 
 class Instant:
-    """A trainer that returns at once, after recording one epoch: what is left is the bookkeeping."""
+    """A trainer that returns at once, after one epoch: what is left is the bookkeeping."""
 
     def prepare(self, threads: int) -> None:
         pass
 
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        with tracking.start_run(job.config, job.tags, describe_environment(1), job.run_id) as run:
-            metrics = EpochMetrics(1, 0.1, 0.9, 0.1, 0.9, 1.0, 1.0)
-            run.log_epoch(metrics)
-            on_epoch(metrics)
-            run.ending = "completed"
-        return Outcome("completed", 1, {Metric.VALIDATION_ACCURACY: 0.9, Metric.CPU_SECONDS: 0.0})
+    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
+        yield RunStarted(describe_environment(1), runner.check_run(job).sha256)
+        yield EpochMetrics(1, 0.1, 0.9, 0.1, 0.9, 1.0, 1.0)
+        summary = {Metric.VALIDATION_ACCURACY: 0.9, Metric.CPU_SECONDS: 0.0}
+        yield RunFinished("completed", 1, summary, "", "", {}, {})
 
 
 def bookkeeping(config: BenchmarkConfig) -> list[Measurement]:

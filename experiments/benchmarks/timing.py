@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from digitcnn import runner, training
 from digitcnn.config import RunConfig
-from digitcnn.runner import Job, Outcome
 from digitcnn.training import build_model, make_engine
-from digitcnn.values import Decision, EpochMetrics
+from digitcnn.values import Events, RunFinished
 
 _SGEMM_SIZE = 1536
 
 
+Task = Literal["keras", "compiled", "sgemm"]
+
+
+@dataclass(frozen=True)
+class TimingJob:
+    """One measurement: a config, what is timed of it, and on how many images."""
+
+    config: RunConfig
+    task: Task
+    images: int
+
+
 class Timing:
-    """A trainer that times instead of recording. Its job's tag `task` says what is timed in a warm process.
+    """A trainer that times instead of training, in a warm process.
 
     `keras` is Keras's own fit as its documentation shows it: float images, its own shuffling, no callbacks.
     """
@@ -26,18 +39,20 @@ class Timing:
         self.fits: dict[str, Callable[[], None]] = {}
         training.import_keras(threads)
 
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        if job.tags["task"] == "sgemm":
-            return Outcome("completed", 0, {"rate": _sgemm_gflops()})
-        images = int(job.tags["images"])
-        key = f"{job.tags['task']} {job.config.model_dump_json()} {images}"
+    def run(self, job: TimingJob, on_progress: Callable[[int, float], None]) -> Events:
+        yield RunFinished("completed", 0, {"rate": self._rate(job)}, "", "", {}, {})
+
+    def _rate(self, job: TimingJob) -> float:
+        if job.task == "sgemm":
+            return _sgemm_gflops()
+        key = f"{job.task} {job.config.model_dump_json()} {job.images}"
         if key not in self.fits:
             self.fits.clear()
-            self.fits[key] = _fit(job.config, job.tags["task"], images)
+            self.fits[key] = _fit(job.config, job.task, job.images)
             self.fits[key]()
         began = time.perf_counter()
         self.fits[key]()
-        return Outcome("completed", 0, {"rate": images / (time.perf_counter() - began)})
+        return job.images / (time.perf_counter() - began)
 
 
 def _fit(config: RunConfig, task: str, images: int) -> Callable[[], None]:

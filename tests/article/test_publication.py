@@ -18,24 +18,23 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from digitcnn import evaluation, tracking
+from digitcnn import evaluation, runner, tracking
 from digitcnn.config import ConfirmConfig, RunConfig, StudyReference, SweepConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.records import Artifact
 from digitcnn.report import StudyRecord
-from digitcnn.runner import Job
-from digitcnn.tracking import Store, open_store, operations, put, recorder
+from digitcnn.tracking import Store, open_store
 from digitcnn.tracking import local as local_module
 from digitcnn.training import samples_per_epoch
+from digitcnn.values import Ending, RunFinished
 from experiments.article import __main__ as command
 from experiments.article import answers, collection, contrasts, publication, results
 from experiments.article.publication import PublishConfig
 from tests.conftest import ONE_WORKER, REPOSITORY
 from tests.support.messages import logged_messages
 from tests.support.processes import FORKS
-from tests.support.recorded import saved_model
 from tests.support.sweeps import Quiet, work
-from tests.support.trainers import InstantTrainer
+from tests.support.trainers import MODEL, InstantTrainer
 
 # Two seeds and two values of each are enough to tell what is recorded from what is not.
 FEWER = {
@@ -44,33 +43,24 @@ FEWER = {
 }
 
 
-_DIGESTS = {"weights_sha256": "0" * 64, "data_sha256": "1" * 64}
-
-
 @dataclass(frozen=True)
 class ThoroughTrainer(InstantTrainer):
-    """Records all that a real training does; a seed brings a thousandth, and so does a batch size of 50."""
+    """Yields all that a real training does; a seed brings a thousandth, and so does a batch size of 50."""
 
-    folder: Path = Path()
-
-    def at_the_end(self, job: Job, run: recorder.Run) -> None:
-        training = job.config.training
-        samples = training.epochs * samples_per_epoch(training, 50_000)
+    def result(self, job: RunConfig, ending: Ending, epochs: int, judged: dict[str, float]) -> RunFinished:
+        training, once = job.training, job.data.validation == "test_once"
         accuracy = 0.95 + 0.001 * training.seed + 0.001 * (training.batch_size == 50)
-        judged = "test" if job.config.data.validation == "test_once" else "validation"
-        measured = {f"{judged}_accuracy": accuracy, f"{judged}_loss": 0.1, "samples_seen": samples}
-        costs = {"updates": 7, "parameters": 9, "training_seconds": 3.0, "cpu_seconds": 4.0, "peak_memory_mb": 1.0}
-        best = {"best_validation_accuracy": accuracy, "best_epoch": 1}
-        put(run.store, run.run_id, tracking.metrics(measured | costs | best, training.epochs))
+        summary = dict.fromkeys(judged, 0.1) | {"test_accuracy" if once else "validation_accuracy": accuracy}
+        summary |= {"samples_seen": training.epochs * samples_per_epoch(training, 50_000)}
+        summary |= {"updates": 7, "parameters": 9, "training_seconds": 3.0, "cpu_seconds": 4.0, "peak_memory_mb": 1.0}
+        summary |= {"best_validation_accuracy": accuracy, "best_epoch": 1}
         # As the engines do: compiled where that can train.
         engine = "keras" if training.engine == "auto" else training.engine
-        put(run.store, run.run_id, tracking.tags(_DIGESTS | {"engine": engine}))
         labels = np.arange(20) % 10
         predictions = {"image": range(20), "label": labels, "predicted": labels, "probability": 1.0}
-        tracking.put_files(run.store, run.run_id, {Artifact.PREDICTIONS: pd.DataFrame(predictions).to_csv(index=False)})
-        if judged == "test":
-            # The champion's.
-            put(run.store, run.run_id, operations.model(saved_model(self.folder / run.run_id), {"a": "1"}))
+        files = {Artifact.PREDICTIONS: pd.DataFrame(predictions).to_csv(index=False).encode()}
+        # The champion's has a model.
+        return RunFinished(ending, epochs, summary, "0" * 64, engine, files, MODEL if once else {})
 
 
 def _preset(name: str, root: Path, **study: Any) -> SweepConfig:
@@ -110,7 +100,7 @@ class Records:
 
     def record(self, tree: dict[str, Any], tags: dict[str, str] | None = None) -> None:
         config = load_config(RunConfig, tree | {"tracking": {"root": str(self.root)}})
-        self.trainer.run(Job(config, tags or {}, None), lambda _: "continue")
+        runner.record_run(config, tags=tags or {}, trainer=self.trainer)
 
     def publish(self, folder: Path) -> list[str]:
         """Publishes, and returns what was said."""
@@ -122,8 +112,7 @@ class Records:
 def _empty(empty_records: Path, folder: Path) -> Records:
     root = shutil.copytree(empty_records, folder / "records")
     local_module.relocate_artifacts(root)
-    (folder / "models").mkdir()
-    return Records(root, ThoroughTrainer(folder=folder / "models"))
+    return Records(root, ThoroughTrainer())
 
 
 @pytest.fixture(scope="module")

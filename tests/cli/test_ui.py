@@ -123,7 +123,7 @@ def test_ui_shows_the_artifacts_of_records_that_were_moved(empty_records: Path, 
     shutil.copytree(empty_records, made)
     relocate_artifacts(made)
     config = config_in(made)
-    run_id = record_a_run(config, lambda _: None, tmp_path)
+    run_id = record_a_run(config)
     client = MlflowClient(config.tracking.store_uri)
     (model,) = client.search_logged_models([client.get_run(run_id).info.experiment_id])
     made.rename(moved)

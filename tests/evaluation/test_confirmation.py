@@ -17,7 +17,7 @@ from digitcnn.cli import tables
 from digitcnn.config import ConfirmConfig, ReportConfig, SweepConfig, load_config
 from digitcnn.errors import MachineError
 from digitcnn.evaluation import confirmation
-from digitcnn.runner.preview import Speed
+from digitcnn.runner.plan import Speed
 from digitcnn.tracking import confirmation_runs, open_store
 from tests.conftest import ONE_WORKER, with_study
 from tests.support.processes import FORKS

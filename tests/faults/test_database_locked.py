@@ -57,7 +57,7 @@ def test_run_goes_on_while_the_database_is_locked_for_longer_than_mlflow_waits(
                 let_go[0]()
 
         let_go: list[Callable[[], None]] = []
-        run_id = record_a_run(config, lock, tmp_path)
+        run_id = record_a_run(config, lock)
     assert "does not answer (database is locked): what runs goes on and is kept" in messages[0]
     tracking.deliver(tracking.open_store(config.tracking))
     assert_complete(config, run_id)

@@ -17,7 +17,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 
-from digitcnn import report, tracking, training
+from digitcnn import report, tracking
 from digitcnn.config import ReportConfig, RunConfig, StudyReference, SweepConfig, load_config
 from digitcnn.errors import MachineError
 from digitcnn.files import sqlite_url
@@ -26,7 +26,7 @@ from digitcnn.tracking.local import process_id
 from tests.conftest import Command, with_study
 from tests.support.overrides import SMALL, STUDY
 from tests.support.processes import FORKS
-from tests.support.recorded import assert_complete, config_in, epoch, record_a_run
+from tests.support.recorded import assert_complete, config_in, record_a_run
 from tests.support.servers import free_port
 from tests.support.sweeps import During, assert_stores_agree, in_folder, open_records, work
 from tests.support.trainers import BrokenTrainer, InstantTrainer
@@ -59,7 +59,7 @@ def fill(folder: Path) -> Path:
 @pytest.fixture
 def read_only(disk: Path, root: Path, tmp_path: Path) -> Iterator[RunConfig]:
     """Records with one run, in a folder that can only be read: permissions do not bind root."""
-    record_a_run(config_in(shutil.copytree(root, disk / "records")), lambda _: None, tmp_path)
+    record_a_run(config_in(shutil.copytree(root, disk / "records")))
     folder = tmp_path / "read-only"
     folder.mkdir()
     subprocess.run(["mount", "--bind", str(disk), str(folder)], check=True)
@@ -72,20 +72,20 @@ def test_full_disk_ends_a_run_in_one_line_and_leaves_earlier_runs_intact(
     disk: Path, root: Path, tmp_path: Path
 ) -> None:
     config = config_in(shutil.copytree(root, disk / "records"))
-    before = record_a_run(config, lambda _: None, tmp_path)
+    before = record_a_run(config)
 
     def full(number: int) -> None:
         if number == 3:
             fill(disk)
 
     with pytest.raises(MachineError, match="database or disk is full.*what had been recorded is safe") as caught:
-        record_a_run(config, full, tmp_path)
+        record_a_run(config, full)
     assert "\n" not in str(caught.value)
     (disk / "filler").unlink()
     with contextlib.closing(sqlite3.connect(disk / "records" / "mlflow.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert_complete(config, before)
-    assert_complete(config, record_a_run(config, lambda _: None, tmp_path))
+    assert_complete(config, record_a_run(config))
 
 
 def test_abandoned_run_is_closed_by_the_next_command(
@@ -98,24 +98,22 @@ def test_abandoned_run_is_closed_by_the_next_command(
     process.join(120)
     assert process.exitcode == 1
     (disk / "filler").unlink()
-    with tracking.start_run(config, {}, training.describe_environment(1)) as run:
-        assert [line.rpartition(", ")[2] for line in messages] == ["and its process is gone: it is closed"]
-        elsewhere = tracking.create_training_run(
-            run.store, config, "elsewhere", {"host": "elsewhere, process 1 of 2026-01-01"}
-        )
-        of_a_study = tracking.create_training_run(
-            run.store, config, "trial", {"study": "a", "host": "b, process 1 of c"}
-        )
-        # A number that no process has.
-        gone = {"host": re.sub(r"process \d+", f"process {2**22 + 1}", process_id())}
-        kept = tracking.create_training_run(run.store, config, "its end is kept", gone)
-        outbox.enqueue(run.store.outbox, run.store.name, kept, operations.ended("FINISHED"))
-        tracking.close_abandoned_runs(run.store)
-        client = run.store.client
-        states = {each.info.run_id: each.info.status for each in client.search_runs([run.store.experiment_id])}
-    (left,) = set(states) - {run.run_id, elsewhere, of_a_study, kept}
+    store = tracking.open_store(config.tracking)
+    tracking.close_abandoned_runs(store)
+    assert [line.rpartition(", ")[2] for line in messages] == ["and its process is gone: it is closed"]
+    elsewhere = tracking.create_training_run(store, config, "elsewhere", {"host": "elsewhere, process 1 of 2026-01-01"})
+    of_a_study = tracking.create_training_run(store, config, "trial", {"study": "a", "host": "b, process 1 of c"})
+    own = tracking.create_training_run(store, config, "at work", {})
+    # A number that no process has.
+    gone = {"host": re.sub(r"process \d+", f"process {2**22 + 1}", process_id())}
+    kept = tracking.create_training_run(store, config, "its end is kept", gone)
+    outbox.enqueue(store.outbox, store.name, kept, operations.ended("FINISHED"))
+    tracking.close_abandoned_runs(store)
+    client = store.client
+    states = {each.info.run_id: each.info.status for each in client.search_runs([store.experiment_id])}
+    (left,) = set(states) - {own, elsewhere, of_a_study, kept}
     assert states[left] == "KILLED"
-    assert [states[each] for each in (run.run_id, elsewhere, of_a_study)] == ["RUNNING"] * 3
+    assert [states[each] for each in (own, elsewhere, of_a_study)] == ["RUNNING"] * 3
     assert states[kept] == "FINISHED"
     assert "failure" not in client.get_run(kept).data.tags
     assert client.get_run(left).data.tags["failure"] == "its process ended"
@@ -123,10 +121,7 @@ def test_abandoned_run_is_closed_by_the_next_command(
 
 def _record_until_full(values: dict[str, Any], disk: Path) -> None:
     try:
-        with tracking.start_run(load_config(RunConfig, values), {}, training.describe_environment(1)) as run:
-            run.log_epoch(epoch(1))
-            fill(disk)
-            run.ending = "completed"
+        record_a_run(load_config(RunConfig, values), lambda number: fill(disk) and None, tags={})
     except MachineError:
         sys.exit(1)
 
@@ -144,7 +139,7 @@ def test_full_disk_leaves_no_half_of_a_model(disk: Path, root: Path, tmp_path: P
             fill(disk)
 
     with pytest.raises(OSError, match="No space left on device"):
-        record_a_run(config, full, tmp_path)
+        record_a_run(config, full)
     client = MlflowClient(config.tracking.store_uri)
     run = client.get_run(run_ids[0])
     assert run.info.status == "FAILED"
@@ -204,7 +199,7 @@ def test_read_only_folder_is_named_and_can_be_read(
 ) -> None:
     folder = read_only.tracking.folder
     with pytest.raises(MachineError, match="attempt to write a readonly database"):
-        record_a_run(read_only, lambda _: None, tmp_path)
+        record_a_run(read_only)
     for config in (config_in(folder / "new").tracking, config_in(folder.parent / "other").tracking):
         with pytest.raises(MachineError, match="the records folder .* cannot be used: Read-only file system"):
             tracking.open_store(config)

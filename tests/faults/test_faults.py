@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import resource
 import signal
 import sqlite3
@@ -11,7 +13,7 @@ import subprocess
 import threading
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,14 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from digitcnn import tracking
-from digitcnn.config import ConfirmConfig, SweepConfig, load_config
+from digitcnn import study, tracking
+from digitcnn.config import ConfirmConfig, RunConfig, SweepConfig, load_config
 from digitcnn.errors import MachineError
-from digitcnn.runner import Job, Trainer
-from digitcnn.values import EpochMetrics
-from tests.conftest import Command, command_line, with_study
+from digitcnn.runner import Trainer
+from tests.conftest import Command, command_line, with_study, with_workers
 from tests.support.processes import (
     KILLED,
     KILLED_AT_THE_END,
-    KILLED_BY_A_WORKER,
-    KilledWithModel,
-    KillingTrainer,
     start,
     wait_for,
     workers_of,
@@ -50,7 +48,7 @@ from tests.support.sweeps import (
     work,
     worker_processes,
 )
-from tests.support.trainers import BrokenTrainer, InstantTrainer
+from tests.support.trainers import BrokenTrainer, InstantTrainer, SuicidalTrainer
 
 # Ending takes at most 10 s by the design; a busy machine may need more.
 _ENDING_SECONDS = 60
@@ -93,7 +91,11 @@ def _sweep_with_killed_workers(config: SweepConfig, kills: int, seconds: float, 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        work(config, InstantTrainer(0.1))
+        while True:
+            # Where more workers are killed than trials end, the sweep ends, and is to be begun again.
+            with contextlib.suppress(MachineError):
+                work(config, InstantTrainer(0.1))
+                break
     finally:
         over.set()
         killer.join()
@@ -107,28 +109,29 @@ def _sweep_with_killed_workers(config: SweepConfig, kills: int, seconds: float, 
 def test_sweep_loses_no_trial_when_workers_are_killed_at_random(
     trials: int, workers: int, kills: int, seconds: float, seed: int, sweep_config: SweepConfig
 ) -> None:
-    # A SIGKILL may be the system's, for lack of memory, so that it counts as a death of the trial whoever sent it.
-    config = with_study(sweep_config, trials=trials, retries=40, workers=workers, sampler="random")
+    config = with_study(sweep_config, trials=trials, workers=workers, sampler="random")
     assert _sweep_with_killed_workers(config, kills, seconds, seed) >= 3
     assert_whole(config.tracking.folder, trials)
+    # A kill from outside is not the trial's fault.
+    assert len(recorded_results(config.tracking.folder)) == trials
 
 
 def test_sweep_goes_on_after_a_kill_at_any_point(sweep_config: SweepConfig, tmp_path: Path) -> None:
     """One study, whose sweep is killed at every point one after the other, the same command again each time."""
-    config, lines = with_study(sweep_config, trials=8, workers=1, retries=0), tmp_path / "lines"
+    config, lines = with_study(sweep_config, trials=8, workers=1), tmp_path / "lines"
     root = config.tracking.folder
     results: dict[int, Any] = {}
     epochs = 0
-    for point in (*KILLED, *KILLED_BY_A_WORKER, *KILLED_AT_THE_END):
-        trainer = KillingTrainer(mark=tmp_path / point, point=point)
-        process = start(config, trainer, lines, None if point in KILLED_BY_A_WORKER else point)
+    trainer = InstantTrainer(model=True)
+    for point in (*KILLED, *KILLED_AT_THE_END):
+        process = start(config, trainer, lines, point)
         process.join(120)
         assert process.exitcode == -signal.SIGKILL, f"not killed when {point}: {lines.read_text()}"
         _assert_none_is_left(process)
         assert results.items() <= recorded_results(root).items(), point
         assert epochs <= recorded_epochs(root), point
         results, epochs = recorded_results(root), recorded_epochs(root)
-    process = start(config, KillingTrainer(), lines)
+    process = start(config, trainer, lines)
     process.join(120)
     assert process.exitcode == 0, lines.read_text()
     assert_whole(root, 8, models=True)
@@ -196,23 +199,37 @@ class HungryTrainer(InstantTrainer):
         in_use = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**31, in_use + 2**31))
 
-    def after_epoch(self, job: Job, metrics: EpochMetrics) -> None:
-        if self.always or job.config.training.batch_size == _CRASHING:
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
+        if self.always or job.training.batch_size == _CRASHING:
             np.ones(2**33)
 
 
 @pytest.mark.usefixtures("quick_workers")
-def test_trial_without_enough_memory_ends_at_its_retries(sweep_config: SweepConfig) -> None:
-    space = {"training": {"batch_size": [20, 50, _CRASHING]}}
-    config = with_study(sweep_config, sampler="grid", retries=2, workers=1, space=space)
-    assert work(config, HungryTrainer()).finished == 3
+@pytest.mark.parametrize(
+    ("trainer", "bad", "attempts"),
+    [
+        (HungryTrainer(), _CRASHING, 2),
+        (BrokenTrainer(batch_sizes=(150,)), 150, 2),
+        (SuicidalTrainer(batch_sizes=(30,), always=True), 30, 10),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_trial_that_fails_while_others_succeed_counts_as_failed(
+    trainer: Trainer, bad: int, attempts: int, workers: int, sweep_config: SweepConfig, tmp_path: Path
+) -> None:
+    """Given one trial that takes all memory, that raises, or that always kills its worker."""
+    space = {"training": {"batch_size": [20, 50, _CRASHING, 150, 30]}}
+    config = with_study(sweep_config, sampler="grid", trials=5, workers=workers, space=space)
+    if isinstance(trainer, SuicidalTrainer):
+        trainer = replace(trainer, folder=tmp_path)
+    assert work(config, trainer).finished == 5
     opened, client, _ = open_records(config.tracking.folder)
     states = Counter((trial.params["training.batch_size"], trial.state) for trial in opened.trials)
-    assert states == {(20, TrialState.COMPLETE): 1, (50, TrialState.COMPLETE): 1, (_CRASHING, TrialState.FAIL): 3}
-    failed = next(trial for trial in opened.trials if trial.state == TrialState.FAIL)
-    tags = client.get_run(failed.user_attrs["run_id"]).data.tags
-    assert tags["failure"] == "its worker process ended (out of memory)"
-    assert_stores_agree(config.tracking.folder, models=False)
+    assert {size for size, state in states if state == TrialState.COMPLETE} == {20, 30, 50, 100, 150} - {bad}
+    assert states[bad, TrialState.FAIL] == attempts
+    last = [trial for trial in opened.trials if trial.params["training.batch_size"] == bad][-1]
+    assert client.get_run(last.user_attrs["run_id"]).data.tags["failure"] == last.user_attrs["failure"]
+    assert_whole(config.tracking.folder, 5)
 
 
 @pytest.mark.usefixtures("quick_workers")
@@ -221,18 +238,73 @@ def test_trial_without_enough_memory_ends_at_its_retries(sweep_config: SweepConf
     [
         (HungryTrainer(always=True), "its worker process ended (out of memory)"),
         (BrokenTrainer(), "RuntimeError: the matrix is singular"),
+        (SuicidalTrainer(batch_sizes=(20, 50, 100), always=True), "its worker process ended (SIGKILL)"),
     ],
 )
-def test_three_failures_in_a_row_for_one_cause_end_the_sweep(
-    trainer: Trainer, cause: str, sweep_config: SweepConfig
+@pytest.mark.parametrize("workers", [1, 2])
+def test_broken_machine_ends_the_sweep_and_counts_no_trial(
+    trainer: Trainer, cause: str, workers: int, sweep_config: SweepConfig, tmp_path: Path
 ) -> None:
+    """Given a machine on which every trial fails, twice, and which is mended then."""
     space = {"training": {"batch_size": [20, 50, _CRASHING]}}
-    config = with_study(sweep_config, sampler="grid", retries=0, workers=1, space=space)
-    with pytest.raises(MachineError) as caught:
-        work(config, trainer)
-    assert str(caught.value) == f"3 trials failed in a row: {cause}; what had run is recorded"
-    assert_nothing_runs(config.tracking.folder)
-    assert not recorded_results(config.tracking.folder)
+    config = with_study(sweep_config, sampler="grid", trials=3, workers=workers, space=space)
+    if isinstance(trainer, SuicidalTrainer):
+        trainer = replace(trainer, folder=tmp_path)
+    root = config.tracking.folder
+    for _ in range(2):
+        with pytest.raises(MachineError) as caught:
+            work(config, trainer)
+        assert str(caught.value) == (
+            f"3 trials failed in a row: {cause}; none of this counts, and the same command tries again; "
+            "what had run is recorded"
+        )
+        opened, client, _ = open_records(root)
+        assert study.count_finished(opened) == 0
+        parent = client.get_run(opened.user_attrs["parent_run_id"])
+        assert (parent.info.status, parent.data.tags["study.ended"]) == ("FAILED", "failed after 0 of 3 trials")
+        assert_nothing_runs(root)
+    begun = len(opened.trials)
+    result = work(config, InstantTrainer())
+    assert (result.finished, result.completed) == (3, 3)
+    # The baseline comes first.
+    assert open_records(root)[0].trials[begun].user_attrs["baseline"]
+    assert_whole(root, 3)
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_retry_failed_queues_failed_trials_again(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    space = {"training": {"batch_size": [20, 50, _CRASHING]}}
+    config = with_study(sweep_config, sampler="grid", trials=3, workers=1, space=space)
+    broken = BrokenTrainer(batch_sizes=(_CRASHING,), mend=tmp_path / "mended")
+    assert work(config, broken).completed == 2
+    broken.mend.touch()
+    assert work(config, broken).completed == 2
+    assert work(with_study(config, retry_failed=True), broken).completed == 3
+    assert_whole(config.tracking.folder, 3)
+
+
+@dataclass(frozen=True)
+class HangingTrainer(InstantTrainer):
+    """Stops its own process once, as a debugger or a device that does not answer does."""
+
+    mark: Path = Path()
+
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
+        if not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_worker_that_hangs_is_ended_and_its_trial_repeated(
+    sweep_config: SweepConfig, tmp_path: Path, messages: list[str]
+) -> None:
+    config = with_workers(with_study(sweep_config, trials=3), count=1, patience="4s")
+    assert work(config, HangingTrainer(mark=tmp_path / "hung")).completed == 3
+    first = open_records(config.tracking.folder)[0].trials[0]
+    assert re.fullmatch(r"its worker said nothing for \d+ s and was ended", first.user_attrs["lost"])
+    assert [text for text in messages if "has said nothing for 2 s: it is ended" in text]
+    assert_whole(config.tracking.folder, 3)
 
 
 # Failures of the process that owns the study
@@ -388,13 +460,3 @@ def test_closed_terminal_ends_a_command_in_order(name: str, tmp_path: Path) -> N
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert {run.info.status for run in runs} == {"KILLED"}
     assert any(client.get_metric_history(run.info.run_id, "validation_accuracy") for run in runs)
-
-
-@pytest.mark.soak
-def test_worker_killed_while_it_records_a_model_leaves_no_half_of_one(
-    sweep_config: SweepConfig, tmp_path: Path
-) -> None:
-    config = with_study(sweep_config, trials=3, workers=1)
-    work(config, KilledWithModel(mark=tmp_path / "killed"))
-    assert (tmp_path / "killed").exists()
-    assert_whole(config.tracking.folder, 3, models=True)

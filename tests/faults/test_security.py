@@ -19,7 +19,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from digitcnn import cli, evaluation, report, runner, training
+from digitcnn import cli, evaluation, report, runner, signals, training
 from digitcnn.config import (
     Backend,
     Config,
@@ -35,7 +35,6 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest, write_manifest
 from digitcnn.evaluation.manifest import read_manifest
 from digitcnn.report.record import with_known_flags
-from digitcnn.runner import signals
 from digitcnn.study.storage import lock
 from tests.conftest import with_study
 from tests.support.passwords import BASIC, PASSWORD, TYPED, USER, assert_in_no_file, assert_in_no_text

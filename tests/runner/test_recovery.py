@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from digitcnn import report, runner, study, tracking, training
+from digitcnn import report, runner, study, tracking
 from digitcnn.config import StudyReference, SweepConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.records import TrialRecord
-from digitcnn.runner.run import recorded_outcome
+from digitcnn.runner.study_run import recorded_outcome
 from digitcnn.study.space import distributions
 from digitcnn.tracking import operations, outbox
+from digitcnn.values import RunFinished
 from tests.conftest import with_study
 from tests.support.recorded import epoch
 from tests.support.sweeps import (
@@ -78,11 +79,10 @@ def test_repair_prunes_a_trial_whose_run_was_pruned(copied: SweepConfig, store: 
     tags = {"study": "small", "trial": "2"}
     run_id = tracking.create_training_run(store, copied.baseline, "small-2", tags, opened.user_attrs["parent_run_id"])
     study.record_trial(opened, trial, TrialRecord(run_id=run_id))
-    with tracking.start_run(copied.baseline, tags, training.describe_environment(1), run_id) as run:
-        for number in (1, 2):
-            run.log_epoch(epoch(number))
-        tracking.put(store, run_id, tracking.metrics({"cpu_seconds": 2.0}, 2))
-        run.ending = "pruned"
+    run = tracking.Run(store, run_id, copied.baseline)
+    for number in (1, 2):
+        run.log_epoch(epoch(number))
+    run.log_finish(RunFinished("pruned", 2, {"cpu_seconds": 2.0}, "a" * 64, "keras", {}, {}))
     assert runner.repair_records(opened, store) == "trials 2 had finished unnoticed; their results count"
     told = opened.trials[2]
     assert told.state == TrialState.PRUNED

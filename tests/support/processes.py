@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import mlflow.store.db.utils
 import optuna
 import psutil
@@ -24,12 +24,10 @@ import psutil
 from digitcnn import evaluation, runner, tracking
 from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.runner import Job, Outcome, RecordedTraining, Trainer, end_in_order, parent_run, sweep
-from digitcnn.runner.signals import ENDING
-from digitcnn.tracking import recorder
-from digitcnn.values import Decision, EpochMetrics
+from digitcnn.runner import Trainer, study_run, sweep
+from digitcnn.signals import ENDING, end_in_order
+from digitcnn.values import EpochMetrics
 from tests.support.messages import hear_messages
-from tests.support.trainers import InstantTrainer
 
 # Python's own, made from one process that has imported everything: a sweep begins in 0.1 s instead of 5.
 FORKS = multiprocessing.get_context("forkserver")
@@ -105,76 +103,29 @@ KILLED = {
     "Optuna's tables are created": Point(optuna.storages._rdb.storage._VersionManager, "__init__", after=False),
     "the study is created": Point(STORAGE, "create_new_study"),
     "the study is said to be ours": Point(optuna.Study, "set_user_attr"),
-    "the study's run is created": Point(parent_run, "create_study_run"),
+    "the study's run is created": Point(study_run, "create_study_run"),
     "a trial is asked for": Point(optuna.Study, "ask"),
     "a trial's parameters are drawn": Point(optuna.Trial, "_suggest"),
     "a trial's run is created": Point(tracking, "create_training_run"),
     "a retry is about to be queued": Point(optuna.Study, "enqueue_trial", after=False, when=_repeats),
     "a retry has been queued": Point(optuna.Study, "enqueue_trial", when=_repeats),
     "an epoch is reported": Point(sweep.study, "report_epoch"),
+    "an epoch is recorded": Point(tracking.Run, "log_epoch"),
+    "the model's files are written": Point(mlflow.MlflowClient, "log_model_artifacts"),
     "a result is told": Point(STORAGE, "set_trial_state_values", after=False, when=_completes),
     "a result has been told": Point(STORAGE, "set_trial_state_values", when=_completes),
+    "the run has ended": Point(sweep, "record_training"),
 }
 # The same when no trial is left to do.
 KILLED_AT_THE_END = {
-    "the leaderboard is recorded": Point(parent_run, "log_study_run", after=False),
+    "the leaderboard is recorded": Point(study_run, "log_study_run", after=False),
     "the study's run is closed": Point(tracking, "close_run", after=False, when=lambda *a, **_: a[2] == "FINISHED"),
 }
-# Of a worker process, which kills the sweep's process there.
-KILLED_BY_A_WORKER = ("mid-epoch", "the model is written", "the run has ended")
 SIGNALLED = {
     "SIGTERM while the workers start": Point(tracking, "open_store", number=signal.SIGTERM),
     "SIGINT when a trial is asked for": Point(optuna.Study, "ask", number=signal.SIGINT),
-    "SIGHUP while the leaderboard is recorded": Point(parent_run, "log_study_run", after=False, number=signal.SIGHUP),
+    "SIGHUP while the leaderboard is recorded": Point(study_run, "log_study_run", after=False, number=signal.SIGHUP),
 }
-
-
-@dataclass(frozen=True)
-class KillingTrainer(InstantTrainer):
-    """Records a model, and kills its own process or the sweep's at a point, unless the mark is there."""
-
-    mark: Path = Path()
-    point: str | None = None
-    sweep_too: bool = True
-
-    def _kill(self) -> None:
-        if not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getppid() if self.sweep_too else os.getpid(), signal.SIGKILL)
-            time.sleep(60)
-
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        outcome = super().run(job, on_epoch)
-        if self.point == "the run has ended":
-            self._kill()
-        return outcome
-
-    def after_epoch(self, job: Job, metrics: EpochMetrics) -> None:
-        if self.point == "mid-epoch":
-            self._kill()
-
-    def at_the_end(self, job: Job, run: recorder.Run) -> None:
-        """Record a file as the model, in MLflow's own steps."""
-        client, weights = run.store.client, Path(tempfile.mkdtemp()) / "weights"
-        weights.write_bytes(bytes(1000))
-        model = client.create_logged_model(run.store.experiment_id, "model", run.run_id)
-        client.log_model_artifacts(model.model_id, str(weights.parent))
-        if self.point == "the model is written":
-            self._kill()
-        client.finalize_logged_model(model.model_id, "READY")
-
-
-@dataclass(frozen=True)
-class KilledWithModel(RecordedTraining):
-    """Real Keras; the process of the first trial is killed when its model's files are there, and nothing more."""
-
-    mark: Path = Path()
-
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        if not self.mark.exists():
-            self.mark.touch()
-            Point(mlflow.MlflowClient, "log_model_artifacts").arm()
-        return super().run(job, on_epoch)
 
 
 def run(config: dict[str, Any], trainer: Trainer, lines: Path, point: str | None, spawn: bool) -> None:

@@ -4,74 +4,85 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from mlflow.models import Model
 
-from digitcnn import runner, tracking
+from digitcnn import runner
+from digitcnn.config import RunConfig
 from digitcnn.errors import TrainingDiverged
 from digitcnn.records import Artifact
-from digitcnn.runner import Job, Outcome
-from digitcnn.tracking import operations, recorder
 from digitcnn.training import available_cores, describe_environment
-from digitcnn.values import Decision, EpochMetrics
-from tests.support.recorded import saved_model
+from digitcnn.values import Decision, Ending, EpochMetrics, Events, RunFinished, RunStarted, TrainingResult
+
+Training = Generator[EpochMetrics, Decision, TrainingResult]
+
+# The files of a model, without Keras.
+MODEL = {"MLmodel": Model(run_id="").to_yaml().encode(), "weights": bytes(1000)}
 
 
-def _environment(job: Job) -> dict[str, Any]:
-    return describe_environment(job.config.training.threads or available_cores(), job.config.backend)
+def result_of(
+    training: Training, on_epoch: Callable[[EpochMetrics], Decision] = lambda _: "continue"
+) -> TrainingResult:
+    """Bring a training to its end; return its result."""
+    try:
+        metrics = next(training)
+        while True:
+            metrics = training.send(on_epoch(metrics))
+    except StopIteration as end:
+        result: TrainingResult = end.value
+        return result
+
+
+def started(config: RunConfig) -> RunStarted:
+    threads = config.training.threads or available_cores()
+    return RunStarted(describe_environment(threads, config.backend), runner.check_run(config).sha256)
 
 
 @dataclass(frozen=True)
 class InstantTrainer:
-    """Records epochs whose accuracy follows from the parameters; each takes `seconds`.
+    """Yields epochs whose accuracy follows from the parameters; each takes `seconds`.
 
     `variables` are those of the worker process's environment, names and values.
     """
 
     seconds: float = 0.0
+    model: bool = False
     variables: tuple[tuple[str, str], ...] = ()
 
     def prepare(self, threads: int) -> None:
         os.environ.update(self.variables)
 
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        training = job.config.training
-        kind = "test" if job.config.data.validation == "test_once" else "validation"
-        with tracking.start_run(job.config, job.tags, _environment(job), job.run_id) as run:
-            for epoch in range(1, training.epochs + 1):
-                time.sleep(self.seconds)
-                accuracy = 0.5 + 0.001 * training.batch_size + 0.01 * epoch
-                judged = (None, None) if kind == "test" else (1 - accuracy, accuracy)
-                metrics = EpochMetrics(epoch, 1.0, 0.5, *judged, 1.0, 100.0)
-                run.log_epoch(metrics)
-                self.after_epoch(job, metrics)
-                decision = on_epoch(metrics)
-                if decision != "continue" and epoch < training.epochs:
-                    run.ending = "pruned" if decision == "prune" else "stopped"
-                    break
-            else:
-                run.ending = "completed"
-            summary = {f"{kind}_accuracy": accuracy, f"{kind}_loss": 1 - accuracy, "cpu_seconds": float(epoch)}
-            tracking.put(run.store, run.run_id, tracking.metrics(summary, epoch))
-            self.at_the_end(job, run)
-        return Outcome(run.ending, epoch, summary)
+    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
+        kind = "test" if job.data.validation == "test_once" else "validation"
+        ending: Ending = "completed"
+        yield started(job)
+        for epoch in range(1, job.training.epochs + 1):
+            time.sleep(self.seconds)
+            accuracy = 0.5 + 0.001 * job.training.batch_size + 0.01 * epoch
+            judged = (None, None) if kind == "test" else (1 - accuracy, accuracy)
+            self.before_epoch(job, epoch)
+            decision = yield EpochMetrics(epoch, 1.0, 0.5, *judged, 1.0, 100.0)
+            if decision != "continue" and epoch < job.training.epochs:
+                ending = "pruned" if decision == "prune" else "stopped"
+                break
+        yield self.result(job, ending, epoch, {f"{kind}_accuracy": accuracy, f"{kind}_loss": 1 - accuracy})
 
-    def after_epoch(self, job: Job, metrics: EpochMetrics) -> None:
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
         """Do nothing: a hook for trainers that fail on purpose."""
 
-    def at_the_end(self, job: Job, run: recorder.Run) -> None:
-        """Do nothing: a hook for failures when all has been recorded but how the run ended."""
+    def result(self, job: RunConfig, ending: Ending, epochs: int, judged: dict[str, float]) -> RunFinished:
+        model = MODEL if self.model and ending == "completed" else {}
+        return RunFinished(ending, epochs, judged | {"cpu_seconds": float(epochs)}, "a" * 64, "instant", {}, model)
 
 
 @dataclass(frozen=True)
 class ConfirmingTrainer(InstantTrainer):
-    """Records all that a confirmation needs of a run, without Keras.
+    """Yields all that a confirmation needs of a run, without Keras.
 
     One image in ten is predicted wrongly by the baseline; a larger batch has fewer wrong. Runs of a batch size diverge
     in their second epoch with the seeds that `diverging` has for it.
@@ -79,54 +90,49 @@ class ConfirmingTrainer(InstantTrainer):
 
     diverging: tuple[tuple[int, int], ...] = ()
 
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        training, splits = job.config.training, runner.check_run(job.config)
-        with tracking.start_run(job.config, job.tags, _environment(job), job.run_id) as run:
-            run.log_data(splits)
-            for epoch in range(1, training.epochs + 1):
-                time.sleep(self.seconds)
-                metrics = EpochMetrics(epoch, 1.0, 0.5, None, None, 1.0, 100.0)
-                if epoch == 2 and (training.batch_size, training.seed) in self.diverging:
-                    raise TrainingDiverged("the loss became nan in epoch 2")
-                run.log_epoch(metrics)
-                if on_epoch(metrics) != "continue" and epoch < training.epochs:
-                    return Outcome("stopped", epoch, {})
-            labels = splits.validation.labels
-            wrong = (np.arange(len(labels)) + training.seed) % (10 + training.batch_size) == 0
-            predicted = np.where(wrong, (labels + 1) % 10, labels)
-            rows = [
-                f"{index},{label},{taken},0.9"
-                for index, (label, taken) in enumerate(zip(labels, predicted, strict=True))
-            ]
-            text = "\n".join(["image,label,predicted,probability", *rows, ""])
-            tracking.put_files(run.store, run.run_id, {Artifact.PREDICTIONS: text})
-            summary = {"test_accuracy": 1 - float(wrong.mean()), "test_loss": 0.1, "cpu_seconds": 1.0, "parameters": 9}
-            tracking.put(run.store, run.run_id, tracking.metrics(summary, training.epochs))
-            tracking.put(run.store, run.run_id, tracking.tags({"weights_sha256": "a" * 64, "engine": "keras"}))
-            with tempfile.TemporaryDirectory() as folder:
-                tracking.put(run.store, run.run_id, operations.model(saved_model(Path(folder) / "model"), {}))
-            run.ending = "completed"
-        return Outcome("completed", training.epochs, summary)
+    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
+        training, splits = job.training, runner.check_run(job)
+        yield started(job)
+        for epoch in range(1, training.epochs + 1):
+            time.sleep(self.seconds)
+            if epoch == 2 and (training.batch_size, training.seed) in self.diverging:
+                raise TrainingDiverged("the loss became nan in epoch 2")
+            decision = yield EpochMetrics(epoch, 1.0, 0.5, None, None, 1.0, 100.0)
+            if decision != "continue" and epoch < training.epochs:
+                yield RunFinished("stopped", epoch, {}, "a" * 64, "keras", {}, {})
+        labels = splits.validation.labels
+        wrong = (np.arange(len(labels)) + training.seed) % (10 + training.batch_size) == 0
+        predicted = np.where(wrong, (labels + 1) % 10, labels)
+        rows = [
+            f"{index},{label},{taken},0.9" for index, (label, taken) in enumerate(zip(labels, predicted, strict=True))
+        ]
+        files = {Artifact.PREDICTIONS: "\n".join(["image,label,predicted,probability", *rows, ""]).encode()}
+        summary = {"test_accuracy": 1 - float(wrong.mean()), "test_loss": 0.1, "cpu_seconds": 1.0, "parameters": 9}
+        yield RunFinished("completed", training.epochs, summary, "a" * 64, "keras", files, MODEL)
 
 
 @dataclass(frozen=True)
 class SuicidalTrainer(InstantTrainer):
-    """Kills its own process once, in the first epoch of each trial whose number is in `trials`."""
+    """Kills its own process once with each of the batch sizes, before the first epoch; with `always`, each time."""
 
     folder: Path = Path()
-    trials: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
+    always: bool = False
 
-    def after_epoch(self, job: Job, metrics: EpochMetrics) -> None:
-        number = int(job.tags["trial"])
-        mark = self.folder / f"killed-{number}"
-        if number in self.trials and not mark.exists():
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
+        mark = self.folder / f"killed-{job.training.batch_size}"
+        if job.training.batch_size in self.batch_sizes and (self.always or not mark.exists()):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class BrokenTrainer(InstantTrainer):
-    """Raises the same error in every trial."""
+    """Raises the same error in every trial, or in those of some batch sizes, as long as there is no `mend` file."""
 
-    def after_epoch(self, job: Job, metrics: EpochMetrics) -> None:
-        raise RuntimeError("the matrix is singular")
+    batch_sizes: tuple[int, ...] = ()
+    mend: Path = Path("none")
+
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
+        if not self.mend.exists() and (not self.batch_sizes or job.training.batch_size in self.batch_sizes):
+            raise RuntimeError("the matrix is singular")

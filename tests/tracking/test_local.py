@@ -43,7 +43,7 @@ def test_relocate_opens_a_copied_folder_and_leaves_the_original_untouched(
     other = TrackingConfig(root=str(root), experiment="other-name")
     tracking.open_store(other)
     config = config_in(root)
-    run_id = record_a_run(config, lambda _: None, tmp_path)
+    run_id = record_a_run(config)
     opened = tracking.open_store(config.tracking)
     tracking.register_champion(opened, run_id, {}, "card")
     outbox.enqueue(root / "outbox", "mlflow.db", run_id, tracking.tags({"kept": "before the move"}))
@@ -66,7 +66,7 @@ def test_relocate_opens_a_copied_folder_and_leaves_the_original_untouched(
     assert tracking.open_store(TrackingConfig(root=str(copy)))
     assert len(messages) == 1
     # A new run goes to the new place, and a link to a folder is no move.
-    again = record_a_run(config_in(copy), lambda _: None, tmp_path)
+    again = record_a_run(config_in(copy))
     assert_complete(config_in(copy), again)
     (tmp_path / "link").symlink_to(copy)
     tracking.open_store(TrackingConfig(root=str(tmp_path / "link")))

@@ -17,8 +17,9 @@ from digitcnn import runner, tracking, training
 from digitcnn.config import RunConfig, load_config
 from digitcnn.errors import TrainingDiverged
 from digitcnn.records import Artifact, Tag
+from digitcnn.runner import FinishedRun
 from digitcnn.tracking import MODEL_FILE
-from digitcnn.values import Decision, EpochMetrics, TrainingResult
+from digitcnn.values import Decision, EpochMetrics
 from tests.conftest import small_run
 
 
@@ -33,23 +34,22 @@ def _only_run(config: RunConfig) -> mlflow.entities.Run:
 
 
 @pytest.fixture(scope="module")
-def trained(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, TrainingResult]:
-    """A recorded run: its config and its result."""
+def trained(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, FinishedRun]:
+    """A recorded run and its config."""
     config = small_run(small_npz, tmp_path_factory.mktemp("trained") / "records")
-    return config, runner.record_run(config, tags={Tag.STUDY: "none"}).result
+    return config, runner.record_run(config, tags={Tag.STUDY: "none"})
 
 
-def test_recorder_keeps_all_that_reproduction_needs(trained: tuple[RunConfig, TrainingResult]) -> None:
-    config, result = trained
-    run = _only_run(config)
+def test_recorder_keeps_all_that_reproduction_needs(trained: tuple[RunConfig, FinishedRun]) -> None:
+    config, finished = trained
+    result, run = finished.result, _only_run(config)
     assert run.info.status == "FINISHED"
     assert run.data.params == {name: str(value) for name, value in config.parameters().items()}
     for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "epoch_seconds"):
         history = _client(config).get_metric_history(run.info.run_id, name)
-        expected = [(epoch.epoch, epoch.metrics()[name]) for epoch in result.epochs]
+        expected = [(epoch.epoch, epoch.metrics()[name]) for epoch in finished.epochs]
         assert [(metric.step, metric.value) for metric in history][:2] == expected
-    summary = result.summary()
-    assert {name: run.data.metrics[name] for name in summary} == pytest.approx(summary)
+    assert {name: run.data.metrics[name] for name in result.summary} == pytest.approx(result.summary)
     tags = run.data.tags
     assert (tags[Tag.STUDY], tags[Tag.WEIGHTS_SHA256], tags[Tag.THREADS]) == ("none", result.weights_sha256, "1")
     for tag in ("data_sha256", "python", "cpu", "backend", "flags", "command", "git.commit", "git.dirty"):
@@ -58,7 +58,7 @@ def test_recorder_keeps_all_that_reproduction_needs(trained: tuple[RunConfig, Tr
     assert [data.tags[0].value for data in run.inputs.dataset_inputs] == ["training", "validation"]
 
 
-def test_recorder_files_can_be_read_back(trained: tuple[RunConfig, TrainingResult], tmp_path: Path) -> None:
+def test_recorder_files_can_be_read_back(trained: tuple[RunConfig, FinishedRun], tmp_path: Path) -> None:
     config, _ = trained
     _client(config).download_artifacts(_only_run(config).info.run_id, "", str(tmp_path))
     pictures = {Artifact.CURVES_PICTURE, Artifact.CONFUSION_PICTURE}
@@ -73,14 +73,14 @@ def test_recorder_files_can_be_read_back(trained: tuple[RunConfig, TrainingResul
             assert len(colours) > 50
 
 
-def test_recorder_model_is_small_and_predicts_what_was_measured(trained: tuple[RunConfig, TrainingResult]) -> None:
-    config, result = trained
+def test_recorder_model_is_small_and_predicts_what_was_measured(trained: tuple[RunConfig, FinishedRun]) -> None:
+    config, finished = trained
     mlflow.set_tracking_uri(config.tracking.store_uri)
     run = _only_run(config)
     splits = runner.check_run(config)
     model = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
     accuracy = (model.predict(splits.validation.images, verbose=0).argmax(1) == splits.validation.labels).mean()
-    assert accuracy == result.epochs[-1].validation_accuracy
+    assert accuracy == finished.epochs[-1].validation_accuracy
     pyfunc = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
     assert pyfunc.predict(splits.validation.images[:3]).shape == (3, 10)
     (logged,) = _client(config).search_logged_models([run.info.experiment_id])

@@ -18,13 +18,14 @@ from digitcnn.errors import TrainingDiverged
 from digitcnn.training import build_model, train
 from digitcnn.training.loop import batches_per_epoch, epoch_orders
 from digitcnn.values import Decision, EpochMetrics, TrainingResult
+from tests.support.trainers import result_of
 
 
 def _train(config: RunConfig, on_epoch: Any = lambda _: "continue") -> TrainingResult:
     training.import_keras(config.training.threads or 1)
     splits = runner.check_run(config)
     model = build_model(config.model, *splits.image_shape, splits.classes, config.training.seed)
-    return train(model, splits, config.training, on_epoch)
+    return result_of(train(model, splits, config.training), on_epoch)
 
 
 def _orders(examples: int, **values: Any) -> list[list[int]]:
@@ -134,7 +135,8 @@ config = load_config(RunConfig, {{"data": {{"path": {str(small_npz)!r}, "validat
 training.import_keras({threads})
 splits = runner.check_run(config)
 model = training.build_model(config.model, 28, 28, 10, 0)
-print(training.train(model, splits, config.training, lambda _: "continue").weights_sha256)
+from tests.support.trainers import result_of
+print(result_of(training.train(model, splits, config.training)).weights_sha256)
 """
 
     def digest(_: int) -> str:

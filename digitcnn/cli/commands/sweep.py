@@ -31,6 +31,9 @@ def search(config: SweepConfig) -> int:
     else:
         print(f"recorded as run {result.parent_run_id}; next: digitcnn ui, and compare the trials")
     status = settled(config.tracking)
+    if result.completed == 0 and result.finished == result.total:
+        print("error: the study is at its total, and no trial has completed", file=sys.stderr)
+        status = 1
     return status if result.interrupted is None else 128 + result.interrupted
 
 

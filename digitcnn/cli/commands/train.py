@@ -5,6 +5,8 @@ import functools
 from digitcnn import runner
 from digitcnn.cli.command import run_command, settled, training_callbacks
 from digitcnn.config import RunConfig
+from digitcnn.formatting import format_count, format_percent
+from digitcnn.records import Metric
 
 
 def train(config: RunConfig) -> int:
@@ -12,11 +14,12 @@ def train(config: RunConfig) -> int:
     runner.check_run(config)
     with training_callbacks(config.training) as (on_epoch, on_progress):
         finished = runner.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress)
-    accuracy = 100 * finished.result.final.accuracy
+    result, summary = finished.result, finished.result.summary
     judged = "validation" if config.data.validation == "holdout" else "test"
-    print(f"{judged} accuracy {accuracy:.2f} % after {len(finished.result.epochs)} epochs, ", end="")
-    seconds, parameters = finished.result.training_seconds, finished.result.parameters
-    print(f"{seconds:.0f} s, {parameters:,} parameters, engine {finished.result.engine}")
+    accuracy = summary[Metric.TEST_ACCURACY if config.data.validation == "test_once" else Metric.VALIDATION_ACCURACY]
+    print(f"{judged} accuracy {format_percent(accuracy)} % after {format_count(result.epochs, 'epoch')}, ", end="")
+    seconds, parameters = summary[Metric.TRAINING_SECONDS], int(summary[Metric.PARAMETERS])
+    print(f"{seconds:.0f} s, {parameters:,} parameters, engine {result.engine}")
     print(f"recorded as run {finished.run_id}; next: digitcnn ui, and compare it with other runs")
     return settled(config.tracking)
 

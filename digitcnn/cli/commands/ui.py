@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from digitcnn.cli.command import run_command
 from digitcnn.config import UiConfig
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.runner import capture_signals
+from digitcnn.signals import capture_signals
 from digitcnn.tracking import relocate_artifacts
 
 logger = logging.getLogger(__name__)

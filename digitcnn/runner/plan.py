@@ -1,26 +1,24 @@
-"""The preview of a sweep: its space and trials, and the time and disk it would take, from a few measured steps."""
+"""The plan of a sweep, checked without creating anything, and its preview: space, trials, time and disk."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import sys
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from digitcnn import study
-from digitcnn.config import Backend, RunConfig
-from digitcnn.errors import MachineError
+from digitcnn import study, training
+from digitcnn.config import Backend, RunConfig, SweepConfig
+from digitcnn.errors import ConfigError, MachineError
 from digitcnn.formatting import format_count, format_duration, named_null
+from digitcnn.runner.pool import RunFailed, WorkerDied, run_workers, threads_per_worker, worker_count
 from digitcnn.runner.run import check_run
-from digitcnn.runner.sweep import SweepPlan
-from digitcnn.runner.workers import Job, Outcome, Pool, RunFailed, WorkerDied
-from digitcnn.study import draw_points, space_size
+from digitcnn.runner.workers import LocalPool
+from digitcnn.study import Space, draw_points, parse_space, space_corners, space_size
 from digitcnn.training import (
     build_model,
     count_multiplications,
@@ -30,7 +28,7 @@ from digitcnn.training import (
     samples_per_epoch,
     thread_count,
 )
-from digitcnn.values import Decision, EpochMetrics, Examples
+from digitcnn.values import Events, Examples, RunFinished
 
 # Images that are trained on and judged, once to trace the network and once to be timed.
 _TIMED_IMAGES = 1000
@@ -40,6 +38,54 @@ _DRAWS = 500
 _SECONDS_BESIDE_EPOCHS = 4.6
 # A saved model beside its weights: MLflow's description and environment files.
 _BYTES_BESIDE_WEIGHTS = 40_000
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A checked sweep; nothing has been created yet."""
+
+    config: SweepConfig
+    data_sha256: str
+    space: Space
+    total: int
+    workers: int
+    threads: int
+
+    @property
+    def baseline(self) -> RunConfig:
+        """The baseline with the threads of a worker."""
+        return self.config.baseline.replace({"training.threads": self.threads})
+
+
+def plan_sweep(config: SweepConfig) -> SweepPlan:
+    """Return the plan of a sweep, with all checked that can be wrong. Raises ConfigError; creates nothing."""
+    if config.data.validation != "holdout":
+        raise ConfigError(f"data.validation={config.data.validation}: a search must not see the test set; use holdout")
+    baseline = config.baseline
+    splits = check_run(baseline)
+    space = parse_space(config.study.space, baseline)
+    height, width = splits.image_shape
+    for point in space_corners(space):
+        try:
+            training.check_fits(baseline.replace(point).model, height, width, splits.classes)
+        except ConfigError as error:
+            raise ConfigError(f"study.space: at {point}: {error}") from None
+    study.check_sampler(config.study, space)
+    existing = study.existing_study(config.tracking.folder, config.study.name)
+    total = missing = study.total_trials(config.study, space, baseline)
+    if existing is not None:
+        with study.storage_errors(config.tracking.folder):
+            study.refuse_another(existing, study.study_identity(config.study, space, baseline, splits.sha256))
+            missing -= study.count_finished(existing)
+    workers = worker_count(config.workers.count, missing)
+    return SweepPlan(
+        config=config,
+        data_sha256=splits.sha256,
+        space=space,
+        total=total,
+        workers=workers,
+        threads=baseline.training.threads or threads_per_worker(workers),
+    )
 
 
 @dataclass(frozen=True)
@@ -59,12 +105,12 @@ class Calibration:
     def prepare(self, threads: int) -> None:
         import_keras(threads, self.backend)
 
-    def run(self, job: Job, on_epoch: Callable[[EpochMetrics], Decision]) -> Outcome:
-        splits = check_run(job.config)
+    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
+        splits = check_run(job)
         height, width = splits.image_shape
-        model = build_model(job.config.model, height, width, splits.classes, job.config.training.seed)
-        engine = make_engine(model, splits.train, job.config.training)
-        batch = min(job.config.training.batch_size, len(splits.train))
+        model = build_model(job.model, height, width, splits.classes, job.training.seed)
+        engine = make_engine(model, splits.train, job.training)
+        batch = min(job.training.batch_size, len(splits.train))
         order = np.arange(max(1, _TIMED_IMAGES // batch) * batch) % len(splits.train)
         judged = Examples(splits.validation.images[:_TIMED_IMAGES], splits.validation.labels[:_TIMED_IMAGES])
         rates = {}
@@ -77,22 +123,19 @@ class Calibration:
                 "training": len(order) / (trained - began),
                 "validation": len(judged) / (time.perf_counter() - trained),
             }
-        return Outcome("completed", 0, rates)
+        yield RunFinished("completed", 0, rates, weights_sha256="", engine=engine.name, files={}, model={})
 
 
 def measure_speed(baseline: RunConfig, workers: int) -> Speed:
     """Return the speed of a baseline, from some steps in that many workers at once: the slowest counts."""
     print(f"measuring the speed of {format_count(workers, 'worker')}, half a minute ...", file=sys.stderr)
-    job, trainer = Job(baseline, {}, ""), Calibration(baseline.backend)
+    trainer, measured = Calibration(baseline.backend), list[dict[str, float]]()
     try:
-        with (
-            contextlib.closing(Pool(trainer, workers, thread_count(baseline.training))) as pool,
-            ThreadPoolExecutor(workers) as threads,
-        ):
-            outcomes = list(threads.map(lambda w: w.run(job, lambda _: "stop", threading.Event()), pool.workers))
+        with contextlib.closing(LocalPool(trainer, workers, thread_count(baseline.training))) as pool:
+            run_workers(pool, lambda w: measured.append(w.run(baseline, lambda _: "stop", pool.stop).summary))
     except (WorkerDied, RunFailed) as error:
         raise MachineError(f"the calibration failed: {error}") from None
-    return Speed(*(min(outcome.summary[key] for outcome in outcomes) for key in ("training", "validation")))
+    return Speed(*(min(rates[key] for rates in measured) for key in ("training", "validation")))
 
 
 def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:

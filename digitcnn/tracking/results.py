@@ -1,20 +1,89 @@
-"""The figures of one run: its learning curves and its confusion matrix."""
+"""The files of a finished run, made where it was trained: its figures, its predictions and its packaged model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from digitcnn.config import RunConfig
 from digitcnn.drawing import BLUE, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares
-from digitcnn.records import Metric
-from digitcnn.values import EpochMetrics
+from digitcnn.records import Artifact, Column, Metric
+from digitcnn.values import EpochMetrics, RunFinished, TrainingResult
 
 if TYPE_CHECKING:
+    import keras
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# The file of a recorded model that holds its network and weights.
+MODEL_FILE = "data/model.keras"
+# The packages that loading a saved model takes: Keras, NumPy and the backend.
+_MODEL_PACKAGES = ("keras", "numpy", "tensorflow", "jax", "jaxlib", "torch")
+
+
+def package_result(
+    config: RunConfig, result: TrainingResult, model: keras.Model, packages: Mapping[str, str]
+) -> RunFinished:
+    """Return all that is recorded of a result. Touches no store; `packages` are the installed versions by name."""
+    judged = "" if config.data.validation == "holdout" else ", judged on the test set"
+    name = f"{config.model.name}, batch size {config.training.batch_size}{judged}"
+    figures = {
+        Artifact.CURVES_PICTURE: learning_curves(result.epochs, name),
+        Artifact.CONFUSION_PICTURE: confusion_matrix(result.confusion, f"{name}, after the last epoch"),
+    }
+    files = {}
+    for file, figure in figures.items():
+        picture = io.BytesIO()
+        figure.savefig(picture)
+        files[file] = picture.getvalue()
+    if result.final_test_only:
+        files[Artifact.PREDICTIONS] = _predictions_csv(result).encode()
+    return RunFinished(
+        ending=result.ending,
+        epochs=len(result.epochs),
+        summary=result.summary(),
+        weights_sha256=result.weights_sha256,
+        engine=result.engine,
+        files=files,
+        model=_package_model(model, packages) if result.ending == "completed" else {},
+    )
+
+
+def _package_model(model: keras.Model, packages: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the files of a model in MLflow's format by their relative paths."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    # A copy without the optimizer, whose moments would make every saved model three times as large.
+    bare = type(model).from_config(model.get_config())
+    bare.set_weights(model.get_weights())
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *bare.input_shape[1:]))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *bare.output_shape[1:]))]),
+    )
+    # Without pins MLflow spends 10 s on working them out. A local version such as 2.13.0+cpu is pinned as 2.13.0:
+    # another index may not have that build.
+    pins = [f"{name}=={version.partition('+')[0]}" for name, version in packages.items() if name in _MODEL_PACKAGES]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        mlflow.keras.save_model(bare, str(folder), signature=signature, pip_requirements=pins)
+        return {
+            str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        }
+
+
+def _predictions_csv(result: TrainingResult) -> str:
+    columns = zip(result.labels, result.final.predictions, result.final.probabilities, strict=True)
+    lines = [f"{index},{label},{predicted},{p:.6f}" for index, (label, predicted, p) in enumerate(columns)]
+    heading = ",".join((Column.IMAGE, Column.LABEL, Column.PREDICTED, Column.PROBABILITY))
+    return "\n".join([heading, *lines, ""])
 
 
 def learning_curves(epochs: Sequence[EpochMetrics], title: str) -> Figure:

@@ -1,0 +1,163 @@
+"""What every pool of workers has in common: its interface, the ends of its runs, and its size."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from digitcnn import signals, training
+from digitcnn.errors import StoreAway
+from digitcnn.values import Decision, Event, Events, RunFinished
+
+logger = logging.getLogger(__name__)
+
+# A silent worker is ended after this many times the longest silence so far, if that is more than the patience.
+_PATIENCE_FACTOR = 10
+MAX_WORKERS = 1024
+
+
+class Trainer(Protocol):
+    """The work of a worker: prepare once with its number of threads, then run one job after another.
+
+    A job is a RunConfig, but for measurements. `on_progress` gets the epoch and the fraction of it that is done.
+    """
+
+    def prepare(self, threads: int) -> None: ...
+
+    def run(self, job: Any, on_progress: Callable[[int, float], None]) -> Events: ...
+
+
+class Worker(Protocol):
+    """One worker as its owner sees it. Not for use by two threads at once."""
+
+    index: int
+
+    def wait_ready(self) -> bool:
+        """Wait until the worker can take a job, in a new process if the last one is gone; False if it never will."""
+        ...
+
+    def run(self, job: Any, on_event: Callable[[Event], Decision], stop: threading.Event) -> RunFinished:
+        """Do a job: give each event but the last to `on_event`, and return the last.
+
+        `stop` asks the job to end at its next event; the process is ended if that takes too long. Raises WorkerDied,
+        RunFailed, MachineError, or as `on_event` does.
+        """
+        ...
+
+
+class Pool(Protocol):
+    """The workers of a command. `stop` ends their jobs; once `finished` is set no further worker is waited for."""
+
+    stop: threading.Event
+    finished: threading.Event
+
+    def arrivals(self) -> Iterator[Worker]:
+        """Yield each worker once, as soon as there is a place for it."""
+        ...
+
+    def kill(self) -> None:
+        """End all worker processes at once."""
+        ...
+
+    def close(self) -> None:
+        """End all worker processes, and what belongs to them."""
+        ...
+
+
+class WorkerDied(Exception):
+    """The worker ended before its run did; `killed` if that was from outside."""
+
+    def __init__(self, reason: str, killed: bool = False) -> None:
+        super().__init__(reason)
+        self.killed = killed
+
+
+class RunFailed(Exception):
+    """The run raised an error."""
+
+
+class RunDiverged(RunFailed):
+    """The run's loss became NaN or infinite: its parameters are to blame, not the machine."""
+
+
+@dataclass
+class Patience:
+    """How long the workers of a pool may say nothing: `seconds`, or ten times the longest silence so far."""
+
+    seconds: float
+    longest: float = 0.0
+
+    @property
+    def limit(self) -> float:
+        """Return the seconds after which a silent worker is ended."""
+        return max(self.seconds, _PATIENCE_FACTOR * self.longest)
+
+
+def answer_events(events: Events, on_event: Callable[[Event], Decision]) -> RunFinished:
+    """Give each event of a run but the last to a function, and the run its decision; return the last."""
+    event = next(events)
+    while not isinstance(event, RunFinished):
+        event = events.send(on_event(event))
+    return event
+
+
+def run_workers(pool: Pool, loop: Callable[[Worker], None]) -> None:
+    """Run a function with each worker of a pool, in a thread of its own, until all have returned.
+
+    The first that returns ends the arrival of further ones: no work is left.
+    """
+
+    def run(worker: Worker) -> None:
+        try:
+            loop(worker)
+        finally:
+            pool.finished.set()
+
+    with ThreadPoolExecutor(MAX_WORKERS) as threads:
+        for future in [threads.submit(run, worker) for worker in pool.arrivals()]:
+            future.result()
+
+
+@contextlib.contextmanager
+def stopped_by_signals(pool: Pool) -> Iterator[list[signal.Signals]]:
+    """Let a signal inside the body end the workers in order, a second one kill them; yield the list of signals.
+
+    After a signal nobody waits for a store that is away: the process ends as the signal does, with one line.
+    """
+
+    def stop() -> None:
+        pool.stop.set()
+        logger.info("stopping: what has run is being recorded")
+
+    with signals.capture_signals(stop, pool.kill) as received:
+        try:
+            yield received
+        except StoreAway as error:
+            if not received:
+                raise
+            logger.warning(f"interrupted: {error}")
+            signals.end_process(received[0])
+
+
+def core_shares(workers: int) -> list[tuple[int, ...]]:
+    """Return the cores of each worker: all of them dealt out evenly, or one each, shared, if workers are more."""
+    cores = training.usable_cores()
+    if workers > len(cores):
+        return [(cores[index % len(cores)],) for index in range(workers)]
+    return [tuple(cores[index::workers]) for index in range(workers)]
+
+
+def worker_count(wanted: int | None, jobs: int) -> int:
+    """Return the number of workers for some jobs: as many as wanted, else one per core, but no more than jobs."""
+    return min(wanted or len(core_shares(1)[0]), max(jobs, 1))
+
+
+def threads_per_worker(workers: int) -> int:
+    """Return the number of threads that each of some workers has, on cores of its own where there are enough."""
+    return len(core_shares(workers)[-1])
