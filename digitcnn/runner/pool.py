@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from typing import Any, Protocol
 
 from digitcnn import signals, training
 from digitcnn.errors import StoreAway
+from digitcnn.formatting import format_duration
 from digitcnn.values import Decision, Event, Events, RunFinished
 
 logger = logging.getLogger(__name__)
 
 # A silent worker is ended after this many times the longest silence so far, if that is more than the patience.
 _PATIENCE_FACTOR = 10
+# How long a worker may go on with its epoch after it was asked to stop; all of a command's ending is to take 10 s.
+GRACE_SECONDS = 3.0
 MAX_WORKERS = 1024
 
 
@@ -97,6 +101,35 @@ class Patience:
     def limit(self) -> float:
         """Return the seconds after which a silent worker is ended."""
         return max(self.seconds, _PATIENCE_FACTOR * self.longest)
+
+
+class Wait:
+    """One wait of an owner for the next message of a worker, whose name is for warnings."""
+
+    def __init__(self, worker: str, patience: Patience, stop: threading.Event) -> None:
+        self.worker, self.patience, self.stop = worker, patience, stop
+        self.began, self.stopped, self.warned = time.monotonic(), 0.0, False
+
+    def given_up(self) -> str:
+        """Return why the worker is to be ended, or an empty text as long as it is to be waited for."""
+        now, limit = time.monotonic(), self.patience.limit
+        silence = now - self.began
+        if self.stop.is_set():
+            self.stopped = self.stopped or now
+            return "its worker did not stop" if now > self.stopped + GRACE_SECONDS else ""
+        if silence > limit:
+            return f"its worker said nothing for {format_duration(silence)} and was ended"
+        if silence > limit / 2 and not self.warned:
+            self.warned = True
+            logger.warning(
+                f"{self.worker} has said nothing for {format_duration(silence)}: it is ended, and its run repeated, "
+                f"after {format_duration(limit)}"
+            )
+        return ""
+
+    def answered(self) -> None:
+        """Note how long the wait was."""
+        self.patience.longest = max(self.patience.longest, time.monotonic() - self.began)
 
 
 def answer_events(events: Events, on_event: Callable[[Event], Decision]) -> RunFinished:

@@ -14,18 +14,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
-from typing import Any
+from typing import Any, Protocol
 
 from digitcnn import signals, training
 from digitcnn.config import LocalWorkers, RayWorkers, parse_duration
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
-from digitcnn.formatting import format_count, format_duration
+from digitcnn.formatting import format_count
 from digitcnn.runner.pool import (
     Patience,
     Pool,
     RunDiverged,
     RunFailed,
     Trainer,
+    Wait,
     Worker,
     WorkerDied,
     answer_events,
@@ -35,17 +36,17 @@ from digitcnn.values import Decision, Event, RunFinished
 
 logger = logging.getLogger(__name__)
 
-# How long a worker may go on with its epoch after it was asked to stop; all of a command's ending is to take 10 s.
-GRACE_SECONDS = 3.0
+# How long a process that has ended may take to say how.
+_EXIT_SECONDS = 3.0
 # How often a worker within an epoch says that it is alive.
 _SIGN_SECONDS = 5.0
 # A worker that holds this much more memory (MB) than after its first run is replaced by a new process.
-_MAX_GROWTH_MB = 500.0
+MAX_GROWTH_MB = 500.0
 # The exit status of a worker that ran out of memory: it is replaced, as little of it can be relied on.
 _OUT_OF_MEMORY = 77
 
 
-_FAILURES: dict[str, type[Exception]] = {"failed": RunFailed, "diverged": RunDiverged, "machine": MachineError}
+FAILURES: dict[str, type[Exception]] = {"failed": RunFailed, "diverged": RunDiverged, "machine": MachineError}
 
 
 class LocalWorker:
@@ -108,9 +109,9 @@ class LocalWorker:
                 finished, memory_mb = content
                 self.memory_mb.append(memory_mb)
                 return finished
-            elif kind in _FAILURES:
+            elif kind in FAILURES:
                 self.at_work = False
-                raise _FAILURES[kind](content)
+                raise FAILURES[kind](content)
 
     def _send(self, message: Any) -> None:
         try:
@@ -119,32 +120,19 @@ class LocalWorker:
             raise self._death() from error
 
     def _receive(self, stop: threading.Event) -> Any:
-        began, warned, ended = time.monotonic(), False, ""
-        grace: float | None = None
+        wait, ended = Wait(f"worker {self.index}", self.patience, stop), ""
         try:
             while not self.connection.poll(0.1):
-                now, limit = time.monotonic(), self.patience.limit
-                silence = now - began
-                if stop.is_set():
-                    grace = grace or now + GRACE_SECONDS
-                    if now > grace:
-                        self.process.kill()
-                elif silence > limit:
-                    ended = f"its worker said nothing for {format_duration(silence)} and was ended"
+                ended = ended or wait.given_up()
+                if ended:
                     self.process.kill()
-                elif silence > limit / 2 and not warned:
-                    warned = True
-                    logger.warning(
-                        f"worker {self.index} has said nothing for {format_duration(silence)}: it is ended, and its "
-                        f"run repeated, after {format_duration(limit)}"
-                    )
-            self.patience.longest = max(self.patience.longest, time.monotonic() - began)
+            wait.answered()
             return self.connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerDied(ended) if ended else self._death() from error
 
     def _death(self) -> WorkerDied:
-        self.process.join(GRACE_SECONDS)
+        self.process.join(_EXIT_SECONDS)
         code = self.process.exitcode
         if code == -signal.SIGKILL and training.oom_kills() > self.oom_kills:
             memory = max(self.memory_mb, default=0.0)
@@ -156,7 +144,7 @@ class LocalWorker:
         return WorkerDied(f"its worker process ended ({_exit_reason(code)})", code == -signal.SIGKILL)
 
     def _has_grown(self) -> bool:
-        return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + _MAX_GROWTH_MB
+        return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + MAX_GROWTH_MB
 
     def close(self) -> None:
         """End the process, without waiting for a run in it."""
@@ -216,7 +204,22 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     trainer.prepare(threads)
+    try:
+        serve_jobs(owner, trainer)
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY)
 
+
+class Owner(Protocol):
+    """The owner as a worker sees it: the end of a pipe, or the queues of an actor."""
+
+    def send(self, message: Any, /) -> None: ...
+
+    def recv(self) -> Any: ...
+
+
+def serve_jobs(owner: Owner, trainer: Trainer) -> None:
+    """Do the owner's jobs with a trainer that is prepared, until the owner is gone. Raises a job's MemoryError."""
     said = time.monotonic()
 
     def say_alive(epoch: int, fraction: float) -> None:
@@ -239,7 +242,7 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
             finished = answer_events(trainer.run(job, say_alive), ask)
             owner.send(("finished", (finished, training.resident_memory_mb())))
         except MemoryError:
-            os._exit(_OUT_OF_MEMORY)
+            raise
         except MachineError as error:
             owner.send(("machine", str(error)))
         except OSError as error:
@@ -251,7 +254,7 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
         except Exception as error:
             # TensorFlow's own error for it, by its name: this module does not import TensorFlow.
             if type(error).__name__ == "ResourceExhaustedError":
-                os._exit(_OUT_OF_MEMORY)
+                raise MemoryError from error
             owner.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
 
