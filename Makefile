@@ -29,13 +29,13 @@ docs: .venv/complete ## the generated pages of docs/, from the schema, the confi
 	@.venv/bin/python docs/generate.py
 
 test: lint ## all tests, after lint
-	@.venv/bin/python -m pytest --numprocesses 2
+	@.venv/bin/python -m pytest --numprocesses 2 --dist loadgroup
 
 smoke: .venv/complete ## builds the wheel and runs a study with it in a bare environment: five minutes
 	@.ci/smoke
 
 soak: .venv/complete ## the long fault tests that `make test` leaves out: an hour
-	@.venv/bin/python -m pytest --numprocesses 2 -m soak
+	@.venv/bin/python -m pytest --numprocesses 2 --dist loadgroup -m soak
 
 lint: .venv/complete ## ruff, ruff format, mypy --strict and import-linter
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check . && .venv/bin/mypy --no-error-summary && \

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 # Each costs seconds to import.
-SLOW = {"tensorflow", "torch", "jax", "keras", "mlflow", "matplotlib"}
+SLOW = {"tensorflow", "ray", "torch", "jax", "keras", "mlflow", "matplotlib"}
 
 
 def _imported_by(program: str) -> str:
