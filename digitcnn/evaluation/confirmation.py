@@ -99,7 +99,7 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     # Not the seed that the search was judged with: its luck made the best trials the best.
     first = candidates[0].config.training.seed + 1
     seeds = tuple(range(first, first + config.confirm.seeds))
-    workers = worker_count(config.workers.count, len(candidates) * len(seeds))
+    workers, _ = worker_count(config.workers.count, len(candidates) * len(seeds))
     return ConfirmationPlan(config, candidates, seeds, workers, str(opened.parent_run_id))
 
 
@@ -193,7 +193,7 @@ def _train_missing(
         logger.warning(f"{name} diverged with seed {seed}: it is left out")
     missing = recorded.missing(plan)
     total = (len(plan.candidates) - len(recorded.diverged)) * len(plan.seeds)
-    workers = worker_count(plan.workers, len(missing))
+    workers, _ = worker_count(plan.workers, len(missing))
     shown.began(plan.config.study.name, total, total - len(missing), workers, Metric.TEST_ACCURACY)
     if not missing:
         return

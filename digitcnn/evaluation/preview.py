@@ -11,7 +11,7 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
     """Return the preview of a confirmation as lines of text."""
     recorded = recorded_runs(plan)
     missing = recorded.missing(plan)
-    workers = worker_count(plan.workers, len(missing))
+    workers, limit = worker_count(plan.config.workers.count, len(missing), "run")
     threads = threads_per_worker(workers)
     baseline = plan.candidates[0].config.replace({"training.threads": threads})
     name, seeds = plan.config.study.name, len(plan.seeds)
@@ -31,6 +31,7 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
             line += f"; {left} of {seeds} runs to come, {format_duration(seconds)} each"
         lines.append(line)
     if missing:
+        lines.append(f"{format_count(workers, 'worker')} of {format_count(threads, 'thread')}: {limit}")
         lines.append(
             f"time: about {format_duration(total / workers)} for {format_count(len(missing), 'run')} "
             f"by {format_count(workers, 'worker')}"

@@ -42,13 +42,14 @@ _BYTES_BESIDE_WEIGHTS = 40_000
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A checked sweep; nothing has been created yet."""
+    """A checked sweep; nothing has been created yet. `workers_limit` says what decided the number of workers."""
 
     config: SweepConfig
     data_sha256: str
     space: Space
     total: int
     workers: int
+    workers_limit: str
     threads: int
 
     @property
@@ -77,13 +78,14 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         with study.storage_errors(config.tracking.folder):
             study.refuse_another(existing, study.study_identity(config.study, space, baseline, splits.sha256))
             missing -= study.count_finished(existing)
-    workers = worker_count(config.workers.count, missing)
+    workers, limit = worker_count(config.workers.count, missing)
     return SweepPlan(
         config=config,
         data_sha256=splits.sha256,
         space=space,
         total=total,
         workers=workers,
+        workers_limit=limit,
         threads=baseline.training.threads or threads_per_worker(workers),
     )
 
@@ -143,8 +145,9 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     config, baseline = plan.config, plan.baseline.parameters()
     points = space_size(plan.space)
     lines = [f"study {config.study.name}: {', '.join(config.study.objective)}, {config.study.sampler} sampler, "]
+    lines[0] += f"{config.study.pruner} pruner"
     shares = f"{format_count(plan.workers, 'worker')} of {format_count(plan.threads, 'thread')}"
-    lines[0] += f"{config.study.pruner} pruner, {shares}"
+    lines.append(f"{shares}: {plan.workers_limit}")
     number = "continuous" if math.isinf(points) else f"{points:,.0f} points"
     lines.append(f"space: {number}; the baseline is trial 0")
     width = max(len(name) for name in plan.space)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from digitcnn import signals, training
 from digitcnn.errors import StoreAway
-from digitcnn.formatting import format_duration
+from digitcnn.formatting import format_count, format_duration
 from digitcnn.values import Decision, Event, Events, RunFinished
 
 logger = logging.getLogger(__name__)
@@ -186,9 +186,12 @@ def core_shares(workers: int) -> list[tuple[int, ...]]:
     return [tuple(cores[index::workers]) for index in range(workers)]
 
 
-def worker_count(wanted: int | None, jobs: int) -> int:
-    """Return the number of workers for some jobs: as many as wanted, else one per core, but no more than jobs."""
-    return min(wanted or len(core_shares(1)[0]), max(jobs, 1))
+def worker_count(wanted: int | None, jobs: int, job: str = "trial") -> tuple[int, str]:
+    """Return the number of workers for some jobs, and what decided it: what is wanted, the machine, or the jobs."""
+    workers, limit = (wanted, "as workers.count says") if wanted else training.room_for_trainings()
+    if workers <= max(jobs, 1):
+        return workers, limit
+    return max(jobs, 1), f"{format_count(jobs, job)} {'is' if jobs == 1 else 'are'} left"
 
 
 def threads_per_worker(workers: int) -> int:

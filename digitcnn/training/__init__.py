@@ -17,6 +17,7 @@ from digitcnn.training.machine import (
     cpu_model,
     oom_kills,
     resident_memory_mb,
+    room_for_trainings,
     usable_cores,
     usable_memory_mb,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "read_arrays",
     "repeatable_flags",
     "resident_memory_mb",
+    "room_for_trainings",
     "samples_per_epoch",
     "thread_count",
     "train",

@@ -150,6 +150,7 @@ def test_train_records_a_killed_run_at_ctrl_c_and_sigterm(small_overrides: list[
 def test_sweep_previews_and_creates_nothing(command: Command, small_overrides: list[str], tmp_path: Path) -> None:
     ended = command("sweep", *small_overrides, "preview=true", "study.space.training.epochs=[1,2]")
     assert (ended.returncode, ended.stderr) == (0, "measuring the speed of 2 workers, half a minute ...\n")
+    assert "2 workers of 1 thread: 2 cores\n" in ended.stdout
     assert "space: 490 points; the baseline is trial 0" in ended.stdout
     assert "training.epochs      one of 1, 2; baseline 2" in ended.stdout
     assert "baseline 4, off the grid" in ended.stdout

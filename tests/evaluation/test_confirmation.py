@@ -179,5 +179,6 @@ def test_describe_confirmation_counts_what_is_missing(config: ConfirmConfig) -> 
         "diverged with seed 1: left out",
         "1 of 3 runs to come",
     ]
-    assert re.fullmatch(r"time: about .* for 2 runs by 1 worker", lines[4])
+    assert re.fullmatch(r"1 worker of \d+ threads?: as workers.count says", lines[4])
+    assert re.fullmatch(r"time: about .* for 2 runs by 1 worker", lines[5])
     assert _statuses(config) == before

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from digitcnn import training
-from digitcnn.training.machine import oom_kills, usable_cores, usable_memory_mb
+from digitcnn.training.machine import oom_kills, room_for_trainings, usable_cores, usable_memory_mb
 
 MB = 2**20
 # Lines of /proc/self/mountinfo, as Linux writes them.
@@ -197,3 +197,24 @@ def test_usable_cores_follow_the_quota_of_a_real_cgroup(quota_of_one_core: Path)
 def test_usable_memory_of_this_machine_is_no_more_than_it_has() -> None:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / MB
     assert 0 < usable_memory_mb() < physical
+
+
+@pytest.mark.usefixtures("eight")
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({}, (8, "8 cores")),
+        (_second() | {f"{OWN}/cpu.max": "200000 100000\n"}, (2, "2 cores")),
+        (_second() | _memory(OWN, str(4096 * MB), 1024, 0), (2, "3,072 MB free memory, 1,100 MB a worker")),
+        (_second() | _memory(OWN, str(2000 * MB), 1000, 0), (1, "1,000 MB free memory, 1,100 MB a worker")),
+        # docker run --cpus=1 --memory=3g
+        (
+            _second(path="/") | {f"{V2}/cpu.max": "100000 100000\n"} | _memory(V2, str(3072 * MB), 300, 0),
+            (1, "1 core"),
+        ),
+    ],
+)
+def test_room_for_trainings_is_what_cores_and_memory_allow(
+    files: dict[str, str], room: tuple[int, str], tmp_path: Path
+) -> None:
+    assert room_for_trainings(_written(tmp_path, files)) == room
