@@ -38,6 +38,7 @@ _OTHER_MEANINGS = {
     "report/charts.py": {"trial"},
     "report/page.py": {"champion", "report.html"},
     "report/text.py": {"config", "objective", "seed", "verdict"},
+    "runner/pool.py": {"trial"},
     "runner/study_run.py": {"study"},
     "runner/workers.py": {"diverged"},
     "study/space.py": {"backend"},
@@ -48,6 +49,7 @@ _OTHER_MEANINGS = {
     "training/backends.py": {"cpu"},
     "training/environment.py": {"git", "python"},
     "training/network.py": {"image"},
+    "training/machine.py": {"cpu"},
 }
 
 
