@@ -32,6 +32,7 @@ _OTHER_MEANINGS = {
     "cli/display.py": {"lost", "parameters"},
     "cli/tables.py": {"difference"},
     "config/commands.py": {"champion"},
+    "evaluation/confirmation.py": {"lost"},
     "evaluation/manifest.py": {"config", "run_id"},
     "evaluation/reproduction.py": {"champion"},
     "predict/models.py": {"config"},
@@ -40,6 +41,7 @@ _OTHER_MEANINGS = {
     "report/text.py": {"config", "objective", "seed", "verdict"},
     "runner/pool.py": {"trial"},
     "runner/study_run.py": {"study"},
+    "runner/sweep.py": {"lost"},
     "runner/workers.py": {"diverged"},
     "study/space.py": {"backend"},
     "study/trials.py": {"repeats"},
@@ -48,6 +50,7 @@ _OTHER_MEANINGS = {
     "training/__init__.py": {"weights_sha256"},
     "training/backends.py": {"cpu"},
     "training/environment.py": {"git", "python"},
+    "training/machine.py": {"cpu"},
     "training/network.py": {"image"},
     "training/machine.py": {"cpu"},
 }

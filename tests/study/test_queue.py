@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.distributions import IntDistribution
 from optuna.samplers import RandomSampler
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
 from digitcnn import study
 from digitcnn.config import SweepConfig
-from digitcnn.records import TrialRecord
-from digitcnn.study import queue
 from digitcnn.study.space import distributions
-from tests.support.studies import open_in, run_all, space_of
+from tests.support.studies import open_in, run_all, run_trials, space_of
 
 
-def test_queue_repeats_lost_trials_up_to_the_retries(sweep_config: SweepConfig, tmp_path: Path) -> None:
+def test_queue_tries_a_failed_trial_again_after_another_has_succeeded(
+    sweep_config: SweepConfig, tmp_path: Path
+) -> None:
     opened = open_in(sweep_config, tmp_path)
-    deaths = []
+    attempts: list[int] = []
 
-    def objective(trial: optuna.Trial) -> list[float]:
+    def objective(trial: optuna.Trial) -> list[float] | None:
         if trial.user_attrs.get("baseline"):
-            deaths.append(trial.number)
-            trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) + 1)
-            raise study.Lost("its worker process ended (SIGKILL)")
+            attempts.append(trial.number)
+            return None
         return [float(trial.params["training.epochs"])]
 
-    study.run_trials(opened, space_of(sweep_config), objective, 6, None, 2, 2, threading.Event())
-    # The baseline was tried three times (two retries) and then counts as one failed trial of six.
-    assert len(deaths) == 3
-    assert study.count_finished(opened) == 6
-    states = [trial.state for trial in opened.trials]
-    assert (states.count(TrialState.FAIL), states.count(TrialState.COMPLETE)) == (3, 5)
+    queue = run_trials(opened, sweep_config, objective, 6)
+    # The baseline was tried twice (one retry) and then counts as one failed trial of six.
+    assert len(attempts) == 2
+    assert (queue.finished, queue.completed, study.count_finished(opened)) == (6, 5, 6)
+    records = [study.read_trial(opened.trials[number]) for number in attempts]
+    assert [(each.lost, each.failure) for each in records] == [("out of luck", None), (None, "out of luck")]
+    between = [trial for trial in opened.trials if attempts[0] < trial.number < attempts[1]]
+    assert TrialState.COMPLETE in {trial.state for trial in between}
+
+
+def test_queue_of_one_trial_that_fails_asks_whether_the_machine_works(
+    sweep_config: SweepConfig, tmp_path: Path
+) -> None:
+    """Given nothing beside it that could succeed."""
+    opened = open_in(sweep_config, tmp_path)
+    assert run_trials(opened, sweep_config, lambda _: None, 1).finished == 1
+    assert [trial.state for trial in opened.trials] == [TrialState.FAIL] * 2
 
 
 def test_queue_repeats_trials_that_a_killed_sweep_left_running(sweep_config: SweepConfig, tmp_path: Path) -> None:
@@ -57,7 +65,7 @@ def test_queue_repeats_trials_that_a_killed_sweep_left_running(sweep_config: Swe
 
 def test_queue_starts_no_trial_when_time_is_up(sweep_config: SweepConfig, tmp_path: Path) -> None:
     opened = open_in(sweep_config, tmp_path)
-    study.run_trials(opened, space_of(sweep_config), lambda _: [0.0], 6, time.monotonic(), 2, 2, threading.Event())
+    run_trials(opened, sweep_config, lambda _: [0.0], 6, deadline=time.monotonic())
     assert study.count_finished(opened) == 0
 
 
@@ -88,24 +96,3 @@ def test_trial_whose_sampler_raises_is_lost_and_the_error_is_raised(
     run_all(opened, sweep_config)
     assert study.count_finished(opened) == 6
     assert len(opened.get_trials(states=(TrialState.COMPLETE,))) == 6
-
-
-def test_poll_of_a_waiting_thread_reads_the_records_of_failed_trials_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given 1,000 trials with 10 failed: a thread that waits looks at all of them twice a second."""
-    opened = optuna.create_study()
-    drawn = {"training.batch_size": IntDistribution(1, 1000)}
-    for number in range(1000):
-        failed = number % 100 == 0
-        state, value = (TrialState.FAIL, None) if failed else (TrialState.COMPLETE, 0.5)
-        parameters = {"training.batch_size": number + 1}
-        opened.add_trial(create_trial(state=state, value=value, params=parameters, distributions=drawn))
-    read: list[int] = []
-
-    def note(trial: optuna.trial.FrozenTrial) -> TrialRecord:
-        read.append(trial.number)
-        return study.read_trial(trial)
-
-    monkeypatch.setattr(queue, "read_trial", note)
-    work = queue._Work(opened, drawn, lambda _: [0.0], 1000, None, 2, threading.Event())  # type: ignore[arg-type]
-    assert work._next() is None
-    assert read == list(range(0, 1000, 100))

@@ -25,10 +25,10 @@ def test_record_trial_stores_only_the_set_fields_under_their_names() -> None:
     opened = optuna.create_study()
     trial = opened.ask()
     study.record_trial(opened, trial, TrialRecord(run_id="abc", baseline=True))
-    study.record_trial(opened, opened.get_trials()[0], TrialRecord(lost="interrupted", deaths=1))
+    study.record_trial(opened, opened.get_trials()[0], TrialRecord(lost="interrupted", failures=1))
     (stored,) = opened.get_trials()
-    assert stored.user_attrs == {"run_id": "abc", "baseline": True, "lost": "interrupted", "deaths": 1}
-    assert study.read_trial(stored) == TrialRecord(run_id="abc", baseline=True, lost="interrupted", deaths=1)
+    assert stored.user_attrs == {"run_id": "abc", "baseline": True, "lost": "interrupted", "failures": 1}
+    assert study.read_trial(stored) == TrialRecord(run_id="abc", baseline=True, lost="interrupted", failures=1)
 
 
 def test_read_trial_passes_over_what_others_recorded() -> None:

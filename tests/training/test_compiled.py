@@ -14,6 +14,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.training import build_model, make_engine, train
 from digitcnn.training.engines.reference import KerasEngine
 from digitcnn.values import Examples
+from tests.support.trainers import result_of
 
 # Adam divides by the gradient's own size, so that rounding in a gradient near zero moves a weight by the whole learning
 # rate: at 0.001 Keras differs from itself by up to 3e-3 in a weight after 50 steps when the images of each batch of 250
@@ -199,7 +200,7 @@ def test_train_says_which_engine_trained_and_keeps_the_layers(small_config: RunC
     for engine, name in (("auto", "compiled"), ("compiled", "compiled"), ("keras", "keras")):
         config = small_config.replace({"training.engine": engine})
         model = build_model(config.model, *splits.image_shape, splits.classes, 0)
-        result = train(model, splits, config.training, lambda _: "continue")
+        result = result_of(train(model, splits, config.training))
         assert result.engine == name
         # The weights that are saved are those that were judged last.
         probabilities = model.predict(splits.validation.images, verbose=0)

@@ -22,7 +22,7 @@ def records(config: RecordsConfig) -> int:
             number = tracking.discard_refused(config.tracking, "" if wanted == "all" else wanted)
             if number == 0:
                 raise ConfigError(
-                    f"discard {wanted}: no refused record has that id or is of that run; digitcnn records"
+                    f"discard {wanted}: no record with that id, or of that run, was refused"
                 )
             print(f"discarded: {format_count(number, 'record')}")
         case _:
