@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ from tests.support.messages import logged_messages
 REPOSITORY = Path(__file__).parent.parent
 ONE_WORKER = {"name": "local", "count": 1}
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# Where the tests were started with nohup, what they start would ignore a closed terminal too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,6 @@ _OTHER_MEANINGS = {
     "training/environment.py": {"git", "python"},
     "training/machine.py": {"cpu"},
     "training/network.py": {"image"},
-    "training/machine.py": {"cpu"},
 }
 
 

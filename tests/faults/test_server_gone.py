@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import re
@@ -28,7 +29,7 @@ from tests.conftest import ONE_WORKER, Command, command_line, with_study
 from tests.support import processes
 from tests.support.overrides import SMALL
 from tests.support.recorded import assert_complete, config_in, record_a_run
-from tests.support.servers import MLflowServer, Proxy, free_port
+from tests.support.servers import MLflowServer, Proxy, free_port, guarded
 from tests.support.sweeps import During, in_folder, work
 from tests.support.trainers import InstantTrainer
 
@@ -138,6 +139,29 @@ def test_queue_sets_aside_what_a_server_refuses(tmp_path: Path, proxy: Proxy, me
     assert (refused.run_id, refused.kind) == ("0" * 32, "batch")
     # What was set aside is no reason to fail.
     assert tracking.pending_message(config.tracking) == ""
+
+
+def test_record_that_a_proxy_refuses_holds_up_nothing(
+    tmp_path: Path, server: MLflowServer, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a proxy before the server that takes no files of a model."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "something")
+    with guarded(server.port, base64.b64encode(b"somebody:something").decode()) as guard:
+        config = config_in(tmp_path / "records", uri=guard.uri, experiment="served")
+        guard.too_large = "weights"
+        run_id = record_a_run(config)
+        assert [text for text in messages if text.startswith(f"the MLflow store refuses model of run {run_id}")]
+        (refused,) = tracking.queued_records(config.tracking)
+        assert (refused.run_id, refused.kind) == (run_id, "model")
+        assert "413" in str(refused.refused)
+        assert tracking.pending_message(config.tracking) == ""
+        assert MlflowClient(guard.uri).get_run(run_id).info.status == "FINISHED"
+        guard.too_large = ""
+        assert_complete(config, record_a_run(config))
+        tracking.retry_refused(config.tracking)
+        assert tracking.queued_records(config.tracking) == []
+        assert_complete(config, run_id)
 
 
 def test_create_run_waits_for_the_server(tmp_path: Path, proxy: Proxy, messages: list[str]) -> None:

@@ -137,11 +137,13 @@ class Guard:
     """A server on loopback that passes on to another what comes with user and password, and answers 401 to the rest.
 
     `basic` is what a request must say: user and password in base64. `passed` and `refused` are the requests' paths.
+    What is written to a path with `too_large` in it is answered with 413, as a proxy does.
     """
 
     to: int
     basic: str
     uri: str = ""
+    too_large: str = ""
     passed: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
@@ -159,6 +161,9 @@ def guarded(to: int, basic: str) -> Iterator[Guard]:
             if self.headers.get("Authorization") != f"Basic {guard.basic}":
                 guard.refused.append(self.path)
                 self._send(401, {"WWW-Authenticate": 'Basic realm="mlflow"'}, b"You are not authenticated.")
+                return
+            if guard.too_large and self.command == "PUT" and guard.too_large in self.path:
+                self._send(413, {}, b"Request Entity Too Large")
                 return
             guard.passed.append(self.path)
             behind = http.client.HTTPConnection("127.0.0.1", guard.to, timeout=60)

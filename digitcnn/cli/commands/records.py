@@ -21,9 +21,7 @@ def records(config: RecordsConfig) -> int:
         case ["discard", wanted]:
             number = tracking.discard_refused(config.tracking, "" if wanted == "all" else wanted)
             if number == 0:
-                raise ConfigError(
-                    f"discard {wanted}: no record with that id, or of that run, was refused"
-                )
+                raise ConfigError(f"discard {wanted}: no record with that id, or of that run, was refused")
             print(f"discarded: {format_count(number, 'record')}")
         case _:
             raise ConfigError(f"action={' '.join(config.action)}: must be retry, or discard with an id or all")
