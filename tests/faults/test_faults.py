@@ -5,30 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
-import resource
 import signal
 import sqlite3
 import subprocess
 import threading
-from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from mlflow import MlflowClient
-from optuna.trial import TrialState
 
-from digitcnn import study, tracking
-from digitcnn.config import ConfirmConfig, RunConfig, SweepConfig, load_config
+from digitcnn import tracking
+from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.errors import MachineError
-from digitcnn.runner import Trainer
-from tests.conftest import Command, command_line, with_study, with_workers
+from tests.conftest import Command, command_line, with_study
 from tests.support.processes import (
     KILLED,
     KILLED_AT_THE_END,
@@ -48,11 +41,10 @@ from tests.support.sweeps import (
     work,
     worker_processes,
 )
-from tests.support.trainers import BrokenTrainer, InstantTrainer, SuicidalTrainer
+from tests.support.trainers import InstantTrainer
 
 # Ending takes at most 10 s by the design; a busy machine may need more.
 _ENDING_SECONDS = 60
-_CRASHING = 100
 
 
 def _assert_none_is_left(process: BaseProcess) -> None:
@@ -184,127 +176,6 @@ def test_signal_ends_a_sweep_in_order(sweep_config: SweepConfig, tmp_path: Path)
     assert first.user_attrs["lost"] == "interrupted"
     assert len(client.get_metric_history(first.user_attrs["run_id"], "validation_accuracy")) >= 2
     assert_stores_agree(root, models=False)
-
-
-# Trials that fail
-
-
-@dataclass(frozen=True)
-class HungryTrainer(InstantTrainer):
-    """Asks for more memory than its process may have, when the batch size is 100 or always."""
-
-    always: bool = False
-
-    def prepare(self, threads: int) -> None:
-        in_use = psutil.Process().memory_info().vms
-        resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**31, in_use + 2**31))
-
-    def before_epoch(self, job: RunConfig, epoch: int) -> None:
-        if self.always or job.training.batch_size == _CRASHING:
-            np.ones(2**33)
-
-
-@pytest.mark.usefixtures("quick_workers")
-@pytest.mark.parametrize(
-    ("trainer", "bad", "attempts"),
-    [
-        (HungryTrainer(), _CRASHING, 2),
-        (BrokenTrainer(batch_sizes=(150,)), 150, 2),
-        (SuicidalTrainer(batch_sizes=(30,), always=True), 30, 10),
-    ],
-)
-@pytest.mark.parametrize("workers", [1, 2])
-def test_trial_that_fails_while_others_succeed_counts_as_failed(
-    trainer: Trainer, bad: int, attempts: int, workers: int, sweep_config: SweepConfig, tmp_path: Path
-) -> None:
-    """Given one trial that takes all memory, that raises, or that always kills its worker."""
-    space = {"training": {"batch_size": [20, 50, _CRASHING, 150, 30]}}
-    config = with_study(sweep_config, sampler="grid", trials=5, workers=workers, space=space)
-    if isinstance(trainer, SuicidalTrainer):
-        trainer = replace(trainer, folder=tmp_path)
-    assert work(config, trainer).finished == 5
-    opened, client, _ = open_records(config.tracking.folder)
-    states = Counter((trial.params["training.batch_size"], trial.state) for trial in opened.trials)
-    assert {size for size, state in states if state == TrialState.COMPLETE} == {20, 30, 50, 100, 150} - {bad}
-    assert states[bad, TrialState.FAIL] == attempts
-    last = [trial for trial in opened.trials if trial.params["training.batch_size"] == bad][-1]
-    assert client.get_run(last.user_attrs["run_id"]).data.tags["failure"] == last.user_attrs["failure"]
-    assert_whole(config.tracking.folder, 5)
-
-
-@pytest.mark.usefixtures("quick_workers")
-@pytest.mark.parametrize(
-    ("trainer", "cause"),
-    [
-        (HungryTrainer(always=True), "its worker process ended (out of memory)"),
-        (BrokenTrainer(), "RuntimeError: the matrix is singular"),
-        (SuicidalTrainer(batch_sizes=(20, 50, 100), always=True), "its worker process ended (SIGKILL)"),
-    ],
-)
-@pytest.mark.parametrize("workers", [1, 2])
-def test_broken_machine_ends_the_sweep_and_counts_no_trial(
-    trainer: Trainer, cause: str, workers: int, sweep_config: SweepConfig, tmp_path: Path
-) -> None:
-    """Given a machine on which every trial fails, twice, and which is mended then."""
-    space = {"training": {"batch_size": [20, 50, _CRASHING]}}
-    config = with_study(sweep_config, sampler="grid", trials=3, workers=workers, space=space)
-    if isinstance(trainer, SuicidalTrainer):
-        trainer = replace(trainer, folder=tmp_path)
-    root = config.tracking.folder
-    for _ in range(2):
-        with pytest.raises(MachineError) as caught:
-            work(config, trainer)
-        assert str(caught.value) == (
-            f"3 trials failed in a row: {cause}; none of this counts, and the same command tries again; "
-            "what had run is recorded"
-        )
-        opened, client, _ = open_records(root)
-        assert study.count_finished(opened) == 0
-        parent = client.get_run(opened.user_attrs["parent_run_id"])
-        assert (parent.info.status, parent.data.tags["study.ended"]) == ("FAILED", "failed after 0 of 3 trials")
-        assert_nothing_runs(root)
-    begun = len(opened.trials)
-    result = work(config, InstantTrainer())
-    assert (result.finished, result.completed) == (3, 3)
-    # The baseline comes first.
-    assert open_records(root)[0].trials[begun].user_attrs["baseline"]
-    assert_whole(root, 3)
-
-
-@pytest.mark.usefixtures("quick_workers")
-def test_retry_failed_queues_failed_trials_again(sweep_config: SweepConfig, tmp_path: Path) -> None:
-    space = {"training": {"batch_size": [20, 50, _CRASHING]}}
-    config = with_study(sweep_config, sampler="grid", trials=3, workers=1, space=space)
-    broken = BrokenTrainer(batch_sizes=(_CRASHING,), mend=tmp_path / "mended")
-    assert work(config, broken).completed == 2
-    broken.mend.touch()
-    assert work(config, broken).completed == 2
-    assert work(with_study(config, retry_failed=True), broken).completed == 3
-    assert_whole(config.tracking.folder, 3)
-
-
-@dataclass(frozen=True)
-class HangingTrainer(InstantTrainer):
-    """Stops its own process once, as a debugger or a device that does not answer does."""
-
-    mark: Path = Path()
-
-    def before_epoch(self, job: RunConfig, epoch: int) -> None:
-        if not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-
-@pytest.mark.usefixtures("quick_workers")
-def test_worker_that_hangs_is_ended_and_its_trial_repeated(
-    sweep_config: SweepConfig, tmp_path: Path, messages: list[str]
-) -> None:
-    config = with_workers(with_study(sweep_config, trials=3), count=1, patience="4s")
-    assert work(config, HangingTrainer(mark=tmp_path / "hung")).completed == 3
-    first = open_records(config.tracking.folder)[0].trials[0]
-    assert re.fullmatch(r"its worker said nothing for \d+ s and was ended", first.user_attrs["lost"])
-    assert [text for text in messages if "has said nothing for 2 s: it is ended" in text]
-    assert_whole(config.tracking.folder, 3)
 
 
 # Failures of the process that owns the study
