@@ -175,16 +175,17 @@ class SweepScreen:
         self.started = time.monotonic()
         self.at_start = 0.0
 
-    def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None:
+    def began(self, name: str, total: int, finished: int, workers: int | None, metric: str) -> None:
         """Show the start of the work: the study, its trials and the workers."""
-        self.metric, self.workers, self.at_start, self.started = metric, workers, finished, time.monotonic()
+        self.metric, self.workers, self.at_start, self.started = metric, workers or 0, finished, time.monotonic()
         self.total = total
         self.task = self.bar.add_task(name, total=total, completed=finished, left="", unit=self.unit)
         if finished >= total:
             self._note(f"study {name}: all {total} {self.unit} are recorded")
             return
         resumed = f", {finished} recorded before" if finished else ""
-        self._note(f"study {name}: {total} {self.unit}{resumed}, {format_count(workers, 'worker')}")
+        by = "on a Ray cluster" if workers is None else format_count(workers, "worker")
+        self._note(f"study {name}: {total} {self.unit}{resumed}, {by}")
         if self.console.is_terminal:
             self.live = Live(self, console=self.console, refresh_per_second=4)
             self.live.start()
@@ -194,6 +195,7 @@ class SweepScreen:
         text = ", ".join(f"{name.partition('.')[2]} {_number(value)}" for name, value in parameters.items())
         with self.lock:
             self.rows[worker] = _Row(_job(trial), text, epochs)
+            self.workers = max(self.workers, worker + 1)
         self._line(f"{_job(trial)} began: {text}")
 
     def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None:

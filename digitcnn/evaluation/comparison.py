@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from digitcnn import tracking
 from digitcnn.config import RunConfig
+from digitcnn.errors import MachineError
 from digitcnn.evaluation.champion import champion_of, verdict_in_words
 from digitcnn.evaluation.statistics import compare_pairs, mcnemar, summarize
 from digitcnn.formatting import named_null
@@ -41,6 +42,32 @@ class Candidate:
     trial: int
     parameters: dict[str, Any]
     config: RunConfig
+
+
+@dataclass(frozen=True)
+class RecordedRuns:
+    """The recorded part of a confirmation: run ids by candidate and seed, and the seed with which one diverged."""
+
+    runs: dict[tuple[str, int], str]
+    diverged: dict[str, int]
+
+    def missing(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[tuple[Candidate, int]]:
+        """Return the candidates and seeds to train, in that order; none of a candidate that diverged.
+
+        A candidate that diverged with one seed cannot be compared, whatever its others do.
+        """
+        return [
+            (candidate, seed)
+            for seed in seeds
+            for candidate in candidates
+            if candidate.name not in self.diverged and (candidate.name, seed) not in self.runs
+        ]
+
+    def require_baseline(self) -> None:
+        """Raise MachineError if the baseline diverged."""
+        if "baseline" in self.diverged:
+            seed = self.diverged["baseline"]
+            raise MachineError(f"the baseline diverged with seed {seed}: there is nothing to compare the others with")
 
 
 def compare_candidates(

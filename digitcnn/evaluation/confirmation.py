@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from digitcnn import runner, signals, study, tracking
-from digitcnn.config import ConfirmConfig, RunConfig, load_config, nested
+from digitcnn.config import ConfirmConfig, LocalWorkers, RunConfig, load_config, nested
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation.champion import model_card
-from digitcnn.evaluation.comparison import Candidate, compare_candidates
+from digitcnn.evaluation.comparison import Candidate, RecordedRuns, compare_candidates
 from digitcnn.evaluation.manifest import manifest_of, write_manifest
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, IdentityKey, Metric, Tag
@@ -25,10 +25,9 @@ from digitcnn.runner import (
     Worker,
     WorkerDied,
     make_pool,
+    plan_workers,
     run_workers,
     stopped_by_signals,
-    threads_per_worker,
-    worker_count,
 )
 from digitcnn.values import Decision, EpochMetrics
 
@@ -36,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # A worker that dies three times on one run would die again, in a confirmation as in a sweep (study.retries).
 _RETRIES = 2
+# How often a worker without a run looks whether one has come back.
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,39 +46,12 @@ class ConfirmationPlan:
     config: ConfirmConfig
     candidates: tuple[Candidate, ...]
     seeds: tuple[int, ...]
-    workers: int
     parent_run_id: str
 
     @property
     def folder(self) -> Path:
         """The folder of the study's reports."""
         return self.config.tracking.folder / "reports" / self.config.study.name
-
-
-@dataclass(frozen=True)
-class RecordedRuns:
-    """The recorded part of a confirmation: run ids by candidate and seed, and the seed with which one diverged."""
-
-    runs: dict[tuple[str, int], str]
-    diverged: dict[str, int]
-
-    def missing(self, plan: ConfirmationPlan) -> list[tuple[Candidate, int]]:
-        """Return the candidates and seeds to train, in that order; none of a candidate that diverged.
-
-        A candidate that diverged with one seed cannot be compared, whatever its others do.
-        """
-        return [
-            (candidate, seed)
-            for seed in plan.seeds
-            for candidate in plan.candidates
-            if candidate.name not in self.diverged and (candidate.name, seed) not in self.runs
-        ]
-
-    def require_baseline(self) -> None:
-        """Raise MachineError if the baseline diverged."""
-        if "baseline" in self.diverged:
-            seed = self.diverged["baseline"]
-            raise MachineError(f"the baseline diverged with seed {seed}: there is nothing to compare the others with")
 
 
 @dataclass(frozen=True)
@@ -99,8 +73,7 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     # Not the seed that the search was judged with: its luck made the best trials the best.
     first = candidates[0].config.training.seed + 1
     seeds = tuple(range(first, first + config.confirm.seeds))
-    workers, _ = worker_count(config.workers.count, len(candidates) * len(seeds))
-    return ConfirmationPlan(config, candidates, seeds, workers, str(opened.parent_run_id))
+    return ConfirmationPlan(config, candidates, seeds, str(opened.parent_run_id))
 
 
 def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[Candidate, ...]:
@@ -191,14 +164,14 @@ def _train_missing(
     """Train what is not recorded, and add it. Raise MachineError if a run failed for good or the baseline diverged."""
     for name, seed in recorded.diverged.items():
         logger.warning(f"{name} diverged with seed {seed}: it is left out")
-    missing = recorded.missing(plan)
+    missing = recorded.missing(plan.candidates, plan.seeds)
     total = (len(plan.candidates) - len(recorded.diverged)) * len(plan.seeds)
-    workers, _ = worker_count(plan.workers, len(missing))
-    shown.began(plan.config.study.name, total, total - len(missing), workers, Metric.TEST_ACCURACY)
+    workers, threads, _ = plan_workers(plan.config.workers, len(missing))
+    local = workers if isinstance(plan.config.workers, LocalWorkers) else None
+    shown.began(plan.config.study.name, total, total - len(missing), local, Metric.TEST_ACCURACY)
     if not missing:
         return
-    threads = threads_per_worker(workers)
-    with closing(make_pool(plan.config.workers, trainer, workers, threads)) as pool:
+    with closing(make_pool(plan.config.workers, trainer, plan.candidates[0].config, workers, threads)) as pool:
         work = _Trainings(plan, recorded, store, shown, threads, pool.stop, deque(missing))
         # Inside, so that a store that is away is told from other failures when a signal has come.
         with stopped_by_signals(pool) as received, tracking.store_errors(plan.config.tracking):
@@ -225,24 +198,40 @@ class _Trainings:
     threads: int
     stop: threading.Event
     waiting: deque[tuple[Candidate, int]]
+    running: int = 0
+    deaths: Counter[tuple[str, int]] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def loop(self, worker: Worker) -> None:
         """Train one run after the other on a worker."""
         try:
-            while self.waiting and not self.stop.is_set():
-                candidate, seed = self.waiting.popleft()
-                for attempt in range(_RETRIES + 1):
-                    ended = self.stop.is_set() or candidate.name in self.recorded.diverged or not worker.wait_ready()
-                    if ended or self._train(candidate, seed, worker, last=attempt == _RETRIES):
-                        break
+            while worker.wait_ready() and (run := self._next()) is not None:
+                again = self._train(*run, worker)
+                with self.lock:
+                    self.running -= 1
+                    self.waiting.extend([run] if again else [])
         except BaseException:
             # The machine failed: what has not begun does not begin, what runs ends at its next epoch.
             self.stop.set()
             raise
 
-    def _train(self, candidate: Candidate, seed: int, worker: Worker, last: bool) -> bool:
-        """Train a run and record how it ended; return False if its worker died and it is to be tried again."""
+    def _next(self) -> tuple[Candidate, int] | None:
+        """Return the next run; None when there is none, and none at work that could come back."""
+        while not self.stop.is_set():
+            with self.lock:
+                while self.waiting:
+                    candidate, seed = self.waiting.popleft()
+                    if candidate.name not in self.recorded.diverged:
+                        self.running += 1
+                        return candidate, seed
+                if not self.running:
+                    return None
+            self.stop.wait(_POLL_SECONDS)
+        return None
+
+    def _train(self, candidate: Candidate, seed: int, worker: Worker) -> bool:
+        """Train a run and record how it ended; return True if its worker died and it is to be tried again."""
         config = candidate.config.replace({"training.seed": seed, "training.threads": self.threads})
         label, study_name = f"{candidate.name}, seed {seed}", self.plan.config.study.name
         tags = {Tag.STUDY: study_name, Tag.CONFIRMS: candidate.name}
@@ -267,14 +256,15 @@ class _Trainings:
             self.recorded.require_baseline()
         except (RunFailed, WorkerDied) as error:
             show(f"{'failed' if isinstance(error, RunFailed) else 'lost'}: {error}")
-            if isinstance(error, WorkerDied) and not last:
-                return False
+            self.deaths[candidate.name, seed] += isinstance(error, WorkerDied)
+            if isinstance(error, WorkerDied) and self.deaths[candidate.name, seed] <= _RETRIES:
+                return True
             self.failed[candidate.name] = str(error)
         else:
             if finished.ending == "completed":
                 self.recorded.runs[candidate.name, seed] = run_id
                 show("complete", finished.summary[Metric.TEST_ACCURACY])
-        return True
+        return False
 
 
 def _conclude(

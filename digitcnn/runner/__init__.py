@@ -1,6 +1,6 @@
 """One process that owns a study: pools of workers, the sweep, recovery and the preview."""
 
-from digitcnn.runner.plan import describe_sweep, estimate_seconds, measure_speed, plan_sweep
+from digitcnn.runner.plan import describe_sweep, describe_time, estimate_seconds, measure_speed, plan_sweep
 from digitcnn.runner.pool import (
     Pool,
     RunDiverged,
@@ -24,7 +24,7 @@ from digitcnn.runner.run import (
 )
 from digitcnn.runner.study_run import repair_records
 from digitcnn.runner.sweep import run_sweep
-from digitcnn.runner.workers import LocalPool, make_pool
+from digitcnn.runner.workers import LocalPool, make_pool, plan_workers
 
 __all__ = [
     "FinishedRun",
@@ -40,10 +40,12 @@ __all__ = [
     "WorkerDied",
     "check_run",
     "describe_sweep",
+    "describe_time",
     "estimate_seconds",
     "make_pool",
     "measure_speed",
     "plan_sweep",
+    "plan_workers",
     "record_run",
     "record_training",
     "repair_records",

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from digitcnn import study, training
-from digitcnn.config import Backend, RunConfig, SweepConfig
+from digitcnn.config import Backend, LocalWorkers, RunConfig, SweepConfig, WorkersConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.formatting import format_count, format_duration, named_null
-from digitcnn.runner.pool import RunFailed, WorkerDied, run_workers, threads_per_worker, worker_count
+from digitcnn.runner.pool import RunFailed, WorkerDied, run_workers
 from digitcnn.runner.run import check_run
-from digitcnn.runner.workers import LocalPool
+from digitcnn.runner.workers import LocalPool, plan_workers
 from digitcnn.study import Space, draw_points, parse_space, space_corners, space_size
 from digitcnn.training import (
     build_model,
@@ -42,14 +42,14 @@ _BYTES_BESIDE_WEIGHTS = 40_000
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A checked sweep; nothing has been created yet. `workers_limit` says what decided the number of workers."""
+    """A checked sweep; nothing has been created yet. `shares` tells of its workers."""
 
     config: SweepConfig
     data_sha256: str
     space: Space
     total: int
     workers: int
-    workers_limit: str
+    shares: str
     threads: int
 
     @property
@@ -78,15 +78,15 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         with study.storage_errors(config.tracking.folder):
             study.refuse_another(existing, study.study_identity(config.study, space, baseline, splits.sha256))
             missing -= study.count_finished(existing)
-    workers, limit = worker_count(config.workers.count, missing)
+    workers, threads, shares = plan_workers(config.workers, missing, threads=baseline.training.threads)
     return SweepPlan(
         config=config,
         data_sha256=splits.sha256,
         space=space,
         total=total,
         workers=workers,
-        workers_limit=limit,
-        threads=baseline.training.threads or threads_per_worker(workers),
+        shares=shares,
+        threads=threads,
     )
 
 
@@ -128,8 +128,12 @@ class Calibration:
         yield RunFinished("completed", 0, rates, weights_sha256="", engine=engine.name, files={}, model={})
 
 
-def measure_speed(baseline: RunConfig, workers: int) -> Speed:
-    """Return the speed of a baseline, from some steps in that many workers at once: the slowest counts."""
+def measure_speed(baseline: RunConfig, config: WorkersConfig, workers: int) -> Speed:
+    """Return the speed of a baseline, from some steps in that many workers at once: the slowest counts.
+
+    A cluster is not used: one worker here stands for its own.
+    """
+    workers = workers if isinstance(config, LocalWorkers) else 1
     print(f"measuring the speed of {format_count(workers, 'worker')}, half a minute ...", file=sys.stderr)
     trainer, measured = Calibration(baseline.backend), list[dict[str, float]]()
     try:
@@ -146,8 +150,7 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     points = space_size(plan.space)
     lines = [f"study {config.study.name}: {', '.join(config.study.objective)}, {config.study.sampler} sampler, "]
     lines[0] += f"{config.study.pruner} pruner"
-    shares = f"{format_count(plan.workers, 'worker')} of {format_count(plan.threads, 'thread')}"
-    lines.append(f"{shares}: {plan.workers_limit}")
+    lines.append(plan.shares)
     number = "continuous" if math.isinf(points) else f"{points:,.0f} points"
     lines.append(f"space: {number}; the baseline is trial 0")
     width = max(len(name) for name in plan.space)
@@ -161,12 +164,18 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     lines.append(f"trials to come: {left} of {plan.total} ({recorded})")
     seconds, parameters = _expected(plan, speed)
     images = f"{speed.training:,.0f} images/s a worker, measured"
-    rounds = left / min(plan.workers, max(left, 1))
-    each = format_duration(seconds)
-    lines.append(f"time: about {format_duration(rounds * seconds)} without pruning ({each} a trial; {images})")
+    time_left = describe_time(left * seconds, config.workers, min(plan.workers, max(left, 1)))
+    lines.append(f"time: about {time_left} without pruning ({format_duration(seconds)} a trial; {images})")
     megabytes = left * (4 * parameters + _BYTES_BESIDE_WEIGHTS) / 1e6
     lines.append(f"disk: about {megabytes:,.0f} MB for the models of {left} trials, if none is pruned")
     return lines
+
+
+def describe_time(seconds: float, config: WorkersConfig, workers: int) -> str:
+    """Return the time of jobs that take one worker so many seconds, in words; a cluster has any number of workers."""
+    if isinstance(config, LocalWorkers):
+        return format_duration(seconds / workers)
+    return f"{format_duration(seconds)} of one worker like this machine's, shared by those of the cluster"
 
 
 def _expected(plan: SweepPlan, speed: Speed) -> tuple[float, float]:

@@ -183,9 +183,12 @@ def record_training(
 
 
 class SweepDisplay(Protocol):
-    """The display of a sweep or a confirmation, told of its trials by number and of confirming runs by name."""
+    """The display of a sweep or a confirmation, told of its trials by number and of confirming runs by name.
 
-    def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None: ...
+    `workers` is None where their number is not known before: on a cluster.
+    """
+
+    def began(self, name: str, total: int, finished: int, workers: int | None, metric: str) -> None: ...
 
     def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None: ...
 

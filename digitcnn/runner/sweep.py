@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from digitcnn import study, tracking
-from digitcnn.config import parse_duration
+from digitcnn.config import LocalWorkers, parse_duration
 from digitcnn.errors import MachineError
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Metric, Tag, TrialRecord
@@ -60,7 +60,7 @@ def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = No
     trainer = trainer or KerasTrainer(config.backend)
     with (
         study.only_process(folder, config.study.name),
-        contextlib.closing(make_pool(config.workers, trainer, plan.workers, plan.threads)) as pool,
+        contextlib.closing(make_pool(config.workers, trainer, plan.baseline, plan.workers, plan.threads)) as pool,
         stopped_by_signals(pool) as received,
     ):
         store = tracking.open_store(config.tracking, pool.stop.is_set)
@@ -102,7 +102,8 @@ class _Sweep:
         """Run trials until the study is over, then record the leaderboard and close the study's run."""
         config, queue = self.plan.config.study, self.queue
         try:
-            self.shown.began(config.name, queue.total, queue.finished, self.plan.workers, config.objective[0])
+            workers = self.plan.workers if isinstance(self.plan.config.workers, LocalWorkers) else None
+            self.shown.began(config.name, queue.total, queue.finished, workers, config.objective[0])
             run_workers(self.pool, self._loop)
             if self.failure is not None:
                 raise self.failure

@@ -6,6 +6,7 @@ A worker gets a config and yields the events of its run. The owner answers each 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -17,10 +18,11 @@ from multiprocessing import connection
 from typing import Any, Protocol
 
 from digitcnn import signals, training
-from digitcnn.config import LocalWorkers, RayWorkers, parse_duration
+from digitcnn.config import LocalWorkers, RunConfig, WorkersConfig, parse_duration
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
 from digitcnn.formatting import format_count
 from digitcnn.runner.pool import (
+    MAX_WORKERS,
     Patience,
     Pool,
     RunDiverged,
@@ -31,6 +33,8 @@ from digitcnn.runner.pool import (
     WorkerDied,
     answer_events,
     core_shares,
+    threads_per_worker,
+    worker_count,
 )
 from digitcnn.values import Decision, Event, RunFinished
 
@@ -188,11 +192,34 @@ class LocalPool:
             worker.close()
 
 
-def make_pool(config: LocalWorkers | RayWorkers, trainer: Trainer, workers: int, threads: int) -> Pool:
-    """Return a pool of that many workers, as its config says."""
-    if isinstance(config, RayWorkers):
-        raise ConfigError("workers=ray: there are no workers on other machines yet; use workers=local")
-    return LocalPool(trainer, workers, threads, parse_duration(config.patience))
+def plan_workers(
+    config: WorkersConfig, jobs: int, job: str = "trial", threads: int | None = None
+) -> tuple[int, int, str]:
+    """Return the number of workers for some jobs, the threads of each, and both in words with what decides them.
+
+    Of a cluster it is the most that may come. Raises ConfigError if Ray is needed and not installed.
+    """
+    if isinstance(config, LocalWorkers):
+        workers, limit = worker_count(config.count, jobs, job)
+        threads = threads or threads_per_worker(workers)
+        return workers, threads, f"{format_count(workers, 'worker')} of {format_count(threads, 'thread')}: {limit}"
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("workers=ray: needs Ray, which is not installed; pip install 'digitcnn[ray]'")
+    workers = min(config.count or config.max or MAX_WORKERS, max(jobs, 1))
+    number = format_count(workers, "worker") if config.count else f"up to {format_count(workers, 'worker')}"
+    limit = "on a Ray cluster" if config.count else "as many as the Ray cluster has CPUs free"
+    threads = threads or config.cpus
+    return workers, threads, f"{number} of {format_count(threads, 'thread')}: {limit}"
+
+
+def make_pool(config: WorkersConfig, trainer: Trainer, run: RunConfig, workers: int, threads: int) -> Pool:
+    """Return a pool of so many workers, for runs with the data and the backend of one. Raises as RayPool does."""
+    if isinstance(config, LocalWorkers):
+        return LocalPool(trainer, workers, threads, parse_duration(config.patience))
+    # Ray takes a second to import, and need not be installed.
+    from digitcnn.runner.cluster import RayPool
+
+    return RayPool(trainer, config, run, threads, workers)
 
 
 def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...], threads: int) -> None:

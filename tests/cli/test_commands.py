@@ -48,7 +48,6 @@ REFUSED = [
     ("sweep", "study.workers=2", "study.workers: unknown key; is now workers.count"),
     ("confirm", "confirm.workers=2", "confirm.workers: unknown key; is now workers.count"),
     ("sweep", "workers.max=2", "workers.max: unknown key; only another workers=NAME has it"),
-    ("sweep", "workers=ray", "workers=ray: there are no workers on other machines yet; use workers=local"),
     ("sweep", "study=nothing", "study=nothing: no such file in conf/study; must be one of around_article"),
 ]
 
@@ -69,6 +68,15 @@ def test_commands_refuse_mistakes_in_one_line_and_leave_nothing(tmp_path: Path, 
     assert problems == []
     assert not records.exists()
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_sweep_without_its_cluster_ends_in_one_line(
+    command: Command, small_overrides: list[str], tmp_path: Path
+) -> None:
+    ended = command("sweep", "workers=ray", "workers.address=127.0.0.2:9", *small_overrides)
+    assert ended.returncode == 1
+    assert ended.stderr == "error: workers.address=127.0.0.2:9: no Ray cluster answers at 127.0.0.2:9\n"
+    assert not (tmp_path / "records" / "optuna.db").exists()
 
 
 def test_sweep_refuses_a_grid_on_a_continuous_space(

@@ -180,5 +180,5 @@ def test_describe_confirmation_counts_what_is_missing(config: ConfirmConfig) -> 
         "1 of 3 runs to come",
     ]
     assert re.fullmatch(r"1 worker of \d+ threads?: as workers.count says", lines[4])
-    assert re.fullmatch(r"time: about .* for 2 runs by 1 worker", lines[5])
+    assert re.fullmatch(r"time: about \d+ s for 2 runs", lines[5])
     assert _statuses(config) == before

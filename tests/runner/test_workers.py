@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 
 import pytest
 
 from digitcnn import training
-from digitcnn.runner import threads_per_worker, worker_count
+from digitcnn.config import LocalWorkers, RayWorkers, WorkersConfig
+from digitcnn.errors import ConfigError
+from digitcnn.runner import plan_workers, threads_per_worker, worker_count
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,30 @@ def test_worker_count_is_what_the_machine_has_room_for() -> None:
     workers, limit = worker_count(None, 10_000)
     assert 1 <= workers <= training.available_cores()
     assert re.fullmatch(r"\d+ cores?|[\d,]+ MB free memory, 1,100 MB a worker", limit)
+
+
+@pytest.mark.parametrize(
+    ("config", "planned"),
+    [
+        (LocalWorkers(count=2), (2, threads_per_worker(2), "as workers.count says")),
+        (RayWorkers(count=3, cpus=2), (3, 2, "3 workers of 2 threads: on a Ray cluster")),
+        (RayWorkers(count=9), (5, 1, "5 workers of 1 thread: on a Ray cluster")),
+        (RayWorkers(max=4), (4, 1, "up to 4 workers of 1 thread: as many as the Ray cluster has CPUs free")),
+        (RayWorkers(), (5, 1, "up to 5 workers of 1 thread: as many as the Ray cluster has CPUs free")),
+    ],
+)
+def test_plan_workers_says_how_many_and_why(config: WorkersConfig, planned: tuple[int, int, str]) -> None:
+    workers, threads, text = plan_workers(config, 5)
+    assert (workers, threads) == planned[:2]
+    assert text.endswith(planned[2])
+
+
+def test_plan_workers_asks_for_ray_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else installed(name))
+    with pytest.raises(ConfigError, match=r"^workers=ray: needs Ray, .*; pip install 'digitcnn\[ray\]'$"):
+        plan_workers(RayWorkers(), 5)
+    assert plan_workers(LocalWorkers(count=1), 5)[0] == 1
 
 
 def test_threads_of_all_workers_are_no_more_than_the_cores() -> None:

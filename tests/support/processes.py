@@ -46,7 +46,7 @@ class Printed:
         with self.path.open("a") as file:
             file.write(text + "\n")
 
-    def began(self, name: str, total: int, finished: int, workers: int, metric: str) -> None:
+    def began(self, name: str, total: int, finished: int, workers: int | None, metric: str) -> None:
         self.line(f"began with {finished} of {total}")
 
     def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None:

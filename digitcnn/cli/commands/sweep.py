@@ -14,7 +14,8 @@ def search(config: SweepConfig) -> int:
     """Run a sweep with its progress on the screen, or only describe it with `preview=true`; return the exit status."""
     plan = runner.plan_sweep(config)
     if config.preview:
-        print("\n".join(runner.describe_sweep(plan, runner.measure_speed(plan.baseline, plan.workers))))
+        speed = runner.measure_speed(plan.baseline, config.workers, plan.workers)
+        print("\n".join(runner.describe_sweep(plan, speed)))
         return 0
     screen = display.SweepScreen()
     try:
