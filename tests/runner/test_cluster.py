@@ -218,7 +218,10 @@ def test_pool_ends_when_the_head_is_gone(nodes: Nodes, tmp_path: Path, monkeypat
     words = "; what had been recorded is safe, and the same command goes on when the cluster is there again"
     assert len(raised) == 2
     assert all("the Ray cluster is gone (" in line and line.endswith(words) for line in raised)
-    for process in nodes.cluster.worker_nodes:
-        nodes.kill(process)
-    # Where a node's process is gone its workers end by themselves.
-    wait_for(lambda: not [p for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith("ray::Actor")])
+    workers_left = nodes.actors()
+    for node in nodes.cluster.worker_nodes:
+        nodes.kill(node, but=workers_left)
+    # Where a node's own process is gone its workers end by themselves.
+    _, alive = psutil.wait_procs(workers_left, timeout=30)
+    assert workers_left
+    assert not alive

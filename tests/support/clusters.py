@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,13 @@ class Nodes:
         """Start a node; return it."""
         return self.cluster.add_node(wait=wait, num_cpus=cpus, **self._place(3 + len(self.cluster.worker_nodes)))
 
-    def kill(self, node: Any) -> None:
-        """Kill a node as a power cut does: all its processes at once."""
+    def kill(self, node: Any, but: Sequence[psutil.Process] = ()) -> None:
+        """Kill a node as a power cut does: all its processes at once, or all but some."""
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         for process in [*raylet.children(recursive=True), raylet]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+            if process not in but:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def kill_head(self) -> None:
         """Kill the head, and what knows of the cluster's state with it."""
