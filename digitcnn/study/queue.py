@@ -226,50 +226,53 @@ class TrialQueue:
     def fail(self, trial: Trial, cause: str) -> None:
         """End a trial that failed for a reason of its own: it would fail again."""
         record_trial(self.study, trial, TrialRecord(failure=cause))
-        self._end(trial)
-        with self.choosing:
-            self.finished += 1
+        self._end(trial, finished=1)
 
-    def lose(self, trial: Trial, cause: str, again: bool = False, killed: bool = False) -> None:
-        """End a trial without a result. It is tried again in this sweep if `again` says so, else by the next one."""
+    def lose(self, trial: Trial, cause: str) -> None:
+        """End a trial without a result; the next sweep tries it again."""
         record_trial(self.study, trial, TrialRecord(lost=cause))
-        self._end(trial)
-        if again:
-            frozen = self.study._storage.get_trial(trial._trial_id)
-            with self.choosing:
-                self.lost[trial.number] = _Loss(frozen, self.successes, killed)
+        self._end(trial, finished=0)
 
-    def _end(self, trial: Trial) -> None:
+    def _end(self, trial: Trial, finished: int) -> None:
         self.study.tell(trial, state=TrialState.FAIL)
         with self.choosing:
             self.running -= 1
+            self.finished += finished
 
     def end_failed(self, trial: Trial, cause: str, killed: bool, machine_works: Callable[[], bool]) -> bool:
         """End a trial whose run failed, or whose worker died; return True if that is its own fault.
 
-        It is if the trial has failed as often as it may, each time after others had succeeded; of a trial that is left
-        alone, if `machine_works` says so. Raises MachineError, and counts nothing, if different trials have failed in
-        a row, or if nothing works.
+        It is if the trial has failed as often as it may, each time after others had succeeded. Where none has, after
+        three different trials or again and again, `machine_works` is asked. Raises MachineError, and counts nothing,
+        if that says no.
         """
         key, record = parameters_key(trial.params), read_trial(trial)
         limit = _MAX_KILLS if killed else self.config.retries + 1
         before = record.kills if killed else record.failures
         with self.choosing:
-            alone = not self.failures.keys() - {key}
             self.failures[key] += 1
-            in_a_row, different = self.failures[key], len(self.failures)
-        too_often = before + in_a_row >= limit
-        own = alone and (before + 1 >= limit or (too_often and machine_works()))
+            in_a_row, different, successes = self.failures[key], len(self.failures), self.successes
+        own = different == 1 and before + 1 >= limit
+        suspicious = different >= _MAX_FAILURES_IN_A_ROW or in_a_row + (before if different == 1 else -1) >= limit
+        if suspicious and not own:
+            if not machine_works():
+                self.lose(trial, cause)
+                what = (
+                    f"{different} trials failed" if different > 1 else f"trial {trial.number} failed {in_a_row} times"
+                )
+                raise MachineError(
+                    f"{what} in a row: {cause}; none of this counts, and the same command tries again; "
+                    "what had run is recorded"
+                )
+            own = before + in_a_row >= limit
+            self.note_success()
         if own:
             self.fail(trial, cause)
             self.note_success()
-            return True
-        broken = too_often or different >= _MAX_FAILURES_IN_A_ROW
-        self.lose(trial, cause, again=not broken, killed=killed)
-        if broken:
-            what = f"{different} trials failed" if different > 1 else f"trial {trial.number} failed {in_a_row} times"
-            raise MachineError(
-                f"{what} in a row: {cause}; none of this counts, and the same command tries again; "
-                "what had run is recorded"
-            )
-        return False
+        else:
+            frozen = self.study._storage.get_trial(trial._trial_id)
+            with self.choosing:
+                # Before it ends, so that no other takes its place.
+                self.lost[trial.number] = _Loss(frozen, successes, killed)
+            self.lose(trial, cause)
+        return own

@@ -109,6 +109,16 @@ def test_broken_machine_ends_the_sweep_and_counts_no_trial(
 
 
 @pytest.mark.usefixtures("quick_workers")
+def test_trials_that_fail_in_a_row_on_a_machine_that_works_come_to_an_end(sweep_config: SweepConfig) -> None:
+    """Given only trials that always fail beside the baseline."""
+    space = {"training": {"batch_size": [20, 50, _CRASHING, 150, 30]}}
+    config = with_study(sweep_config, sampler="grid", trials=5, workers=2, space=space)
+    result = work(config, BrokenTrainer(batch_sizes=(20, _CRASHING, 150, 30)))
+    assert (result.finished, result.completed) == (5, 1)
+    assert_whole(config.tracking.folder, 5)
+
+
+@pytest.mark.usefixtures("quick_workers")
 def test_retry_failed_queues_failed_trials_again(sweep_config: SweepConfig, tmp_path: Path) -> None:
     space = {"training": {"batch_size": [20, 50, _CRASHING]}}
     config = with_study(sweep_config, sampler="grid", trials=3, workers=1, space=space)
