@@ -42,7 +42,7 @@ _OTHER_MEANINGS = {
     "runner/pool.py": {"trial"},
     "runner/study_run.py": {"study"},
     "runner/sweep.py": {"lost"},
-    "runner/workers.py": {"diverged"},
+    "runner/workers.py": {"diverged", "trial"},
     "study/space.py": {"backend"},
     "study/trials.py": {"repeats"},
     "tracking/operations.py": {"parameters"},
