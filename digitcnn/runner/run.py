@@ -63,18 +63,17 @@ class KerasTrainer:
 
     def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
         """Train as a config says; yield the events of the run."""
-        config = job
-        splits = check_run(config)
+        splits = check_run(job)
         import keras
 
         # Frees the layers of earlier runs in this process.
         keras.backend.clear_session()
-        environment = training.describe_environment(training.thread_count(config.training), config.backend)
+        environment = training.describe_environment(training.thread_count(job.training), job.backend)
         yield RunStarted(environment, splits.sha256)
         height, width = splits.image_shape
-        model = build_model(config.model, height, width, splits.classes, config.training.seed)
-        result = yield from train(model, splits, config.training, on_progress)
-        yield tracking.package_result(config, result, model, environment[EnvironmentKey.PACKAGES])
+        model = build_model(job.model, height, width, splits.classes, job.training.seed)
+        result = yield from train(model, splits, job.training, on_progress)
+        yield tracking.package_result(job, result, model, environment[EnvironmentKey.PACKAGES])
 
 
 class _ThisProcess:

@@ -207,14 +207,13 @@ class _Sweep:
         objectives = self.plan.config.study.objective
         values = [finished.summary[name] for name in objectives]
         study.record_trial(self.opened, trial, study.outcome_record(finished.epochs, finished.summary))
-        if finished.ending == "stopped":
+        if finished.ending != "completed":
             study.record_trial(self.opened, trial, TrialRecord(reached=dict(zip(objectives, values, strict=True))))
+        if finished.ending == "stopped":
             self.queue.lose(trial, "interrupted")
             self._show(worker, trial, "interrupted")
             return
         self.queue.note_success()
-        if finished.ending == "pruned":
-            study.record_trial(self.opened, trial, TrialRecord(reached=dict(zip(objectives, values, strict=True))))
         ended = self._finish(trial, values if finished.ending == "completed" else None)
         self.reusable[study.parameters_key(trial.params)] = ended
         self._show(worker, trial, "pruned" if finished.ending == "pruned" else "complete", values[0])

@@ -98,7 +98,7 @@ class TrialQueue:
         self.distributions = distributions(space)
         self.successes = self.running = 0
         self.lost: dict[int, _Loss] = {}
-        # By parameters: how often in a row a trial failed with no success in between, and why the last time.
+        # By parameters: how often in a row a trial failed with no success in between.
         self.failures: Counter[str] = Counter()
         self.choosing = threading.RLock()
         self._repeat_what_was_lost()
@@ -253,8 +253,9 @@ class TrialQueue:
             self.failures[key] += 1
             in_a_row, different, successes = self.failures[key], len(self.failures), self.successes
         own = different == 1 and before + 1 >= limit
-        suspicious = different >= _MAX_FAILURES_IN_A_ROW or in_a_row + (before if different == 1 else -1) >= limit
-        if suspicious and not own:
+        # Where others fail beside it, its earlier failures may have been the machine's too.
+        too_often = before + in_a_row >= limit if different == 1 else in_a_row > limit
+        if not own and (too_often or different >= _MAX_FAILURES_IN_A_ROW):
             if not machine_works():
                 self.lose(trial, cause)
                 what = (
