@@ -93,7 +93,7 @@ class PredictConfig(Config):
 
 
 class RecordsConfig(Config):
-    """What to do with the records that a store did not take: nothing lists them; `retry`, or `discard` and an id."""
+    """The action on the records that a store did not take: none lists them; or `retry`, or `discard` and an id."""
 
     action: list[str] = Field(default_factory=list)
     tracking: TrackingConfig = TrackingConfig()

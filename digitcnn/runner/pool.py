@@ -1,4 +1,4 @@
-"""What every pool of workers has in common: its interface, the ends of its runs, and its size."""
+"""The interface of pools and workers, the ends of their runs, and the number of workers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class RunDiverged(RunFailed):
 
 @dataclass
 class Patience:
-    """How long the workers of a pool may say nothing: `seconds`, or ten times the longest silence so far."""
+    """The time that the workers of a pool may say nothing: `seconds`, or ten times the longest silence so far."""
 
     seconds: float
     longest: float = 0.0

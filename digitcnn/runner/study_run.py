@@ -110,7 +110,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a run recorded of its result: how it ended, after how many epochs, and its final metrics by name."""
+    """The recorded result of a run: its ending, its number of epochs, and its final metrics by name."""
 
     ending: Ending
     epochs: int

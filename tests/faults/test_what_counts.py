@@ -1,4 +1,4 @@
-"""What counts: a trial's own failure, a broken machine, kills from outside, a hung worker."""
+"""The rules of what counts: a trial's own failure, a broken machine, kills from outside, a hung worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs on the nodes: an actor for each worker, and the description of a node.
+"""The processes on the nodes: an actor for each worker, and the description of a node.
 
 An actor does a worker's jobs in a thread of its own; its one method, `exchange`, hands its owner that thread's next
 message and brings it the owner's answer.
