@@ -53,6 +53,20 @@ _OUT_OF_MEMORY = 77
 FAILURES: dict[str, type[Exception]] = {"failed": RunFailed, "diverged": RunDiverged, "machine": MachineError}
 
 
+def converse(
+    exchange: Callable[[Any], Any], job: Any, on_event: Callable[[Event], Decision], stop: threading.Event
+) -> tuple[str, Any]:
+    """Have a job done by a worker, answer its events and return its last message: `finished`, or a kind of FAILURES.
+
+    `exchange` sends a message to the worker, or nothing if it is None, and returns its next one.
+    """
+    kind, content = exchange(job)
+    while kind in ("event", "alive"):
+        decision = on_event(content) if kind == "event" else None
+        kind, content = exchange("stop" if decision and stop.is_set() else decision)
+    return kind, content
+
+
 class LocalWorker:
     """One warm process on its own cores; see Worker."""
 
@@ -93,29 +107,24 @@ class LocalWorker:
         self.oom_kills = training.oom_kills()
         self.at_work = True
         try:
-            return self._converse(job, on_event, stop)
+            kind, content = converse(lambda message: self._exchange(message, stop), job, on_event, stop)
+            self.at_work = False
         finally:
             if self.at_work:
                 # The process is in the middle of its run, and would take the next job for an answer.
                 self.process.kill()
                 self.process.join()
+        if kind in FAILURES:
+            raise FAILURES[kind](content)
+        finished: RunFinished
+        finished, memory_mb = content
+        self.memory_mb.append(memory_mb)
+        return finished
 
-    def _converse(self, job: Any, on_event: Callable[[Event], Decision], stop: threading.Event) -> RunFinished:
-        self._send(job)
-        while True:
-            kind, content = self._receive(stop)
-            if kind == "event":
-                decision = on_event(content)
-                self._send("stop" if stop.is_set() else decision)
-            elif kind == "finished":
-                self.at_work = False
-                finished: RunFinished
-                finished, memory_mb = content
-                self.memory_mb.append(memory_mb)
-                return finished
-            elif kind in FAILURES:
-                self.at_work = False
-                raise FAILURES[kind](content)
+    def _exchange(self, message: Any, stop: threading.Event) -> Any:
+        if message is not None:
+            self._send(message)
+        return self._receive(stop)
 
     def _send(self, message: Any) -> None:
         try:

@@ -12,7 +12,7 @@ from ray import exceptions
 
 from digitcnn.errors import RECORDS_SAFE, MachineError
 from digitcnn.runner.pool import Patience, Wait, WorkerDied
-from digitcnn.runner.workers import FAILURES, MAX_GROWTH_MB
+from digitcnn.runner.workers import FAILURES, MAX_GROWTH_MB, converse
 from digitcnn.values import Decision, Event, RunFinished
 
 # How often the owner looks for a reason not to wait for a worker any longer.
@@ -94,34 +94,22 @@ class RayWorker:
             raise WorkerDied("the cluster had no place for its worker", killed=True)
         self.at_work = True
         try:
-            return self._converse(job, on_event, stop)
+            kind, content = converse(lambda message: self._exchange(message, stop), job, on_event, stop)
+            if kind == "memory":
+                raise WorkerDied(f"its worker process on {self.node} ended (out of memory)")
+            self.at_work = False
         finally:
             if self.at_work:
                 # The actor is in the middle of its run, and would take the next job for an answer.
                 self.end()
-
-    def _converse(self, job: Any, on_event: Callable[[Event], Decision], stop: threading.Event) -> RunFinished:
-        message = self._exchange(job, stop)
-        while True:
-            kind, content = message
-            if kind == "event":
-                decision = on_event(content)
-                message = self._exchange("stop" if stop.is_set() else decision, stop)
-            elif kind == "finished":
-                self.at_work = False
-                finished: RunFinished
-                finished, memory_mb = content
-                self.memory_mb.append(memory_mb)
-                if memory_mb > self.memory_mb[0] + MAX_GROWTH_MB:
-                    self.end()
-                return finished
-            elif kind in FAILURES:
-                self.at_work = False
-                raise FAILURES[kind](f"{content} (on {self.node})" if kind == "machine" else content)
-            elif kind == "memory":
-                raise WorkerDied(f"its worker process on {self.node} ended (out of memory)")
-            else:
-                message = self._exchange(None, stop)
+        if kind in FAILURES:
+            raise FAILURES[kind](f"{content} (on {self.node})" if kind == "machine" else content)
+        finished: RunFinished
+        finished, memory_mb = content
+        self.memory_mb.append(memory_mb)
+        if memory_mb > self.memory_mb[0] + MAX_GROWTH_MB:
+            self.end()
+        return finished
 
     def _exchange(self, sent: Any, stop: threading.Event) -> Any:
         """Send something to the actor; return its next message. Raises WorkerDied, or MachineError for the cluster."""
