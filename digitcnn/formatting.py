@@ -27,8 +27,9 @@ def format_percent(fraction: float) -> str:
 
 
 def format_points(difference: float) -> str:
-    """Return a difference of two fractions in percentage points: +0.12."""
-    return f"{100 * difference:+.2f}"
+    """Return a difference of two fractions in percentage points: +0.12; one that is nearly 0 with its sign: -0.004."""
+    points = 100 * difference
+    return f"{points:+.1g}" if 1e-4 <= abs(points) < 0.005 else f"{points if abs(points) >= 1e-4 else 0:+.2f}"
 
 
 def format_interval(low: float, high: float, *, signed: bool = False) -> str:

@@ -48,10 +48,11 @@ class StudyReference(Config):
 
 
 class ConfirmSettings(Config):
-    """The number of best trials that are confirmed, and of seeds for each."""
+    """The number of best trials that are confirmed, and of seeds for each; and the smallest difference of interest."""
 
     top: Annotated[int, Field(ge=1, le=50)] = 3
     seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+    margin: Annotated[float, Field(gt=0, le=1)] = 0.001
 
 
 class ConfirmConfig(Config):

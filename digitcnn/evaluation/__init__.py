@@ -1,39 +1,67 @@
 """Confirmation with several seeds, statistics, the champion, a run's manifest and its reproduction."""
 
-from digitcnn.evaluation.champion import leading_row, verdict_sentences
-from digitcnn.evaluation.comparison import read_confirmation
-from digitcnn.evaluation.confirmation import plan_confirmation, run_confirmation
+from digitcnn.evaluation.comparison import mixed_runs, read_confirmation
+from digitcnn.evaluation.confirmation import run_confirmation
 from digitcnn.evaluation.manifest import RunManifest, manifest_of, write_manifest
-from digitcnn.evaluation.preview import describe_confirmation
+from digitcnn.evaluation.plan import describe_confirmation, plan_confirmation
 from digitcnn.evaluation.reproduction import ComparedMetric, find_manifest, find_run, is_manifest_file, reproduce
 from digitcnn.evaluation.statistics import (
-    PairedComparison,
+    MARGIN,
+    Contrast,
     Summary,
-    compare_pairs,
+    Verdict,
+    compare,
+    critical_value,
+    decide,
+    estimate,
+    level_of_look,
     prediction_interval,
+    spread_between_seeds,
     standard_error,
     summarize,
 )
+from digitcnn.evaluation.verdicts import (
+    basis_sentence,
+    champion_sentence,
+    format_superiority,
+    format_verdict,
+    leading_row,
+    verdict_of_row,
+    verdict_sentences,
+)
 
 __all__ = [
+    "MARGIN",
     "ComparedMetric",
-    "PairedComparison",
+    "Contrast",
     "RunManifest",
     "Summary",
-    "compare_pairs",
+    "Verdict",
+    "basis_sentence",
+    "champion_sentence",
+    "compare",
+    "critical_value",
+    "decide",
     "describe_confirmation",
+    "estimate",
     "find_manifest",
     "find_run",
+    "format_superiority",
+    "format_verdict",
     "is_manifest_file",
     "leading_row",
+    "level_of_look",
     "manifest_of",
+    "mixed_runs",
     "plan_confirmation",
     "prediction_interval",
     "read_confirmation",
     "reproduce",
     "run_confirmation",
+    "spread_between_seeds",
     "standard_error",
     "summarize",
+    "verdict_of_row",
     "verdict_sentences",
     "write_manifest",
 ]

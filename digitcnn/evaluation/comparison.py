@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,132 +14,137 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from digitcnn import tracking
-from digitcnn.config import RunConfig
-from digitcnn.errors import MachineError
-from digitcnn.evaluation.champion import champion_of, verdict_in_words
-from digitcnn.evaluation.statistics import compare_pairs, mcnemar, summarize
+from digitcnn.evaluation.manifest import NUMERIC_PACKAGES
+from digitcnn.evaluation.plan import RecordedRuns
+from digitcnn.evaluation.statistics import MARGIN, Accuracies, compare, spread_between_seeds, standard_error, summarize
+from digitcnn.evaluation.verdicts import as_good_as, best_of, champion_of
 from digitcnn.formatting import named_null
-from digitcnn.records import Column, Metric
+from digitcnn.records import Column, Metric, Tag
+from digitcnn.study import parameters_among
 
 # The columns of counts, which may be empty.
-_COUNTS = (Column.ONLY_CANDIDATE_RIGHT, Column.ONLY_BASELINE_RIGHT, Metric.PARAMETERS)
-# The columns that compare a candidate with the baseline: empty for the baseline itself.
-_COMPARED = (
-    Column.DIFFERENCE,
-    Column.DIFFERENCE_LOW,
-    Column.DIFFERENCE_HIGH,
-    "p",
-    Column.P_HOLM,
-    *_COUNTS[:2],
-    Column.MCNEMAR_P,
-)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A config that is confirmed: the baseline or a trial, under the name that tables give it."""
-
-    name: str
-    trial: int
-    parameters: dict[str, Any]
-    config: RunConfig
-
-
-@dataclass(frozen=True)
-class RecordedRuns:
-    """The recorded part of a confirmation: run ids by candidate and seed, and the seed with which one diverged."""
-
-    runs: dict[tuple[str, int], str]
-    diverged: dict[str, int]
-
-    def missing(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[tuple[Candidate, int]]:
-        """Return the candidates and seeds to train, in that order; none of a candidate that diverged.
-
-        A candidate that diverged with one seed cannot be compared, whatever its others do.
-        """
-        return [
-            (candidate, seed)
-            for seed in seeds
-            for candidate in candidates
-            if candidate.name not in self.diverged and (candidate.name, seed) not in self.runs
-        ]
-
-    def require_baseline(self) -> None:
-        """Raise MachineError if the baseline diverged."""
-        if "baseline" in self.diverged:
-            seed = self.diverged["baseline"]
-            raise MachineError(f"the baseline diverged with seed {seed}: there is nothing to compare the others with")
+_IMAGES = (Column.ONLY_CANDIDATE_RIGHT, Column.ONLY_BASELINE_RIGHT)
+_COUNTS = (*_IMAGES, Metric.PARAMETERS, Column.SEEDS_NEEDED, Column.DIVERGED_SEED)
+_MEASURED = (Metric.TEST_ACCURACY, Metric.TEST_LOSS, Metric.CPU_SECONDS)
+# What may differ between runs and change their numbers.
+_ORIGIN = (Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.ENGINE, Tag.CPU)
+_PRECISION = "training.precision"
 
 
 def compare_candidates(
-    candidates: Sequence[Candidate],
-    store: tracking.Store,
-    recorded: Mapping[tuple[str, int], str],
-    diverged: Mapping[str, int],
+    store: tracking.Store, recorded: RecordedRuns, look: int, margin: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a row per candidate, baseline first, and a row per run that was compared.
 
-    `recorded` holds the run ids by candidate and seed, `diverged` the seed with which a candidate has no result: its
-    other seeds alone would flatter it, so that its row has n = 0 and says only that.
+    Everything that is recorded counts, whatever is asked for now. Where a seed of a candidate diverged, its others
+    alone would flatter it, so that its row has n = 0 and says only that.
     """
-    compared = [each for each in candidates if each.name not in diverged]
-    rows, right, sizes = [], {}, {}
-    for candidate in compared:
+    rows, right, configs, images = [], dict[str, NDArray[np.float64]](), [], 1
+    for candidate in recorded.candidates:
         of_images: list[NDArray[np.bool_]] = []
-        for seed, run_id in sorted(
-            (seed, run_id) for (name, seed), run_id in recorded.items() if name == candidate.name
-        ):
-            metrics = store.client.get_run(run_id).data.metrics
-            measured = {key: metrics[key] for key in (Metric.TEST_ACCURACY, Metric.TEST_LOSS, Metric.CPU_SECONDS)}
-            rows.append(
-                {
-                    Column.CONFIG: candidate.name,
-                    Column.TRIAL: candidate.trial,
-                    Column.SEED: seed,
-                    Column.RUN_ID: run_id,
-                    **measured,
-                }
-            )
-            sizes[candidate.name] = int(metrics[Metric.PARAMETERS])
-            predicted = tracking.read_predictions(store, run_id)
-            of_images.append((predicted[Column.PREDICTED] == predicted[Column.LABEL]).to_numpy())
-        right[candidate.name] = np.array(of_images)
-    runs = pd.DataFrame(rows)
-    by_config = runs.groupby(Column.CONFIG, sort=False)
-    values = {str(name): group.tolist() for name, group in by_config[Metric.TEST_ACCURACY]}
-    seconds = by_config[Metric.CPU_SECONDS].mean()
-    # No smaller difference than one image can be seen.
-    resolution = 1 / right["baseline"].shape[1]
-    pairs = [(values[each.name], values["baseline"]) for each in compared[1:]]
-    comparisons = dict(zip([each.name for each in compared[1:]], compare_pairs(pairs, resolution), strict=True))
-    table_rows = []
-    for candidate in candidates:
-        name = candidate.name
         parameters = {key: named_null(value) for key, value in candidate.parameters.items()}
-        row = {Column.CONFIG: name, Column.TRIAL: candidate.trial, **parameters}
-        if name in diverged:
-            table_rows.append(row | {"n": 0, Column.VERDICT: f"diverged with seed {diverged[name]}"})
+        config = {Column.CONFIG: candidate.name, Column.TRIAL: candidate.trial, **parameters}
+        configs.append(config | {Column.DIVERGED_SEED: recorded.diverged.get(candidate.name)})
+        if candidate.name in recorded.diverged:
             continue
-        row |= vars(summarize(values[name])) | dict.fromkeys(_COMPARED, math.nan)
-        comparison = comparisons.get(name)
-        if comparison is not None:
-            images = mcnemar(right[name], right["baseline"])
-            difference = comparison.difference
-            row |= {
-                Column.DIFFERENCE: difference.mean,
-                Column.DIFFERENCE_LOW: difference.low,
-                Column.DIFFERENCE_HIGH: difference.high,
-            }
-            row |= {"p": comparison.p, Column.P_HOLM: comparison.p_holm, Column.MCNEMAR_P: images.p}
-            row |= {key: getattr(images, key) for key in _COUNTS[:2]}
-        row |= {Metric.CPU_SECONDS: float(seconds[name]), Metric.PARAMETERS: sizes[name]}
-        table_rows.append(row | {Column.VERDICT: "" if comparison is None else verdict_in_words(comparison)})
-    table = pd.DataFrame(table_rows).astype(dict.fromkeys(_COUNTS, "Int64"))
-    table[Column.CHAMPION] = table[Column.CONFIG] == champion_of(table, values, resolution)
-    return table, runs
+        its = sorted((seed, run_id) for (name, seed), run_id in recorded.runs.items() if name == candidate.name)
+        for seed, run_id in its:
+            data = store.client.get_run(run_id).data
+            run = {Column.CONFIG: candidate.name, Column.TRIAL: candidate.trial, Column.SEED: seed}
+            run |= {Column.RUN_ID: run_id, **{key: data.metrics[key] for key in _MEASURED}}
+            rows.append(run | _origin(data.tags, data.params))
+            configs[-1][Metric.PARAMETERS] = int(data.metrics[Metric.PARAMETERS])
+            predicted = tracking.read_predictions(store, run_id)
+            images = len(predicted)
+            of_images.append((predicted[Column.PREDICTED] == predicted[Column.LABEL]).to_numpy())
+        right[candidate.name] = np.mean(of_images, axis=0)
+        # More often right than the baseline, over the seeds, or less often.
+        ahead = np.sign(right[candidate.name] - right["baseline"])
+        configs[-1] |= {Column.ONLY_CANDIDATE_RIGHT: int((ahead > 0).sum())}
+        configs[-1] |= {Column.ONLY_BASELINE_RIGHT: int((ahead < 0).sum())}
+    runs = pd.DataFrame(rows)
+    return judge_runs(pd.DataFrame(configs), runs, look, margin, images), runs
 
 
-def read_confirmation(file: Path | TextIO) -> pd.DataFrame:
-    """Read a confirmation's table from its CSV."""
+def _origin(tags: Mapping[str, str], parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the commit, the engine, the processor, the precision and the versions of a run."""
+    versions = {name: tags.get(f"{Tag.VERSION_PREFIX}{name}") for name in NUMERIC_PACKAGES}
+    origin = {name: tags[name] for name in _ORIGIN if name in tags}
+    if _PRECISION in parameters:
+        origin[_PRECISION] = parameters[_PRECISION]
+    return origin | {Column.VERSIONS: ", ".join(f"{name} {version}" for name, version in versions.items() if version)}
+
+
+def mixed_runs(runs: pd.DataFrame) -> list[str]:
+    """Return a sentence for each thing that differs between the runs of a confirmation and could change a number."""
+    sentences = []
+    for name in (*_ORIGIN, _PRECISION, Column.VERSIONS):
+        counted = runs[name].astype(str).value_counts() if name in runs else pd.Series(dtype=int)
+        if len(counted) > 1:
+            values = "; ".join(f"{value} ({number} runs)" for value, number in counted.items())
+            sentences.append(f"the runs differ in {name}: {values}")
+    return sentences
+
+
+def judge_runs(configs: pd.DataFrame, runs: pd.DataFrame, look: int, margin: float, images: int) -> pd.DataFrame:
+    """Return a confirmation's table: `configs` with the statistics of their runs, verdicts and the champion.
+
+    `configs` has a row per config, the baseline's first, and the seed with which one diverged.
+    """
+    values: Accuracies = {
+        str(name): dict(zip(part[Column.SEED].tolist(), part[Metric.TEST_ACCURACY].tolist(), strict=True))
+        for name, part in runs.groupby(Column.CONFIG, sort=False)
+    }
+    seconds = runs.groupby(Column.CONFIG)[Metric.CPU_SECONDS].mean()
+    compared = compare(values, look=look, margin=margin, resolution=1 / images)
+    spread, freedom = spread_between_seeds(values, 1 / images)
+    shared = {Column.SPREAD: spread if freedom else math.nan, Column.MARGIN: margin, Column.LOOK: look}
+    rows = []
+    for config in configs.to_dict("records"):
+        name = str(config[Column.CONFIG])
+        row: dict[str, Any] = {str(key): value for key, value in config.items()} | shared
+        if name not in values:
+            rows.append(row | {"n": 0, Column.VERDICT: "diverged"})
+            continue
+        summary = summarize(list(values[name].values()), 1 / images)
+        contrast = compared.get(name)
+        if contrast is not None:
+            bounds = {Column.DIFFERENCE_LOW: contrast.low, Column.DIFFERENCE_HIGH: contrast.high}
+            row |= vars(contrast) | bounds
+        row |= vars(summary) | {Column.VERDICT: "" if contrast is None else contrast.verdict}
+        row |= {Column.IMAGES_ERROR: standard_error(summary.mean, images), Metric.CPU_SECONDS: seconds[name]}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    equals = as_good_as(best_of(table), values, look, margin, 1 / images)
+    table[Column.AS_GOOD] = table[Column.CONFIG].isin(equals)
+    table[Column.CHAMPION] = table[Column.CONFIG] == champion_of(table)
+    return _in_order(table)
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a confirmation's table with all of its columns, in their order, and counts as whole numbers."""
+    parameters = parameters_among(table.columns)
+    names = [Column.CONFIG, Column.TRIAL, *parameters, "n", "mean", "sd", "low", "high", Column.DIFFERENCE]
+    names += [Column.DIFFERENCE_LOW, Column.DIFFERENCE_HIGH, Column.P, Column.SUPERIORITY, Column.SUPERIORITY_LOW]
+    names += [Column.SUPERIORITY_HIGH, *_IMAGES, Column.IMAGES_ERROR, Metric.CPU_SECONDS, Metric.PARAMETERS]
+    names += [Column.DETECTABLE, Column.SEEDS_NEEDED, Column.DIVERGED_SEED, Column.VERDICT, Column.AS_GOOD]
+    names += [Column.CHAMPION, Column.SPREAD, Column.MARGIN, Column.LOOK]
+    return table.reindex(columns=names).astype(dict.fromkeys(_COUNTS, "Int64"))
+
+
+def read_confirmation(file: Path | TextIO, runs: pd.DataFrame | None) -> pd.DataFrame:
+    """Read a confirmation's table from its CSV; one of the first edition is judged anew from its runs, as one look.
+
+    Raise ValueError if it is of the first edition, and there are no runs.
+    """
     table = pd.read_csv(file, float_precision="round_trip").fillna({Column.VERDICT: ""})
-    return table.astype(dict.fromkeys(_COUNTS, "Int64"))
+    if Column.LOOK in table:
+        return _in_order(table)
+    if runs is None:
+        raise ValueError("the runs of the confirmation are missing")
+    diverged = [re.fullmatch(r"diverged with seed (\d+)", verdict) for verdict in table[Column.VERDICT]]
+    table[Column.DIVERGED_SEED] = [None if each is None else int(each[1]) for each in diverged]
+    kept = [Column.CONFIG, Column.TRIAL, *parameters_among(table), *_IMAGES, Metric.PARAMETERS, Column.DIVERGED_SEED]
+    # An accuracy is a number of images divided by that of all.
+    images = math.lcm(*(Fraction(each).limit_denominator(10**5).denominator for each in runs[Metric.TEST_ACCURACY]))
+    return judge_runs(table[kept], runs, 1, MARGIN, images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,14 @@ from pathlib import Path
 import pandas as pd
 
 from digitcnn import runner, signals, study, tracking
-from digitcnn.config import ConfirmConfig, LocalWorkers, RunConfig, load_config, nested
+from digitcnn.config import LocalWorkers
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.evaluation.champion import model_card
-from digitcnn.evaluation.comparison import Candidate, RecordedRuns, compare_candidates
+from digitcnn.evaluation.comparison import compare_candidates
 from digitcnn.evaluation.manifest import manifest_of, write_manifest
+from digitcnn.evaluation.plan import Candidate, ConfirmationPlan, Looks, RecordedRuns, plan_confirmation, recorded_runs
+from digitcnn.evaluation.verdicts import model_card
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Column, IdentityKey, Metric, Tag
+from digitcnn.records import Artifact, Column, Metric, Tag
 from digitcnn.runner import (
     RunFailed,
     SweepDisplay,
@@ -40,21 +42,6 @@ _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class ConfirmationPlan:
-    """A confirmation that was checked; nothing has been created yet. The first candidate is the baseline."""
-
-    config: ConfirmConfig
-    candidates: tuple[Candidate, ...]
-    seeds: tuple[int, ...]
-    parent_run_id: str
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the study's reports."""
-        return self.config.tracking.folder / "reports" / self.config.study.name
-
-
-@dataclass(frozen=True)
 class ConfirmationResult:
     """A finished confirmation: a row per candidate, a row per run, the champion's name and its manifest's file."""
 
@@ -62,62 +49,6 @@ class ConfirmationResult:
     runs: pd.DataFrame
     champion: str
     champion_path: Path
-
-
-def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
-    """Check everything that a confirmation needs. Raise ConfigError; create nothing."""
-    opened = study.recorded_study(config.study, config.tracking.folder)
-    with study.storage_errors(config.tracking.folder):
-        candidates = _candidates(opened, config)
-    runner.check_run(candidates[0].config)
-    # Not the seed that the search was judged with: its luck made the best trials the best.
-    first = candidates[0].config.training.seed + 1
-    seeds = tuple(range(first, first + config.confirm.seeds))
-    return ConfirmationPlan(config, candidates, seeds, str(opened.parent_run_id))
-
-
-def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[Candidate, ...]:
-    """Return the baseline and the best trials, each config once."""
-    flat = {**opened.identity[IdentityKey.BASELINE], "data.validation": "test_once"}
-    base = load_config(RunConfig, {**nested(flat), "tracking": config.tracking.model_dump()})
-    searched = [name for name in opened.identity[IdentityKey.SPACE] if name != "training.seed"]
-    start = {name: base.parameters()[name] for name in searched}
-    table = study.rank_trials(opened)
-    found = [Candidate("baseline", study.baseline_trial_number(table) or 0, start, base)]
-    for trial in study.best_first(opened, study.ended_trials(opened)):
-        parameters = {name: value for name, value in trial.parameters.items() if name in start}
-        if len(found) <= config.confirm.top and all(parameters != each.parameters for each in found):
-            found.append(Candidate(f"trial {trial.number}", trial.number, parameters, base.replace(parameters)))
-    if len(found) == 1:
-        raise ConfigError(f"study.name={config.study.name}: no trial beside the baseline has completed")
-    return tuple(found)
-
-
-def recorded_runs(plan: ConfirmationPlan) -> RecordedRuns:
-    """Return the runs that are recorded. Raise ConfigError without a store, MachineError if the baseline diverged."""
-    config = plan.config
-    with tracking.store_errors(config.tracking):
-        return _recorded(plan, tracking.open_recorded(config.tracking, f"study.name={config.study.name}"))
-
-
-def _recorded(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns:
-    # A file of the same name may hold other images by now.
-    data = runner.check_run(plan.candidates[0].config).sha256
-    found = tracking.confirmation_runs(store, plan.config.study.name)
-    of_data = [run for run in found if run.data.tags.get(Tag.DATA_SHA256, data) == data]
-    recorded = RecordedRuns({}, {})
-    for candidate in plan.candidates:
-        for run in reversed(of_data):
-            seed = int(run.data.params["training.seed"])
-            if not tracking.was_trained_with(run, candidate.config.replace({"training.seed": seed})):
-                continue
-            if Tag.DIVERGED in run.data.tags:
-                # Whatever seeds are asked for now: the others alone would flatter it.
-                recorded.diverged.setdefault(candidate.name, seed)
-            elif run.info.status == "FINISHED" and seed in plan.seeds:
-                recorded.runs[candidate.name, seed] = run.info.run_id
-    recorded.require_baseline()
-    return recorded
 
 
 def run_confirmation(
@@ -146,26 +77,43 @@ def run_confirmation(
                 f"study.name={config.study.name}: MLflow's records of it are gone; sweep it again first, "
                 "which begins new ones"
             )
-        recorded = _recorded(plan, store)
+        recorded, looks = recorded_runs(plan, store), Looks.read(store, plan.parent_run_id)
+        missing = recorded.missing(plan)
+        wanted = recorded.seeds(missing)
+        look = looks.number(wanted, recorded.seeds())
+        if missing:
+            # Whoever gives up on it has seen what it recorded.
+            looks = looks.announced(look, wanted)
+            _put_looks(store, plan, looks)
         backend = plan.candidates[0].config.backend
-        _train_missing(plan, recorded, store, shown, trainer or runner.KerasTrainer(backend))
+        _train(plan, missing, recorded, store, shown, trainer or runner.KerasTrainer(backend))
         tracking.deliver(store)
-        table, runs = compare_candidates(plan.candidates, store, recorded.runs, recorded.diverged)
+        table, runs = compare_candidates(store, recorded, look, config.confirm.margin)
+        _put_looks(store, plan, looks.taken(table))
         return _conclude(plan, store, table, runs)
 
 
-def _train_missing(
+def _put_looks(store: tracking.Store, plan: ConfirmationPlan, looks: Looks) -> None:
+    text = looks.table.to_csv(index=False)
+    write_atomically(plan.folder / Artifact.CONFIRMATION_LOOKS, text, "the runs are recorded")
+    tracking.put_files(store, plan.parent_run_id, {Artifact.CONFIRMATION_LOOKS: text})
+
+
+def _train(
     plan: ConfirmationPlan,
+    missing: Sequence[tuple[Candidate, int]],
     recorded: RecordedRuns,
     store: tracking.Store,
     shown: SweepDisplay,
     trainer: runner.Trainer,
 ) -> None:
-    """Train what is not recorded, and add it. Raise MachineError if a run failed for good or the baseline diverged."""
+    """Train what is missing, and add it to what is recorded.
+
+    Raise MachineError if a run failed for good or the baseline diverged.
+    """
     for name, seed in recorded.diverged.items():
         logger.warning(f"{name} diverged with seed {seed}: it is left out")
-    missing = recorded.missing(plan.candidates, plan.seeds)
-    total = (len(plan.candidates) - len(recorded.diverged)) * len(plan.seeds)
+    total = sum(each.name not in recorded.diverged for each in plan.candidates) * len(plan.seeds)
     workers, threads, _ = plan_workers(plan.config.workers, len(missing))
     local = workers if isinstance(plan.config.workers, LocalWorkers) else None
     shown.began(plan.config.study.name, total, total - len(missing), local, Metric.TEST_ACCURACY)
@@ -276,7 +224,8 @@ def _conclude(
     # The first seed, which was chosen before anything was seen: the luckiest one would be chosen by the test set.
     run_id = str(runs[runs[Column.CONFIG] == name].iloc[0][Column.RUN_ID])
     manifest = manifest_of(store, run_id)
-    card = model_card(plan.config.study.name, plan.candidates[0].config.data, plan.seeds, table, run_id)
+    seeds = sorted(runs[Column.SEED])
+    card = model_card(plan.config.study.name, plan.candidates[0].config.data, seeds, table, run_id)
     path = plan.folder / Artifact.CHAMPION
     for file, content in ((Artifact.CONFIRMATION, table), (Artifact.CONFIRMATION_RUNS, runs)):
         write_atomically(plan.folder / file, content.to_csv(index=False), "the runs are recorded")

@@ -19,6 +19,8 @@ from digitcnn.records import EPOCH_METRICS, TEST_METRICS, TRAIN_METRICS, Artifac
 # The metrics that config and seed decide. Seconds and memory are the machine's.
 _METRICS = (*EPOCH_METRICS, *TEST_METRICS)
 _FORMAT = 1
+# The packages whose versions can change a number; those of the records cannot.
+NUMERIC_PACKAGES = ("keras", "numpy", *(name for names in training.BACKEND_PACKAGES.values() for name in names))
 # Enough for 25,000 epochs. Aliases would expand beyond any limit, deep nesting would exhaust the stack.
 _MAX_BYTES = 4 * 2**20
 _MAX_DEPTH = 10

@@ -1,24 +1,37 @@
-"""Statistics of repeated runs: means with intervals, and paired tests of candidates against a baseline.
+"""Statistics of repeated runs: means with intervals, and the differences of configs that share their seeds.
 
-Each config was trained with the same seeds, so that candidate and baseline are compared seed by seed.
+The analysis is fixed before it is seen. Seeds are blocks, every config of a study adds to one estimate of the spread
+between seeds, and all differences have simultaneous intervals (Dunnett, 1955, doi:10.1080/01621459.1955.10501294). A
+verdict is read off its interval, so that the two never contradict. Who looks again spends more of the same 5 %
+(alpha spending: Lan and DeMets, 1983, doi:10.1093/biomet/70.3.659), by Bonferroni's inequality, which holds for any
+number of looks at any numbers of seeds. docs/method.md has the simulations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+ALPHA = 0.05
+POWER = 0.8
+# The smallest difference of interest: 0.1 percentage points.
+MARGIN = 0.001
+_MAX_SEEDS = 10_000
+# A spread that is nothing but rounding, and a t statistic beyond which none matters.
+_SMALLEST = 1e-9
+_MAX_T = 1000.0
 
-SIGNIFICANCE = 0.05
-_POWER = 0.8
-_MAX_SEEDS = 1000
-
-Verdict = Literal["better", "worse", "not distinguishable"]
+Verdict = Literal["better", "worse", "equivalent", "undecided"]
+# The accuracies of each config by its seeds; the first config is the one that the others are compared with.
+Accuracies = Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True)
@@ -36,42 +49,38 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Disagreement:
-    """Numbers of the images that only the candidate, or only the baseline, has right with more of its seeds.
+class Contrast:
+    """A difference of configs over the n seeds that they share, and the verdict on it.
 
-    `p` is the exact two-sided McNemar test on these images.
+    `low` and `high` are simultaneous for all differences of an analysis, `p` is corrected for them and for the looks:
+    it is below 0.05 where the interval excludes 0. `superiority` is the probability that a run of the one config is
+    better than a run of the other with the same seed. With a power of 80 %, differences of `detectable` are found with
+    these seeds, and `seeds_needed` show that one is within the margin where there is none (None: over 10,000).
     """
 
-    only_candidate_right: int
-    only_baseline_right: int
+    n: int
+    difference: float
+    low: float
+    high: float
     p: float
-
-
-@dataclass(frozen=True)
-class PairedComparison:
-    """A candidate against the baseline: the summary of the paired differences and the two-sided paired t-test.
-
-    `p_holm` is corrected for the number of candidates (Holm, 1979). `more_seeds` is the number of further seeds that
-    show a difference of this size with a power of 80 %; None if the verdict is clear, or if it takes over 1,000 seeds.
-    """
-
-    difference: Summary
-    p: float
-    p_holm: float
+    superiority: float
+    superiority_low: float
+    superiority_high: float
+    detectable: float
+    seeds_needed: int | None
     verdict: Verdict
-    more_seeds: int | None
 
 
-def summarize(values: Sequence[float]) -> Summary:
-    """Return the summary of at least one value."""
+def summarize(values: Sequence[float], resolution: float = 0.0) -> Summary:
+    """Return the summary of at least one value; the interval assumes no smaller spread than the resolution."""
     from scipy import stats
 
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return Summary(n, mean, float("nan"), float("nan"), float("nan"))
     sd = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(1 - SIGNIFICANCE / 2, n - 1)) * sd / n**0.5
-    return Summary(n, mean, sd, mean - half, mean + half)
+    low, high = stats.t.interval(1 - ALPHA, n - 1, mean, max(sd, resolution, _SMALLEST) / n**0.5)
+    return Summary(n, mean, sd, float(low), float(high))
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -79,8 +88,8 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
     from scipy import stats
 
     summary = summarize(values)
-    half = float(stats.t.ppf(1 - SIGNIFICANCE / 2, summary.n - 1)) * summary.sd * (1 + 1 / summary.n) ** 0.5
-    return summary.mean - half, summary.mean + half
+    low, high = stats.t.interval(1 - ALPHA, summary.n - 1, summary.mean, summary.sd * (1 + 1 / summary.n) ** 0.5)
+    return float(low), float(high)
 
 
 def standard_error(accuracy: float, images: int) -> float:
@@ -88,76 +97,185 @@ def standard_error(accuracy: float, images: int) -> float:
     return float((accuracy * (1 - accuracy) / images) ** 0.5)
 
 
-def compare_pairs(
-    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], resolution: float = 0.0
-) -> list[PairedComparison]:
-    """Compare candidates, each with its baseline, seed by seed: pairs of (candidate's values, baseline's values).
+def level_of_look(look: int) -> float:
+    """Return the share of the 5 % that a look spends: 1/2, 1/6, 1/12, ... of it; 0 is the only look, which has all."""
+    return ALPHA / (look * (look + 1)) if look else ALPHA
 
-    `resolution` is the smallest step of a value (1 / images for an accuracy): a spread below it cannot be seen, so
-    the test does not assume a smaller one. With fewer than two seeds nothing is distinguishable.
+
+@dataclass(frozen=True)
+class Estimate:
+    """Differences of means (m,), seeds (m,), standard errors (m,), the errors' correlation and degrees of freedom."""
+
+    differences: NDArray[np.float64]
+    n: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    correlation: tuple[tuple[float, ...], ...]
+    freedom: int
+
+
+def spread_between_seeds(values: Accuracies, resolution: float = 0.0) -> tuple[float, int]:
+    """Return the standard deviation between seeds, pooled over all configs, with its degrees of freedom."""
+    return _spread(pd.DataFrame(values).to_numpy(float), resolution)
+
+
+def _spread(table: NDArray[np.float64], resolution: float) -> tuple[float, int]:
+    """Return the standard deviation of the residuals of accuracy = config + seed, with its degrees of freedom.
+
+    By least squares, so that a config may lack seeds. A spread of differences below `resolution` (1 / images) cannot be
+    seen, and is not assumed.
     """
-    differences = [np.subtract(candidate, baseline) for candidate, baseline in pairs]
-    p_values = [_paired_p(each, resolution) for each in differences]
-    found = []
-    for each, p, p_holm in zip(differences, p_values, holm(p_values), strict=True):
-        summary = summarize([float(value) for value in each])
-        verdict: Verdict = "not distinguishable"
-        if p_holm < SIGNIFICANCE:
-            verdict = "better" if summary.mean > 0 else "worse"
-        needed = None if verdict != "not distinguishable" else _seeds_needed(summary, resolution, len(pairs))
-        more = None if needed is None else max(needed - summary.n, 1)
-        found.append(PairedComparison(summary, p, p_holm, verdict, more))
-    return found
+    known = ~np.isnan(table)
+    seeds, configs = np.nonzero(known)
+    design = np.hstack([np.eye(table.shape[0])[seeds], np.eye(table.shape[1])[configs]])
+    fitted, _, rank, _ = np.linalg.lstsq(design, table[known], rcond=None)
+    freedom = len(seeds) - int(rank)
+    squares = float(((table[known] - design @ fitted) ** 2).sum())
+    return max((squares / max(freedom, 1)) ** 0.5, resolution / 2**0.5, _SMALLEST), freedom
 
 
-def _paired_p(differences: NDArray[np.float64], resolution: float) -> float:
-    from scipy import stats
+def estimate(table: NDArray[np.float64], weights: NDArray[np.float64], resolution: float = 0.0) -> Estimate:
+    """Estimate differences from accuracies (seeds, configs), NaN where one is missing, and weights (configs, m).
 
-    n = len(differences)
-    if n < 2:
-        return 1.0
-    mean, sd = float(differences.mean()), max(float(differences.std(ddof=1)), resolution)
-    if sd == 0.0:
-        return 1.0 if mean == 0.0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / (sd / n**0.5), n - 1))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p values by Holm's step-down procedure (Holm, 1979); return them in the order given."""
-    corrected = [1.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
-
-
-def _seeds_needed(difference: Summary, resolution: float, candidates: int) -> int | None:
-    """Return the seeds with which a paired t-test at the strictest of Holm's levels has a power of 80 %.
-
-    From the noncentral t distribution; None if it takes over 1,000, or if there is no spread to judge by.
+    Each difference has the seeds that all of its configs have, and all have the error that the configs share.
     """
-    from scipy import stats
+    spread, freedom = _spread(table, resolution)
+    shared = (np.isnan(table) @ (weights != 0) == 0).astype(float)
+    n = shared.sum(axis=0)
+    differences = (np.nan_to_num(table) @ weights * shared).sum(axis=0) / n
+    # Two means have in common the seeds that both have.
+    covariance = weights.T @ weights * (shared.T @ shared) / np.outer(n, n)
+    scales = np.sqrt(np.diag(covariance))
+    correlation = np.round(covariance / np.outer(scales, scales), 9)
+    return Estimate(differences, n, spread * scales, tuple(map(tuple, correlation.tolist())), freedom)
 
-    sd = max(difference.sd, resolution)
-    if not sd > 0 or difference.mean == 0:
-        return None
-    effect, level = abs(difference.mean) / sd, SIGNIFICANCE / candidates
-    n = np.arange(2, _MAX_SEEDS + 1)
-    power = stats.nct.sf(stats.t.ppf(1 - level / 2, n - 1), n - 1, effect * n**0.5)
-    enough = np.flatnonzero(power >= _POWER)
-    return int(n[enough[0]]) if len(enough) else None
 
+def compare(
+    values: Accuracies,
+    contrasts: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    look: int = 0,
+    margin: float = MARGIN,
+    resolution: float = 0.0,
+) -> dict[str, Contrast]:
+    """Compare configs over their seeds; return the differences by name.
 
-def mcnemar(candidate: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Disagreement:
-    """Compare the images that two configs have right, (seeds, images) each, by McNemar's exact test.
-
-    The seeds of a config see the same images, so that they are no independent draws: an image counts once, for the
-    config that has it right with more of the seeds.
+    `contrasts` holds the weights of the configs in each difference, which add up to 0; without it each config is
+    compared with the first. `look` counts the looks at one study, from 1; 0 is an analysis that is made once.
     """
     from scipy import stats
 
-    votes = candidate.sum(axis=0).astype(int) - baseline.sum(axis=0).astype(int)
-    ours, theirs = int((votes > 0).sum()), int((votes < 0).sum())
-    p = 1.0 if ours + theirs == 0 else float(stats.binomtest(ours, ours + theirs).pvalue)
-    return Disagreement(ours, theirs, p)
+    table = pd.DataFrame(values).sort_index()
+    first, *others = table.columns
+    contrasts = contrasts or {name: {name: 1.0, first: -1.0} for name in others}
+    weights = pd.DataFrame(contrasts).reindex(table.columns).fillna(0.0)
+    found = estimate(table.to_numpy(float), weights.to_numpy(), resolution)
+    if not contrasts or found.freedom == 0:
+        return {name: _untold(found, index) for index, name in enumerate(contrasts)}
+    share = level_of_look(look)
+    bound = critical_value(found.correlation, found.freedom, share)
+    # The level of each difference alone, on each side.
+    alone = float(stats.t.sf(bound, found.freedom))
+    # They are those of a later look.
+    needed = partial(_seeds_needed, alone * level_of_look(look + 1) / share if look else alone, margin, table.shape[1])
+    compared = {}
+    for name, difference, n, error in zip(contrasts, found.differences, found.n, found.errors, strict=True):
+        t = float(difference / error)
+        low, high = float(difference - bound * error), float(difference + bound * error)
+        least, most = (_noncentrality(t, found.freedom, level) for level in (1 - alone, alone))
+        chance, at_least, at_most = stats.norm.cdf(np.array([t, least, most]) / n**0.5).tolist()
+        compared[name] = Contrast(
+            int(n),
+            float(difference),
+            low,
+            high,
+            min(1.0, max(0.0, ALPHA / share * _chance(abs(t), found.correlation, found.freedom))),
+            chance,
+            at_least,
+            at_most,
+            float(_noncentrality(bound, found.freedom, 1 - POWER) * error),
+            needed(float(error * n**0.5)),
+            decide(low, high, margin),
+        )
+    return compared
+
+
+def detectable_difference(spread: float, candidates: int, seeds: int, look: int) -> float:
+    """Return the difference to the baseline that a look finds with a power of 80 %.
+
+    `spread` is the standard deviation between seeds, of which there are at least two.
+    """
+    # Differences to one baseline share half of their variance.
+    correlation = tuple(map(tuple, (0.5 * (np.eye(candidates) + 1)).tolist()))
+    freedom = candidates * (seeds - 1)
+    bound = critical_value(correlation, freedom, level_of_look(look))
+    return float(_noncentrality(bound, freedom, 1 - POWER) * spread * (2 / seeds) ** 0.5)
+
+
+def decide(low: float, high: float, margin: float) -> Verdict:
+    """Return the verdict on a difference by its interval; `margin` is the smallest difference of interest."""
+    if low > 0:
+        return "better"
+    if high < 0:
+        return "worse"
+    return "equivalent" if -margin < low and high < margin else "undecided"
+
+
+def _untold(found: Estimate, index: int) -> Contrast:
+    """Return a difference of which one seed tells nothing."""
+    n, difference = int(found.n[index]), float(found.differences[index])
+    return Contrast(n, difference, -math.inf, math.inf, 1.0, 0.5, 0.0, 1.0, math.inf, None, "undecided")
+
+
+def _chance(bound: float, correlation: tuple[tuple[float, ...], ...], freedom: int) -> float:
+    """Return the probability that pure chance takes one of several t statistics beyond -bound to bound."""
+    from scipy import stats
+
+    if len(correlation) == 1:
+        return float(2 * stats.t.sf(bound, freedom))
+    bounds = np.full(len(correlation), min(bound, _MAX_T))
+    # Its integration draws points: with a seed the same ones each time.
+    distribution = stats.multivariate_t(shape=correlation, df=freedom, allow_singular=True, seed=0)
+    return float(1 - distribution.cdf(bounds, lower_limit=-bounds))
+
+
+@functools.cache
+def critical_value(correlation: tuple[tuple[float, ...], ...], freedom: int, level: float) -> float:
+    """Return the bound that chance takes one of several t statistics beyond with the probability `level`."""
+    from scipy import optimize, stats
+
+    # One of them alone would have the lower limit; the upper one is that of Bonferroni's inequality.
+    low, high = (float(stats.t.isf(level / 2 / each, freedom)) for each in (1, len(correlation)))
+    if len(correlation) == 1:
+        return low
+    return float(
+        optimize.brentq(lambda bound: _chance(bound, correlation, freedom) - level, 0.9 * low, 1.1 * high, xtol=1e-6)
+    )
+
+
+def _noncentrality(t: float, freedom: int, chance: float) -> float:
+    """Return the noncentrality with which a t statistic is at most `t` with that chance."""
+    from scipy import optimize, stats
+
+    if t < 0:
+        return -_noncentrality(-t, freedom, 1 - chance)
+    t = min(t, _MAX_T)
+
+    def excess(shift: float) -> float:
+        # Far from t, where the chance is 0 or 1, SciPy has no value.
+        return float(np.nan_to_num(stats.nct.cdf(t, freedom, shift), nan=float(shift < t))) - chance
+
+    return float(optimize.brentq(excess, -20 - 3 * t, 20 + 3 * t))
+
+
+def _seeds_needed(alone: float, margin: float, configs: int, error: float) -> int | None:
+    """Return the seeds with which an interval around 0 lies within the margin, with a power of 80 %.
+
+    `alone` is the level of each difference on each side, `error` its standard error with one seed.
+    """
+    from scipy import stats
+
+    seeds = np.arange(2, _MAX_SEEDS + 1)
+    freedom = (configs - 1) * (seeds - 1)
+    half = stats.t.isf(alone, freedom) + stats.t.isf((1 - POWER) / 2, freedom)
+    enough = seeds[half * error / np.sqrt(seeds) < margin]
+    return int(enough[0]) if len(enough) else None

@@ -216,7 +216,7 @@ def tradeoff(
 
 
 def intervals(confirmed: pd.DataFrame) -> go.Figure:
-    """Draw each candidate's mean difference to the baseline in points of test accuracy, with its 95 % interval."""
+    """Draw each candidate's mean difference to the baseline in points of test accuracy, with simultaneous intervals."""
     rows = confirmed[confirmed[Column.DIFFERENCE].notna()].iloc[::-1]
     middle, low, high = (
         100 * rows[name] for name in (Column.DIFFERENCE, Column.DIFFERENCE_LOW, Column.DIFFERENCE_HIGH)
@@ -232,6 +232,9 @@ def intervals(confirmed: pd.DataFrame) -> go.Figure:
     )
     figure = go.Figure(points)
     figure.add_vline(x=0, line={"color": INK, "width": 1.2, "dash": "dash"})
+    for side in (-1, 1):
+        margin = side * 100 * float(confirmed[Column.MARGIN].iloc[0])
+        figure.add_vline(x=margin, line={"color": GREY, "width": 1.2, "dash": "dot"})
     figure.update_yaxes(automargin=True, ticksuffix="  ", range=[-0.6, len(rows) - 0.4])
     return _finish(figure, "difference (points of test accuracy)", None, height=110 + 46 * len(rows))
 

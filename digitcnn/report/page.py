@@ -68,6 +68,7 @@ def page(found: StudyRecord, store: tracking.Store) -> str:
         "tradeoffs": [(name, title) for name, title, _, _ in _tradeoffs(found)],
         "champion": champion,
         "digits": mistakes,
+        "cut": [name for name, figure in drawn.items() if name.startswith("curves") and figure.layout.yaxis.range],
         "heights": {name: figure.layout.height for name, figure in drawn.items()},
         "figures": charts.as_json(drawn),
         "policy": _policy(scripts.values()),

@@ -21,7 +21,7 @@ from digitcnn.evaluation import RunManifest
 from digitcnn.records import EPOCH_METRICS, Artifact, Column, IdentityKey, Tag
 from digitcnn.training import arithmetic_flags, load_splits
 
-_MACHINE = (Tag.HOST, Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM)
+_MACHINE = (Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM)
 _SOFTWARE = (Tag.PYTHON, Tag.BACKEND, Tag.ENGINE, Tag.FLAGS)
 _CODE_AND_DATA = (Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256)
 
@@ -42,7 +42,8 @@ class StudyRecord:
 
     `table` is the leaderboard, `curves` has a row per trial and epoch with EPOCH_METRICS. The study is over with
     `total` trials, of which `finished` are. `status` is that of the study's own run, `settings` are its parameters.
-    `environment` holds the recorded values of each name with their numbers of runs.
+    `environment` holds the recorded values of each name with their numbers of runs. `place` is where the records are,
+    as words of a command.
     """
 
     study: optuna.Study
@@ -57,6 +58,7 @@ class StudyRecord:
     settings: dict[str, str]
     environment: dict[str, Counter[str]]
     commands: tuple[str, ...]
+    place: tuple[str, ...]
     confirmation: Confirmation | None
 
     @property
@@ -112,8 +114,16 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
         settings=settings,
         environment=_environment([with_known_flags(run.data.tags) for run in runs]),
         commands=tuple(dict.fromkeys(tags[Tag.COMMAND] for tags in every if Tag.COMMAND in tags)),
+        place=_place(config),
         confirmation=None if parent_run_id is None else _confirmation(store, parent_run_id),
     )
+
+
+def _place(config: TrackingConfig) -> tuple[str, ...]:
+    """Return the words of a command that name the place of the records, where that is not the default."""
+    given = {name: getattr(config, name) for name in ("root", "uri", "experiment")}
+    default = TrackingConfig()
+    return tuple(f"tracking.{name}={value}" for name, value in given.items() if value != getattr(default, name))
 
 
 def _curves(store: tracking.Store, table: pd.DataFrame) -> pd.DataFrame:
@@ -151,7 +161,8 @@ def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | N
     if not set(names) <= {file.path for file in store.client.list_artifacts(parent_run_id)}:
         return None
     files = [io.StringIO(tracking.read_text(store, parent_run_id, name)) for name in names]
-    table, runs = evaluation.read_confirmation(files[0]), pd.read_csv(files[1], float_precision="round_trip")
+    runs = pd.read_csv(files[1], float_precision="round_trip")
+    table = evaluation.read_confirmation(files[0], runs)
     champion = str(table[table[Column.CHAMPION]][Column.CONFIG].iloc[0])
     run_id = str(runs[runs[Column.CONFIG] == champion][Column.RUN_ID].iloc[0])
     return Confirmation(table, runs, champion, evaluation.manifest_of(store, run_id))

@@ -12,7 +12,7 @@ from digitcnn import evaluation, study
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points, named_null, printable
 from digitcnn.records import Column, IdentityKey, Metric, is_maximized
 from digitcnn.report import charts
-from digitcnn.report.record import StudyRecord
+from digitcnn.report.record import Confirmation, StudyRecord
 from digitcnn.study import Choices, Range
 
 _MAX_ROWS = 100
@@ -119,14 +119,14 @@ def abstract(found: StudyRecord) -> list[str]:
         alone = "This is the search alone, which decides nothing: it has not been confirmed yet."
         return [of_search(found)[0], *([] if found.completed.empty else [alone])]
     table = found.confirmation.table
-    *configs, decided = evaluation.verdict_sentences(table)
+    *configs, decided, basis = evaluation.verdict_sentences(table)
     of_leading = configs[evaluation.leading_row(table)]
-    return [f"{line[0].upper()}{line[1:]}." for line in (decided, configs[0], of_leading)]
+    return [f"{line[0].upper()}{line[1:]}." for line in (decided, of_leading, configs[0], basis)]
 
 
 def of_search(found: StudyRecord) -> list[str]:
     """Return the search's best trial beside the baseline, and how much that is worth."""
-    completed, name = found.completed, found.study.study_name
+    completed = found.completed
     if completed.empty:
         return ["No trial has completed yet."]
     lines = [f"In the search, {study.best_against_baseline(found.table, found.objectives)}."]
@@ -135,7 +135,7 @@ def of_search(found: StudyRecord) -> list[str]:
         of = f"{len(completed):,} completed trials make up the Pareto front of {_listed(found.objectives)}"
         lines.append(f"{front:,} of {of}.")
     if found.confirmation is None:
-        return [*lines, f"{_chance(found)} What decides it: digitcnn confirm study={name}"]
+        return [*lines, f"{_chance(found)} What decides it: {_of_study(found, 'confirm')}"]
     if found.unconfirmed is not None:
         lines.append(
             f"Trial {found.unconfirmed}, now the first of the leaderboard, is not among the confirmed ones: "
@@ -159,16 +159,16 @@ def confirmed_text(table: pd.DataFrame) -> Grid:
     body = []
     for _, row in table.iterrows():
         if row["n"] == 0:
-            body.append([row[Column.CONFIG], "0", *[""] * 9, row[Column.VERDICT]])
+            body.append([row[Column.CONFIG], "0", *[""] * 9, evaluation.verdict_of_row(row)])
             continue
         compared = [""] * 5
         if row[Column.CONFIG] != "baseline":
             compared = [
                 format_points(row[Column.DIFFERENCE]),
                 format_interval(row[Column.DIFFERENCE_LOW], row[Column.DIFFERENCE_HIGH], signed=True),
-                format_p(row[Column.P_HOLM]),
+                format_p(row[Column.P]),
+                evaluation.format_superiority(row),
                 f"{row[Column.ONLY_CANDIDATE_RIGHT]}, {row[Column.ONLY_BASELINE_RIGHT]}",
-                format_p(row[Column.MCNEMAR_P]),
             ]
         body.append(
             [
@@ -179,11 +179,25 @@ def confirmed_text(table: pd.DataFrame) -> Grid:
                 format_interval(row["low"], row["high"]),
                 *compared,
                 f"{row[Metric.CPU_SECONDS]:.1f}",
-                row[Column.VERDICT],
+                evaluation.verdict_of_row(row),
             ]
         )
-    head = ("config", "n", "mean", "sd", "95 % interval", "difference (points)", "95 % interval", "p (Holm)")
-    return Grid((*head, "right alone, wrong alone", "McNemar p", "CPU s", "verdict"), body)
+    head = ("config", "n", "mean", "sd", "95 % interval", "difference (points)", "simultaneous interval", "p")
+    return Grid((*head, "beats the baseline", "right alone, wrong alone", "CPU s", "verdict"), body)
+
+
+def confirmation_sentences(confirmation: Confirmation) -> list[str]:
+    """Return the verdicts of a confirmation in words, and what differs between its runs."""
+    return [*evaluation.verdict_sentences(confirmation.table), *evaluation.mixed_runs(confirmation.runs)]
+
+
+def basis(found: StudyRecord) -> str:
+    """Return what the verdicts rest on, and what differs between the runs."""
+    if found.confirmation is None:
+        return ""
+    table, runs = found.confirmation.table, found.confirmation.runs
+    lines = [evaluation.basis_sentence(table), *evaluation.mixed_runs(runs)]
+    return " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
 
 
 def ranked(found: StudyRecord) -> str:
@@ -221,22 +235,27 @@ def of_importance(found: StudyRecord) -> str:
 def of_champion(found: StudyRecord, wrong: int, images: int) -> str:
     """Return the champion's name and run, and how many of the test images it has wrong."""
     if found.confirmation is None:
-        return f"There is no champion yet: digitcnn confirm study={found.study.study_name} finds it."
+        return f"There is no champion yet: {_of_study(found, 'confirm')} finds it."
     manifest = found.confirmation.manifest
+    name = "the baseline" if found.confirmation.champion == "baseline" else found.confirmation.champion
     return (
-        f"The champion is {found.confirmation.champion}. Its model, of run {manifest.run_id} with seed "
-        f"{manifest.config.training.seed}, has {wrong} of {images:,} test images wrong."
+        f"The champion is {name}. Its model, of run {manifest.run_id} with seed {manifest.config.training.seed}, "
+        f"has {wrong} of {images:,} test images wrong."
     )
 
 
 def commands(found: StudyRecord) -> list[str]:
     """Return the recorded commands, and those that lead on from here."""
-    written = f"digitcnn report study={found.study.study_name}"
-    if found.confirmation is None:
-        further = [f"digitcnn confirm study={found.study.study_name}", written]
-    else:
-        further = [written, f"digitcnn reproduce run={found.confirmation.manifest.run_id}"]
+    further = [_of_study(found, "confirm"), _of_study(found, "report")]
+    if found.confirmation is not None:
+        run = f"run={found.confirmation.manifest.run_id}"
+        further = [further[1], shlex.join(["digitcnn", "reproduce", run, *found.place])]
     return list(dict.fromkeys([*map(_one_command, found.commands), *further]))
+
+
+def _of_study(found: StudyRecord, command: str) -> str:
+    """Return a command on the study, with the place of its records."""
+    return shlex.join(["digitcnn", command, f"study={found.study.study_name}", *found.place])
 
 
 def _one_command(recorded: str) -> str:
@@ -259,7 +278,7 @@ def environment(found: StudyRecord) -> Grid:
 
 def summary(found: StudyRecord) -> str:
     """Return the report in short, as Markdown for a README."""
-    confirmed = [] if found.confirmation is None else evaluation.verdict_sentences(found.confirmation.table)
+    confirmed = [] if found.confirmation is None else confirmation_sentences(found.confirmation)
     lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]
     lines += [f"- {_escaped(line)}" for line in [*confirmed, *of_search(found)]]
     if len(found.table):

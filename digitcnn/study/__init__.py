@@ -48,6 +48,7 @@ from digitcnn.study.trials import (
     read_trial,
     record_trial,
     reusable_trials,
+    signed_values,
 )
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "refuse_another",
     "report_epoch",
     "reusable_trials",
+    "signed_values",
     "snapshot_study",
     "space_corners",
     "space_size",

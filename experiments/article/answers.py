@@ -8,39 +8,47 @@ import numpy as np
 import pandas as pd
 
 from digitcnn import evaluation, report
-from digitcnn.evaluation import PairedComparison, Summary
+from digitcnn.evaluation import MARGIN, Contrast, Summary
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points
 from digitcnn.records import Column, Metric, Tag
 from digitcnn.study import best_against_baseline, column_heading, format_cell, parameter_in_words, parameters_among
 from experiments.article import contrasts
-from experiments.article.contrasts import ARTICLES_BATCH, ARTICLES_FILTERS, BATCH_SIZE_STUDIES, Tables
+from experiments.article.contrasts import ARTICLES_BATCH, ARTICLES_FILTERS, BATCH_SIZE_STUDIES, IMAGES, LAYERS, Tables
 
 # Source: the article; one run of each network, on the test set.
 NETWORKS = {"cnn": 0.9929, "mlp": 0.9801}
+_NAMES = {"cnn": "CNN", "mlp": "fully connected network"}
 _ROWS = 5
 _SUMMARY = ("n", "accuracy (%)", "sd", "95 % interval")
-_TEST = ("p (Holm)", "verdict")
+_TEST = ("p", "verdict")
+_CLAIMED = 0.99
 
 
 def line_of_article(tables: Tables) -> str:
     """Return the headline's line about the two networks."""
-    cnn, mlp = (
-        evaluation.summarize(contrasts.accuracies(tables["article"], network=name).tolist()) for name in NETWORKS
-    )
-    return (
-        f"The article's CNN gets {_mean(cnn)} of the test images right, its fully connected network {_mean(mlp)}; "
-        f"the article says {format_percent(NETWORKS['cnn'])} and {format_percent(NETWORKS['mlp'])} %"
-    )
+    return " ".join(_replication(tables, name) for name in NETWORKS)
+
+
+def _replication(tables: Tables, name: str) -> str:
+    """Return a sentence on whether the article's accuracy of a network lies within what one run can give."""
+    values = list(contrasts.accuracies(tables["article"], network=name).values())
+    low, high = evaluation.prediction_interval(values)
+    reported, mean = f"{format_percent(NETWORKS[name])} %", _mean(evaluation.summarize(values))
+    single = f"one run in twenty lies outside {format_interval(low, high)}"
+    if low <= NETWORKS[name] <= high:
+        return f"The article's {reported} of its {_NAMES[name]} is reproduced: the mean is {mean}, and {single}."
+    return f"The article's {reported} of its {_NAMES[name]} is not reproduced: the mean is {mean}, and {single}."
 
 
 def line_of_batch_size(tables: Tables) -> str:
     """Return the headline's line about the smallest batch size at two budgets."""
     smallest = int(tables["batch_size"]["training.batch_size"].min())
     as_article, equal = (contrasts.batch_size_comparisons(tables, study)[smallest] for study in BATCH_SIZE_STUDIES)
+    verb = "loses" if as_article.difference < 0 else "gains"
     return (
-        f"Batch size {smallest} instead of {ARTICLES_BATCH}: {_points(as_article.difference)}, {as_article.verdict}, "
-        f"as the article counts epochs, where larger batches see more images; {_points(equal.difference)}, "
-        f"{equal.verdict}, at an equal number of images"
+        f"As the article counts epochs, batch size {smallest} {verb} {100 * abs(as_article.difference):.2f} points "
+        f"against {ARTICLES_BATCH} ({_interval(as_article)}, {_words(as_article)}), but there larger batches see more "
+        f"images. With as many images for both, {_sentence(f'batch size {smallest}', equal, str(ARTICLES_BATCH))}."
     )
 
 
@@ -49,47 +57,62 @@ def line_of_default(tables: Tables) -> str:
     table = tables["confirmation"]
     baseline, leading = table.iloc[0], table.iloc[evaluation.leading_row(table)]
     articles, its = settings(baseline), settings(leading)
-    if leading[Column.CHAMPION]:
-        subject = f"The champion of the default study ({its}) against the article's settings ({articles})"
+    compared = table.iloc[1:][table.iloc[1:]["n"] > 0]
+    if (compared[Column.VERDICT] == "better").any():
+        subject = f"The default study's trial ({its}) is better than the article's settings ({articles}): it gains"
     else:
-        which = f"None of the {len(table) - 1} trials of the default study that were confirmed"
-        nothing = f"{which} is better than the article's settings ({articles})"
-        if leading["n"] == 0:
-            return f"{nothing}: {leading[Column.VERDICT]}"
-        subject = f"{nothing}; the best of them ({its})"
-    names = (Column.DIFFERENCE, Column.DIFFERENCE_LOW, Column.DIFFERENCE_HIGH)
-    mean, low, high = (float(leading[name]) for name in names)
-    points = _points(Summary(int(leading["n"]), mean, float("nan"), low, high))
-    return f"{subject}: {points} on the test set, {leading[Column.VERDICT]} (p {format_p(leading[Column.P_HOLM])})"
+        which = {1: "The confirmed trial", 2: "Neither of the two confirmed trials"}.get(len(table) - 1)
+        which = which or f"None of the {len(table) - 1} confirmed trials"
+        negated = "could not be shown" if len(table) == 2 else "could be shown"
+        claim = f"{which} of the default study {negated} to beat the article's settings ({articles})"
+        if compared.empty:
+            return f"{claim}: {evaluation.verdict_of_row(leading)}."
+        verb = "gains" if leading[Column.DIFFERENCE] > 0 else "loses"
+        subject = f"{claim}; {'it' if len(table) == 2 else 'the better one'} ({its}) {verb}"
+    interval = format_interval(leading[Column.DIFFERENCE_LOW], leading[Column.DIFFERENCE_HIGH], signed=True)
+    points = f"{100 * abs(leading[Column.DIFFERENCE]):.2f}"
+    return (
+        f"{subject} {points} points on the test set ({interval}, n = {leading['n']}; "
+        f"{evaluation.verdict_of_row(leading)})."
+    )
 
 
 def networks(tables: Tables) -> dict[str, str]:
     """Compare the article's two networks, trained by its own protocol."""
-    rows, said = [], []
-    values = {name: contrasts.accuracies(tables["article"], network=name) for name in NETWORKS}
-    for name, reported in NETWORKS.items():
-        low, high = evaluation.prediction_interval(values[name].tolist())
-        best = float(tables["article"].query("network == @name")[Metric.BEST_VALIDATION_ACCURACY].mean())
-        single = format_interval(low, high)
-        cells = _summary(evaluation.summarize(values[name].tolist()))
-        rows.append([name.upper(), *cells, single, format_percent(best), f"{format_percent(reported)} (n = 1)"])
-        place = "within" if low <= reported <= high else "below" if reported < low else "above"
-        said.append(
-            f"The article's {format_percent(reported)} % is {place} the prediction interval of the {name.upper()}."
-        )
-    cnn = values["cnn"]
-    over = f"{sum(value > 0.99 for value in cnn)} of {len(cnn)} runs of the CNN exceed 99 %"
-    mean = (
-        "and so does their mean"
-        if evaluation.summarize(cnn.tolist()).low > 0.99
-        else "but the interval of their mean does not lie above it"
+    from scipy import stats
+
+    rows = []
+    values = {name: list(contrasts.accuracies(tables["article"], network=name).values()) for name in NETWORKS}
+    best = (
+        Metric.BEST_TEST_ACCURACY if Metric.BEST_TEST_ACCURACY in tables["article"] else Metric.BEST_VALIDATION_ACCURACY
     )
-    difference = contrasts.compare([(cnn, values["mlp"])])[0]
-    head = ["network", *_SUMMARY, "95 % prediction interval of one run", "mean accuracy of the best epochs", "article"]
+    for name, reported in NETWORKS.items():
+        summary = evaluation.summarize(values[name])
+        error = format_percent(evaluation.standard_error(summary.mean, IMAGES))
+        low, high = evaluation.prediction_interval(values[name])
+        of_best = float(tables["article"].query("network == @name")[best].mean())
+        single = format_interval(low, high)
+        rows.append(
+            [
+                name.upper(),
+                *_summary(summary),
+                error,
+                single,
+                format_percent(of_best),
+                f"{format_percent(reported)} (n = 1)",
+            ]
+        )
+    over = sum(value > _CLAIMED for value in values["cnn"])
+    above = stats.ttest_1samp(values["cnn"], _CLAIMED, alternative="greater").pvalue
+    answer = "Yes" if above < 0.05 else "Not shown"
+    difference = contrasts.network_comparison(tables)
+    head = ["network", *_SUMMARY, "standard error of the test images", "95 % prediction interval of one run"]
     return {
-        "table": report.markdown_table(head, rows),
-        "found": f"{over}, {mean}. {' '.join(said)} CNN against fully connected network: "
-        f"{_points(difference.difference)}, p = {format_p(difference.p)}.",
+        "table": report.markdown_table([*head, "mean accuracy of the best epochs", "article"], rows),
+        "found": f"{answer}: the mean of the CNN lies above {100 * _CLAIMED:.0f} % (p {format_p(above)}, one-sided "
+        f"t-test), as do {over} of its {len(values['cnn'])} runs. {line_of_article(tables)} The CNN is "
+        f"{_words(difference)} than the fully connected network by {format_points(difference.difference)} points "
+        f"({_interval(difference)}, p {format_p(difference.p)}).",
     }
 
 
@@ -105,7 +128,7 @@ def batch_size(tables: Tables) -> dict[str, str]:
             against = _compared(found[study].get(int(str(size))))
             rows.append([str(size), f"{seen:,.0f}", f"{updates:,.0f}", *cells, *against])
         head = ["batch size", "images seen", "updates", *_SUMMARY, f"against {ARTICLES_BATCH} (points)", *_TEST]
-        said[name] = report.markdown_table(head, rows)
+        said[name] = f"{report.markdown_table(head, rows)}\n\n{_power(found[study].values())}"
     seen = tables["batch_size"].groupby(["study", "training.batch_size"])[Metric.SAMPLES_SEEN].first()
     rows = [
         [str(size), *(f"{seen[study, size]:,.0f}" for study in BATCH_SIZE_STUDIES), *_compared(each)]
@@ -114,60 +137,95 @@ def batch_size(tables: Tables) -> dict[str, str]:
     head = ["batch size", "images, article", "images, equal", "article against equal (points)", *_TEST]
     sentences = []
     for size, budget in contrasts.budget_effects(tables).items():
-        as_article, equal = (found[study][size] for study in BATCH_SIZE_STUDIES)
+        as_article = found[BATCH_SIZE_STUDIES[0]][size]
         sentences.append(
-            f"{size} instead of {ARTICLES_BATCH} gives {format_points(as_article.difference.mean)} points as the "
-            f"article counts and {format_points(equal.difference.mean)} at an equal number of images "
-            f"({equal.verdict}). What comes with the number of images is the difference of the two: "
-            f"{_points(budget.difference)}, p {format_p(budget.p_holm)} (Holm), {budget.verdict}."
+            f"Of the {format_points(as_article.difference)} points of batch size {size} against {ARTICLES_BATCH}, "
+            f"{format_points(budget.difference)} come from the number of images ({_interval(budget)}, "
+            f"p {format_p(budget.p)})."
         )
-    return said | {"budget": report.markdown_table(head, rows), "found": " ".join(sentences)}
+    smallest = min(found[BATCH_SIZE_STUDIES[1]])
+    gains = [each for each in found[BATCH_SIZE_STUDIES[1]].values() if each.verdict == "worse"]
+    answer = (
+        "Yes: also at an equal number of images a smaller batch is worse."
+        if gains
+        else "Not by themselves: at an equal number of images no smaller batch could be shown to be worse."
+    )
+    equal = _sentence(f"batch size {smallest}", found[BATCH_SIZE_STUDIES[1]][smallest], str(ARTICLES_BATCH))
+    return said | {
+        "budget": report.markdown_table(head, rows),
+        "found": f"{answer} There {equal}. {' '.join(sentences)}",
+    }
 
 
 def filters(tables: Tables) -> dict[str, str]:
-    """Compare every pair of filter counts with the article's; state its cost and the factors' effects."""
+    """Compare every pair of filter counts with the article's; state its cost and the layers' effects."""
     summaries = contrasts.filter_summaries(tables)
-    pairs = list(zip(summaries["model.conv1_filters"], summaries["model.conv2_filters"], strict=True))
-    values = [
-        contrasts.accuracies(tables["filters"], **{"model.conv1_filters": first, "model.conv2_filters": second})
-        for first, second in pairs
-    ]
-    articles = pairs.index(ARTICLES_FILTERS)
-    others = [index for index in range(len(pairs)) if index != articles]
-    compared = contrasts.compare([(values[index], values[articles]) for index in others])
-    against = dict(zip(others, compared, strict=True))
+    against = contrasts.filter_comparisons(tables)
     rows = []
     for index in np.argsort(summaries[Metric.CPU_SECONDS].to_numpy(), kind="stable"):
         row = summaries.iloc[index]
-        cells = ["-".join(map(str, pairs[index])), f"{row[Metric.PARAMETERS]:,.0f}", str(row["n"])]
+        pair = (int(row["model.conv1_filters"]), int(row["model.conv2_filters"]))
+        cells = ["-".join(map(str, pair)), f"{row[Metric.PARAMETERS]:,.0f}", str(row["n"])]
         cells += [
             format_percent(row["mean"]),
             format_percent(row["sd"]),
             f"{row[Metric.CPU_SECONDS]:.0f} ({row['cpu_sd']:.0f})",
         ]
-        rows.append([*cells, "yes" if row["front"] else "", *_compared(against.get(int(index)))])
-    versus = f"against {'-'.join(map(str, ARTICLES_FILTERS))} (points)"
-    head = ["filters", "parameters", "n", "accuracy (%)", "sd", "CPU s (sd)", "front", versus, *_TEST]
-    shares = ", ".join(
-        f"{name} {100 * share:.0f} % ({100 * chance:.0f})"
-        for name, (share, chance) in contrasts.variance_shares(tables).items()
+        rows.append([*cells, "yes" if row["front"] else "", *_compared(against.get(pair))])
+    articles = "-".join(map(str, ARTICLES_FILTERS))
+    head = ["filters", "parameters", "n", "accuracy (%)", "sd", "CPU s (sd)", "front", f"against {articles} (points)"]
+    counts = dict(zip(LAYERS, ARTICLES_FILTERS, strict=True))
+    effects = [
+        [f"{level} instead of {counts[layer]} filters in the {LAYERS[layer]}", *_compared(each)]
+        for (layer, level), each in contrasts.filter_effects(tables).items()
+    ]
+    variance = [
+        [name, f"{100 * row['share']:.0f} %", f"{row['df']:.0f}", *(("", "") if name == "chance" else _f_and_p(row))]
+        for name, row in ((str(name), row) for name, row in contrasts.variance_table(tables).iterrows())
+    ]
+    return {
+        "table": f"{report.markdown_table([*head, *_TEST], rows)}\n\n{_power(against.values())}",
+        "effects": report.markdown_table(["effect", "points", *_TEST], effects),
+        "variance": report.markdown_table(
+            ["source", "share of the variance", "degrees of freedom", "F", "p"], variance
+        ),
+        "found": _filters_found(against, articles),
+    }
+
+
+def _f_and_p(row: pd.Series[Any]) -> tuple[str, str]:
+    return f"{row['F']:.1f}", format_p(row[Column.P])
+
+
+def _filters_found(against: dict[tuple[int, int], Contrast], articles: str) -> str:
+    """Return which pairs of filter counts are worse than the article's and which are better."""
+    names = {
+        verdict: [
+            f"{first}-{second} ({format_points(each.difference)} points)"
+            for (first, second), each in against.items()
+            if each.verdict == verdict
+        ]
+        for verdict in ("worse", "better")
+    }
+    found = {verdict: f"{verdict}: {', '.join(some)}" for verdict, some in names.items() if some}
+    answer = (
+        f"Against {articles} these are {'; '.join(found.values())}." if found else "No pair could be shown to differ."
     )
-    found = f"Of the variance of all accuracies in this grid, and in brackets what chance alone would give: {shares}."
-    return {"table": report.markdown_table(head, rows), "found": found}
+    larger = [pair for pair in against if all(a >= b for a, b in zip(pair, ARTICLES_FILTERS, strict=True))]
+    if larger and all(against[pair].verdict != "better" for pair in larger):
+        answer += " More filters than the article's could not be shown to help."
+    return answer
 
 
 def backends(tables: Tables) -> dict[str, str]:
     """Compare every backend and engine with TensorFlow's fit."""
     table = tables["backends"]
     groups = {(str(backend), str(engine)): part for (backend, engine), part in table.groupby([Tag.BACKEND, Tag.ENGINE])}
-    reference = ("tensorflow", "keras")
-    others = [name for name in groups if name != reference]
-    values = {name: contrasts.accuracies(part) for name, part in groups.items()}
-    compared = dict(zip(others, contrasts.compare([(values[name], values[reference]) for name in others]), strict=True))
+    compared = contrasts.backend_comparisons(tables)
     rows = []
     for name, part in groups.items():
         speed = part[Metric.IMAGES_PER_SECOND]
-        cells = [*name, *_summary(evaluation.summarize(values[name].tolist()))]
+        cells = [*name, *_summary(evaluation.summarize(part[Metric.VALIDATION_ACCURACY].tolist()))]
         spread = f"{speed.median():,.0f} ({speed.min():,.0f} to {speed.max():,.0f})"
         rows.append([*cells, spread, *_compared(compared.get(name))])
     head = [
@@ -179,13 +237,18 @@ def backends(tables: Tables) -> dict[str, str]:
         *_TEST,
     ]
     differ = [
-        f"{backend}, {engine}, is {each.verdict} than TensorFlow's fit."
+        f"{backend} ({engine} engine) is {each.verdict} than TensorFlow's fit."
         for (backend, engine), each in compared.items()
-        if each.verdict != "not distinguishable"
+        if each.verdict in ("better", "worse")
     ]
-    bounds = [abs(bound) for each in compared.values() for bound in (each.difference.low, each.difference.high)]
-    widest = f"The intervals leave room for differences of up to {100 * max(bounds):.2f} points."
-    found = " ".join([*(differ or ["None can be told from TensorFlow's fit by its accuracy."]), widest])
+    bounds = [abs(bound) for each in compared.values() for bound in (each.low, each.high)]
+    found = " ".join(
+        [
+            *(differ or ["Not decided: no backend's accuracy differs measurably from TensorFlow's."]),
+            f"The intervals leave room for differences of up to {100 * max(bounds):.2f} points.",
+            _power(compared.values()),
+        ]
+    )
     return {"table": report.markdown_table(head, rows), "found": found}
 
 
@@ -211,16 +274,14 @@ def default(tables: Tables) -> dict[str, str]:
         for (name, *cells), (_, row) in zip(grid.body, confirmation.iterrows(), strict=True)
     ]
     champion = confirmation[confirmation[Column.CHAMPION]].iloc[0]
-    of_baseline = champion[Column.CONFIG] == "baseline"
-    name, why = (
-        ("the baseline", "nothing was better") if of_baseline else (champion[Column.CONFIG], champion[Column.VERDICT])
-    )
+    basis = evaluation.basis_sentence(confirmation)
     return {
         "trials": f"{len(table)} trials ({states})",
         "table": report.markdown_table([column_heading(name) for name in columns], rows),
         "search": f"In the search, {best_against_baseline(table, [Metric.VALIDATION_ACCURACY])}.",
         "confirmed": report.markdown_table([grid.head[0], "settings", *grid.head[1:]], configs),
-        "champion": f"The champion is {name} ({settings(champion)}): {why}.",
+        "champion": f"The champion is {evaluation.champion_sentence(confirmation)} ({settings(champion)}).",
+        "basis": f"{basis[0].upper()}{basis[1:]}.",
     }
 
 
@@ -235,18 +296,37 @@ def _summary(summary: Summary) -> list[str]:
     return [str(summary.n), format_percent(summary.mean), format_percent(summary.sd), interval]
 
 
-def _compared(each: PairedComparison | None) -> list[str]:
+def _words(each: Contrast) -> str:
+    return evaluation.format_verdict(each.verdict, MARGIN, each.n, each.seeds_needed)
+
+
+def _interval(each: Contrast) -> str:
+    return format_interval(each.low, each.high, signed=True)
+
+
+def _sentence(what: str, each: Contrast, other: str) -> str:
+    """Return the verdict on a difference as a clause."""
+    claims = {
+        "better": f"{what} is better than {other}",
+        "worse": f"{what} is worse than {other}",
+        "equivalent": f"{what} is equivalent to {other} within {100 * MARGIN:.3g} points",
+        "undecided": f"{what} could not be shown to differ from {other}",
+    }
+    return f"{claims[each.verdict]} ({format_points(each.difference)} points, {_interval(each)})"
+
+
+def _compared(each: Contrast | None) -> list[str]:
     if each is None:
         return ["", "", ""]
-    interval = format_interval(each.difference.low, each.difference.high, signed=True)
-    return [f"{format_points(each.difference.mean)} ({interval})", format_p(each.p_holm), each.verdict]
+    return [f"{format_points(each.difference)} ({_interval(each)})", format_p(each.p), _words(each)]
+
+
+def _power(compared: Any) -> str:
+    """Return the smallest difference that a table's runs find."""
+    least = max(compared, key=lambda each: each.detectable)
+    return f"These {least.n} seeds find differences of {100 * least.detectable:.2f} points and more with 80 % power."
 
 
 def _mean(summary: Summary) -> str:
     interval = format_interval(summary.low, summary.high)
     return f"{format_percent(summary.mean)} % (n = {summary.n}, 95 % interval {interval})"
-
-
-def _points(difference: Summary) -> str:
-    interval = format_interval(difference.low, difference.high, signed=True)
-    return f"{format_points(difference.mean)} points (n = {difference.n}, 95 % interval {interval})"

@@ -92,8 +92,8 @@ def describe(made: pd.DataFrame) -> str:
     return (
         f"On {processors}.\n"
         + ", ".join(f"{label} {numbers}" for label, numbers in versions.items() if numbers)
-        + f"; commits {commits}{dirty}.\nThe wall time of a command is that in which a run of "
-        "it was at work: longer than it need be where the machine had other work to do, as the CPU time shows."
+        + f"; commits {commits}{dirty}.\nWall times include other load on the machine; "
+        "compare CPU times."
     )
 
 

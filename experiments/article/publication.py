@@ -55,7 +55,8 @@ def publish(config: PublishConfig) -> Path:
     tables["provenance"] = _joined_provenance(parts, before.get("provenance"))
     written = {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
     # From the files' text, as anybody else makes it.
-    published = before | {name: results.parse_table(name, io.StringIO(text)) for name, text in written.items()}
+    runs = tables.get("confirmation_runs")
+    published = before | {name: results.parse_table(name, io.StringIO(text), runs) for name, text in written.items()}
     contents = {f"{name}.csv": text for name, text in written.items()} | _rendered(published)
     for part in parts:
         if part.champion is not None:

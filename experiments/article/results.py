@@ -37,18 +37,23 @@ _TEMPLATE = files("experiments.article") / "results.md"
 def read_tables(folder: Path, without: Set[str] = frozenset()) -> dict[str, pd.DataFrame]:
     """Return the published tables by name: those whose files exist, except the ones named in `without`."""
     names = {_MADE, *(name for its in TABLES.values() for name in its)} - without
-    paths = {name: folder / f"{name}.csv" for name in sorted(names)}
-    return {name: parse_table(name, path) for name, path in paths.items() if path.exists()}
+    tables: dict[str, pd.DataFrame] = {}
+    # Backwards: the runs of the confirmation come before what is said of them.
+    for name in sorted(names, reverse=True):
+        path = folder / f"{name}.csv"
+        if path.exists():
+            tables[name] = parse_table(name, path, tables.get("confirmation_runs"))
+    return tables
 
 
-def parse_table(name: str, file: Path | TextIO) -> pd.DataFrame:
-    """Return a published table, parsed from its CSV."""
+def parse_table(name: str, file: Path | TextIO, confirmation_runs: pd.DataFrame | None) -> pd.DataFrame:
+    """Return a published table, parsed from its CSV; the verdicts of the first edition are made again from its runs."""
     if name == _MADE:
         # Versions and commits are no numbers.
         texts = pd.read_csv(file, dtype=str, keep_default_na=False)
         return texts.astype(dict.fromkeys(("runs", "wall_seconds", Metric.CPU_SECONDS), int))
     if name == "confirmation":
-        return evaluation.read_confirmation(file)
+        return evaluation.read_confirmation(file, confirmation_runs)
     table = pd.read_csv(file, float_precision="round_trip")
     return table.fillna({Column.NOTE: ""}) if name == "leaderboard" else table
 
@@ -82,10 +87,10 @@ def has(tables: Tables, question: str) -> bool:
 
 
 def headline(tables: Tables) -> list[str]:
-    """Return the result in at most three lines, one for each headline question whose tables are there."""
+    """Return the result in a few lines, one for each headline question whose tables are there."""
     lines = {
         "article": answers.line_of_article,
         "batch_size": answers.line_of_batch_size,
         "default": answers.line_of_default,
     }
-    return [f"- {line(tables)}." for question, line in lines.items() if has(tables, question)]
+    return [f"- {line(tables)}" for question, line in lines.items() if has(tables, question)]

@@ -21,13 +21,14 @@ def test_networks_are_reported_with_their_intervals() -> None:
     # When
     text = results.render_text({"article": pd.DataFrame(rows), "provenance": provenance_row()})
     # Then, with t = 4.302653 and differences of 1.5, 1.4 and 1.3 points
-    assert "| CNN | 3 | 99.20 | 0.10 | 98.95 to 99.45 | 98.70 to 99.70 | 99.30 | 99.29 (n = 1) |\n" in text
-    assert "| MLP | 3 | 97.80 | 0.20 | 97.30 to 98.30 | 96.81 to 98.79 | 97.90 | 98.01 (n = 1) |\n" in text
+    assert "| CNN | 3 | 99.20 | 0.10 | 98.95 to 99.45 | 0.09 | 98.70 to 99.70 | 99.30 | 99.29 (n = 1) |\n" in text
+    assert "| MLP | 3 | 97.80 | 0.20 | 97.30 to 98.30 | 0.15 | 96.81 to 98.79 | 97.90 | 98.01 (n = 1) |\n" in text
+    # t = 2 sqrt(3), one-sided
+    assert "\nYes: the mean of the CNN lies above 99 % (p 0.037, one-sided t-test), as do 3 of its 3 runs. " in text
     assert (
-        "3 of 3 runs of the CNN exceed 99 %, but the interval of their mean does not lie above it. The article's"
-        in text
+        "The article's 98.01 % of its fully connected network is reproduced: the mean is 97.80 % (n = 3, 95 %" in text
     )
-    assert "+1.40 points (n = 3, 95 % interval +1.15 to +1.65), p = 0.0017." in text
+    assert "better than the fully connected network by +1.40 points (+1.15 to +1.65, p 0.0017)." in text
     assert "\ndigitcnn x    # 6 runs (compiled engine, 2 thread(s) each), 2 min, 3 CPU min, 2026-11-24\n" in text
 
 
@@ -41,14 +42,15 @@ def test_backends_are_compared_with_tensorflows_fit() -> None:
     ]
     # When
     text = results.render_text({"backends": pd.DataFrame(rows), "provenance": provenance_row()})
-    # Then, with t = 12.7062: differences of 1 and 3 points, so that t is 2 and p = 1 - 2 arctan(2) / pi
+    # Then, with t = 12.7062: differences of 1 and 3 points, so that t is 2 and p = 1 - 2 arctan(2) / pi. The margin
+    # takes (1.96 + 1.28)^2 * 2 / 0.1^2 seeds.
     assert "| tensorflow | keras | 2 | 96.50 | 0.71 | 90.15 to 102.85 | 200 (100 to 300) |  |  |  |\n" in text
     assert (
         "| jax | keras | 2 | 98.50 | 2.12 | 79.44 to 117.56 | 2,000 (1,000 to 3,000) "
-        "| +2.00 (-10.71 to +14.71) | 0.3 | not distinguishable |\n"
+        "| +2.00 (-10.71 to +14.71) | 0.3 | undecided; 0.1 points take about 2,104 seeds |\n"
     ) in text
     assert (
-        "None can be told from TensorFlow's fit by its accuracy. "
+        "Not decided: no backend's accuracy differs measurably from TensorFlow's. "
         "The intervals leave room for differences of up to 14.71 points."
     ) in text
 
@@ -56,13 +58,16 @@ def test_backends_are_compared_with_tensorflows_fit() -> None:
 def _confirmed(**of_candidate: object) -> pd.DataFrame:
     """The baseline and one candidate, which is better unless `of_candidate` says otherwise."""
     measured = {"n": 5, "mean": 0.99, "sd": 0.001, "low": 0.989, "high": 0.991, "cpu_seconds": 100.0, "parameters": 9}
-    baseline = {"config": "baseline", "trial": 0, "training.epochs": 10, **measured, "verdict": "", "champion": False}
-    better = {"mean": 0.995, "difference": 0.005, "difference_low": 0.004, "difference_high": 0.006, "p_holm": 0.001}
-    images = {"only_candidate_right": 60, "only_baseline_right": 10, "mcnemar_p": 0.002}
-    said = {"verdict": "better than the baseline", "champion": True}
+    analysis = {"spread": 0.001, "margin": 0.001, "look": 1, "images_error": 0.0009, "seeds_needed": 30}
+    baseline = {"config": "baseline", "trial": 0, "training.epochs": 10, **measured, **analysis, "verdict": ""}
+    baseline |= {"champion": False, "as_good_as_best": False, "diverged_seed": None}
+    better = {"mean": 0.995, "difference": 0.005, "difference_low": 0.004, "difference_high": 0.006, "p": 0.001}
+    better |= {"superiority": 0.99, "superiority_low": 0.8, "superiority_high": 1.0, "detectable": 0.003}
+    said = {"verdict": "better", "champion": True, "as_good_as_best": True}
+    images = {"only_candidate_right": 60, "only_baseline_right": 10}
     candidate = {**baseline, "config": "trial 3", "trial": 3, "training.epochs": 12, **better, **images, **said}
     candidate |= of_candidate
-    baseline["champion"] = not candidate["champion"]
+    baseline["champion"] = baseline["as_good_as_best"] = not candidate["champion"]
     return pd.DataFrame([baseline, candidate])
 
 
@@ -81,24 +86,29 @@ def _searched() -> pd.DataFrame:
     [
         (
             {},
-            "The champion of the default study (epochs 12) against the article's settings (epochs 10): +0.50 points "
-            "(n = 5, 95 % interval +0.40 to +0.60) on the test set, better than the baseline (p 0.001).",
-            "The champion is trial 3 (epochs 12): better than the baseline.",
+            "The default study's trial (epochs 12) is better than the article's settings (epochs 10): it gains 0.50 "
+            "points on the test set (+0.40 to +0.60, n = 5; better).",
+            "The champion is trial 3, which is better than the baseline (epochs 12).",
         ),
         (
-            {"champion": False, "verdict": "not distinguishable: needs about 3 more seeds"},
-            "None of the 1 trials of the default study that were confirmed is better than the article's settings "
-            "(epochs 10); the best of them "
-            "(epochs 12): +0.50 points (n = 5, 95 % interval +0.40 to +0.60) on the test set, not distinguishable: "
-            "needs about 3 more seeds (p 0.001).",
-            "The champion is the baseline (epochs 10): nothing was better.",
+            {"champion": False, "as_good_as_best": False, "verdict": "undecided"},
+            "The confirmed trial of the default study could not be shown to beat the article's settings (epochs 10); "
+            "it (epochs 12) gains 0.50 points on the test set (+0.40 to +0.60, n = 5; undecided; 0.1 points take about "
+            "30 seeds).",
+            "The champion is the baseline, as no candidate could be shown to be better (epochs 10).",
         ),
         (
-            {"champion": False, "n": 0, "mean": None, "verdict": "diverged with seed 6"},
-            "None of the 1 trials of the default study that were confirmed is better than the article's settings "
-            "(epochs 10): "
+            {"champion": False, "as_good_as_best": False, "verdict": "equivalent"},
+            "The confirmed trial of the default study could not be shown to beat the article's settings (epochs 10); "
+            "it (epochs 12) gains 0.50 points on the test set (+0.40 to +0.60, n = 5; equivalent within 0.1 points).",
+            "The champion is the baseline, as no candidate could be shown to be better (epochs 10).",
+        ),
+        (
+            {"champion": False, "as_good_as_best": False, "n": 0, "mean": None}
+            | {"verdict": "diverged", "diverged_seed": 6},
+            "The confirmed trial of the default study could not be shown to beat the article's settings (epochs 10): "
             "diverged with seed 6.",
-            "The champion is the baseline (epochs 10): nothing was better.",
+            "The champion is the baseline, as no candidate could be shown to be better (epochs 10).",
         ),
     ],
 )

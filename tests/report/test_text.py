@@ -44,7 +44,8 @@ def test_summary_shows_a_recorded_command_as_one_command(
     found = read_study(store, StudyReference(name="small"), copied.tracking)
     lines = _summary(found, recorded)
     _, line, *further, end, _ = [*lines[lines.index("```bash") :], ""]
-    assert further == ["digitcnn confirm study=small", "digitcnn report study=small"]
+    place = f"tracking.root={shlex.quote(copied.tracking.root)}"
+    assert further == [f"digitcnn confirm study=small {place}", f"digitcnn report study=small {place}"]
     assert end == "```"
     assert lines.count("```") == 1
     script = f"digitcnn() {{ :; }}\nrm() {{ echo removed; }}\nsh() {{ echo piped; }}\n{line}\n"

@@ -63,7 +63,7 @@ class InstantTrainer:
         yield started(job)
         for epoch in range(1, job.training.epochs + 1):
             time.sleep(self.seconds)
-            accuracy = 0.5 + 0.001 * job.training.batch_size + 0.01 * epoch
+            accuracy = self.accuracy(job, epoch)
             judged = (None, None) if kind == "test" else (1 - accuracy, accuracy)
             self.before_epoch(job, epoch)
             decision = yield EpochMetrics(epoch, 1.0, 0.5, *judged, 1.0, 100.0)
@@ -72,12 +72,25 @@ class InstantTrainer:
                 break
         yield self.result(job, ending, epoch, {f"{kind}_accuracy": accuracy, f"{kind}_loss": 1 - accuracy})
 
+    def accuracy(self, job: RunConfig, epoch: int) -> float:
+        """Return the accuracy after an epoch."""
+        return 0.5 + 0.001 * job.training.batch_size + 0.01 * epoch
+
     def before_epoch(self, job: RunConfig, epoch: int) -> None:
         """Do nothing: a hook for trainers that fail on purpose."""
 
     def result(self, job: RunConfig, ending: Ending, epochs: int, judged: dict[str, float]) -> RunFinished:
         model = MODEL if self.model and ending == "completed" else {}
         return RunFinished(ending, epochs, judged | {"cpu_seconds": float(epochs)}, "a" * 64, "instant", {}, model)
+
+
+@dataclass(frozen=True)
+class LuckyTrainer(InstantTrainer):
+    """Yields the highest accuracy with one seed of the batch size 200, and the highest on average with 100."""
+
+    def accuracy(self, job: RunConfig, epoch: int) -> float:
+        lucky = job.training.batch_size == 200 and job.training.seed == 1
+        return 0.99 if lucky else {50: 0.6, 100: 0.9, 200: 0.5}[job.training.batch_size]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def confirm(config: ConfirmConfig) -> int:
         result = evaluation.run_confirmation(plan, screen)
     finally:
         screen.close()
-    for sentence in evaluation.verdict_sentences(result.table):
+    for sentence in (*evaluation.verdict_sentences(result.table), *evaluation.mixed_runs(result.runs)):
         tables.print_line(sentence)
     print(f"written to {plan.folder}; next: digitcnn reproduce run={result.champion_path}")
     return settled(config.tracking)

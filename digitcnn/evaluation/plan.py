@@ -1,0 +1,282 @@
+"""The plan of a confirmation: its candidates and seeds, what is recorded of them, the looks so far, and its preview."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from digitcnn import runner, study, tracking
+from digitcnn.config import ConfirmConfig, RunConfig, load_config, nested
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.evaluation.statistics import detectable_difference, spread_between_seeds
+from digitcnn.formatting import format_count, format_duration, format_percent, named_null
+from digitcnn.records import Artifact, Column, IdentityKey, Metric, Tag
+from digitcnn.runner import describe_time, estimate_seconds, measure_speed, plan_workers
+
+# Between the seeds of the published study's three confirmed configs: experiments/results/confirmation_runs.csv.
+_PUBLISHED_SPREAD = 0.0012
+_MAX_SEED = 2**32 - 1
+# Of a look that was announced: its runs are on their way.
+_ANNOUNCED = "announced"
+_LOOKS = (Column.LOOK, Column.CONFIG, "n", Column.DIFFERENCE, Column.P, Column.VERDICT)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A config that is confirmed: the baseline or a trial, under the name that tables give it."""
+
+    name: str
+    trial: int
+    parameters: dict[str, Any]
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class ConfirmationPlan:
+    """A confirmation that was checked; nothing has been created yet.
+
+    `candidates` are those that are asked for, the first of them the baseline; `others` all further ones of the study.
+    """
+
+    config: ConfirmConfig
+    candidates: tuple[Candidate, ...]
+    others: tuple[Candidate, ...]
+    seeds: tuple[int, ...]
+    parent_run_id: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the study's reports."""
+        return self.config.tracking.folder / "reports" / self.config.study.name
+
+
+@dataclass(frozen=True)
+class RecordedRuns:
+    """The recorded part of a confirmation.
+
+    `candidates` are those that are asked for now, and all that were confirmed before; `runs` are run ids by candidate
+    and seed, `accuracies` the runs' results; `diverged` holds the seed with which a candidate diverged.
+    """
+
+    candidates: tuple[Candidate, ...]
+    runs: dict[tuple[str, int], str]
+    accuracies: dict[tuple[str, int], float]
+    diverged: dict[str, int]
+
+    def missing(self, plan: ConfirmationPlan) -> list[tuple[Candidate, int]]:
+        """Return the candidates and seeds to train, in that order; none of a candidate that diverged.
+
+        A candidate that diverged with one seed cannot be compared, whatever its others do.
+        """
+        return [
+            (candidate, seed)
+            for seed in plan.seeds
+            for candidate in plan.candidates
+            if candidate.name not in self.diverged and (candidate.name, seed) not in self.runs
+        ]
+
+    def seeds(self, more: Sequence[tuple[Candidate, int]] = ()) -> dict[str, int]:
+        """Return the number of seeds of each candidate that did not diverge, `more` runs included."""
+        names = [name for name, _ in (*self.runs, *((candidate.name, seed) for candidate, seed in more))]
+        return {each.name: names.count(each.name) for each in self.candidates if each.name not in self.diverged}
+
+    def require_baseline(self) -> None:
+        """Raise MachineError if the baseline diverged."""
+        if "baseline" in self.diverged:
+            seed = self.diverged["baseline"]
+            raise MachineError(f"the baseline diverged with seed {seed}: there is nothing to compare the others with")
+
+
+def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
+    """Check everything that a confirmation needs. Raise ConfigError; create nothing."""
+    opened = study.recorded_study(config.study, config.tracking.folder)
+    with study.storage_errors(config.tracking.folder):
+        every, searched = _candidates(opened, config)
+    asked = every[: 1 + config.confirm.top]
+    runner.check_run(asked[0].config)
+    # Not the seeds that the search was judged with: their luck made the best trials the best.
+    first = 1 + max(searched)
+    if first + config.confirm.seeds - 1 > _MAX_SEED:
+        raise ConfigError(
+            f"confirm.seeds={config.confirm.seeds}: begins at {first}, and no seed may exceed {_MAX_SEED}"
+        )
+    seeds = tuple(range(first, first + config.confirm.seeds))
+    return ConfirmationPlan(config, asked, every[len(asked) :], seeds, str(opened.parent_run_id))
+
+
+def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[Candidate, ...], set[int]]:
+    """Return the baseline and all other completed configs, the best first, each once; and the seeds of the search.
+
+    A config that was searched with several seeds is as good as their mean.
+    """
+    flat = {**opened.identity[IdentityKey.BASELINE], "data.validation": "test_once"}
+    base = load_config(RunConfig, {**nested(flat), "tracking": config.tracking.model_dump()})
+    names = [name for name in opened.identity[IdentityKey.SPACE] if name != "training.seed"]
+    start = {name: base.parameters()[name] for name in names}
+    baseline = study.baseline_trial_number(study.rank_trials(opened)) or 0
+    ended = study.ended_trials(opened)
+    grouped: dict[str, list[study.EndedTrial]] = {}
+    for trial in ended:
+        if trial.values is not None:
+            parameters = {name: value for name, value in trial.parameters.items() if name in start}
+            grouped.setdefault(study.parameters_key(parameters), []).append(trial)
+    grouped.pop(study.parameters_key(start), None)
+    means = {
+        trials[0].number: np.mean([study.signed_values(opened, each.values or []) for each in trials], axis=0).tolist()
+        for trials in grouped.values()
+    }
+    found = [Candidate("baseline", baseline, start, base)]
+    for trials in sorted(grouped.values(), key=lambda trials: (means[trials[0].number], trials[0].number)):
+        parameters = {name: value for name, value in trials[0].parameters.items() if name in start}
+        number = trials[0].number
+        found.append(Candidate(f"trial {number}", number, parameters, base.replace(parameters)))
+    if len(found) == 1:
+        raise ConfigError(f"study.name={config.study.name}: no trial beside the baseline has completed")
+    seed = base.training.seed
+    return tuple(found), {seed, *(int(trial.parameters.get("training.seed", seed) or 0) for trial in ended)}
+
+
+def recorded_runs(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns:
+    """Return the runs that are recorded. Raise MachineError if the baseline diverged."""
+    # A file of the same name may hold other images by now.
+    data = runner.check_run(plan.candidates[0].config).sha256
+    found = tracking.confirmation_runs(store, plan.config.study.name)
+    of_data = [run for run in found if run.data.tags.get(Tag.DATA_SHA256, data) == data]
+    named = {run.data.tags[Tag.CONFIRMS] for run in of_data}
+    recorded = RecordedRuns((), {}, {}, {})
+    for candidate in (*plan.candidates, *(each for each in plan.others if each.name in named)):
+        for run in reversed(of_data):
+            seed = int(run.data.params["training.seed"])
+            if seed < plan.seeds[0]:
+                # An earlier version may have confirmed with the seeds of the search.
+                continue
+            if not tracking.was_trained_with(run, candidate.config.replace({"training.seed": seed})):
+                continue
+            if Tag.DIVERGED in run.data.tags:
+                # Whatever seeds are asked for now: the others alone would flatter it.
+                recorded.diverged.setdefault(candidate.name, seed)
+            elif run.info.status == "FINISHED":
+                recorded.runs[candidate.name, seed] = run.info.run_id
+                recorded.accuracies[candidate.name, seed] = run.data.metrics[Metric.TEST_ACCURACY]
+    recorded.require_baseline()
+    confirmed = {*(name for name, _ in recorded.runs), *recorded.diverged}
+    others = (each for each in plan.others if each.name in confirmed)
+    return RecordedRuns((*plan.candidates, *others), recorded.runs, recorded.accuracies, recorded.diverged)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The looks that were taken at a study: a row per look and candidate, with the number of its seeds."""
+
+    table: pd.DataFrame
+
+    @classmethod
+    def read(cls, store: tracking.Store, study_run_id: str) -> Looks:
+        """Read what is recorded of them; the first edition kept no account, and what it concluded was one look."""
+        files = {file.path for file in store.client.list_artifacts(study_run_id)}
+        for name in (Artifact.CONFIRMATION_LOOKS, Artifact.CONFIRMATION):
+            if name in files:
+                table = pd.read_csv(io.StringIO(tracking.read_text(store, study_run_id, name)))
+                return cls(table.assign(**({} if Column.LOOK in table else {Column.LOOK: 1})).reindex(columns=_LOOKS))
+        return cls(pd.DataFrame(columns=_LOOKS))
+
+    @cached_property
+    def last(self) -> pd.DataFrame:
+        """The rows of the last look."""
+        return pd.DataFrame(self.table[self.table[Column.LOOK] == self.table[Column.LOOK].max()])
+
+    def number(self, wanted: dict[str, int], recorded: dict[str, int]) -> int:
+        """Return the number of a look at `wanted` seeds of each candidate, given those that are `recorded` by now.
+
+        The same seeds once more are the same look. One that was announced, begun and given up could be watched, seed
+        by seed, and counts as a look for each of them.
+        """
+        if self.table.empty:
+            return 1
+        of_last = dict(zip(self.last[Column.CONFIG], self.last["n"], strict=True))
+        last = int(self.last[Column.LOOK].iloc[0])
+        if {name: n for name, n in of_last.items() if name in wanted} == wanted:
+            return last
+        if (self.last[Column.VERDICT] != _ANNOUNCED).all():
+            return last + 1
+        concluded = self.table[self.table[Column.VERDICT] != _ANNOUNCED].groupby(Column.CONFIG)["n"].max()
+        return last + max(n - int(concluded.get(name, 0)) for name, n in recorded.items())
+
+    def announced(self, number: int, wanted: dict[str, int]) -> Looks:
+        """Return the looks with one that is on its way."""
+        rows = [{Column.LOOK: number, Column.CONFIG: name, "n": n} for name, n in wanted.items()]
+        return self._with(number, pd.DataFrame(rows).assign(**{Column.VERDICT: _ANNOUNCED}))
+
+    def taken(self, table: pd.DataFrame) -> Looks:
+        """Return the looks with the one of a confirmation's table."""
+        return self._with(int(table[Column.LOOK].iloc[0]), table[table["n"] > 0])
+
+    def _with(self, number: int, rows: pd.DataFrame) -> Looks:
+        before = self.table[self.table[Column.LOOK] != number]
+        rows = rows.reindex(columns=_LOOKS)
+        return Looks(rows if before.empty else pd.concat([before, rows], ignore_index=True))
+
+
+def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
+    """Return the preview of a confirmation as lines of text. Raise ConfigError without a store."""
+    config = plan.config
+    with tracking.store_errors(config.tracking):
+        store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}")
+        recorded, looks = recorded_runs(plan, store), Looks.read(store, plan.parent_run_id)
+    missing = recorded.missing(plan)
+    workers, threads, shares = plan_workers(config.workers, len(missing), "run")
+    baseline = plan.candidates[0].config.replace({"training.threads": threads})
+    lines = [
+        f"confirmation of study {config.study.name}: {len(plan.candidates)} configs x {len(plan.seeds)} seeds",
+        *_promise(plan, recorded, looks, missing),
+    ]
+    speed = measure_speed(baseline, config.workers, workers) if missing else None
+    total = 0.0
+    for candidate in recorded.candidates:
+        values = ", ".join(f"{name} {named_null(value)}" for name, value in candidate.parameters.items())
+        line, left = f"  {candidate.name}: {values}", sum(each is candidate for each, _ in missing)
+        if candidate.name in recorded.diverged:
+            line += f"; diverged with seed {recorded.diverged[candidate.name]}: left out"
+        elif speed is None or left == 0:
+            line += "; all recorded"
+        else:
+            seconds = estimate_seconds(candidate.config, baseline, speed)
+            total += seconds * left
+            line += f"; {left} of {len(plan.seeds)} runs to come, {format_duration(seconds)} each"
+        lines.append(line)
+    if missing:
+        lines.append(shares)
+        time_left = describe_time(total, config.workers, workers)
+        lines.append(f"time: about {time_left} for {format_count(len(missing), 'run')}")
+    else:
+        lines.append("nothing is missing: confirm compares what is recorded")
+    return lines
+
+
+def _promise(
+    plan: ConfirmationPlan, recorded: RecordedRuns, looks: Looks, missing: Sequence[tuple[Candidate, int]]
+) -> list[str]:
+    """Return the number of the look that a confirmation is, and the difference that it finds."""
+    wanted = recorded.seeds(missing)
+    number, seeds = looks.number(wanted, recorded.seeds()), min(wanted.values())
+    if len(wanted) < 2:
+        return []
+    values: dict[str, dict[int, float]] = {}
+    for (name, seed), accuracy in recorded.accuracies.items():
+        if name not in recorded.diverged:
+            values.setdefault(name, {})[seed] = accuracy
+    spread, freedom = spread_between_seeds(values) if values else (_PUBLISHED_SPREAD, 0)
+    origin = "of its recorded runs" if freedom else "of the published study, for lack of its own"
+    spread = spread if freedom else _PUBLISHED_SPREAD
+    found = detectable_difference(spread, len(wanted) - 1, seeds, number)
+    return [
+        f"look {number} at this study: {seeds} seeds find differences of {format_percent(found)} points and more with "
+        f"80 % power, at a standard deviation of {format_percent(spread)} points between seeds, that {origin}"
+    ]
