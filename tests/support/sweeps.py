@@ -169,7 +169,8 @@ def assert_whole(root: Path, total: int, models: bool = False) -> None:
     for trial in opened.trials:
         if "lost" in trial.user_attrs and trial.params and trial.number in repeated:
             again = repeated[trial.number]
-            assert again.params == trial.params or "lost" in again.user_attrs
+            # The owner may have been killed when it had drawn only some of them.
+            assert trial.params.items() <= again.params.items() or "lost" in again.user_attrs
     keys = [study.parameters_key(t.params) for t in opened.trials if t.state == TrialState.COMPLETE]
     trained = [t for t in opened.trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
     assert len({study.parameters_key(t.params) for t in trained}) == len(trained) == len(set(keys))
