@@ -150,9 +150,10 @@ class LocalWorker:
         if code == -signal.SIGKILL and training.oom_kills() > self.oom_kills:
             memory = max(self.memory_mb, default=0.0)
             each = f" of {memory:,.0f} MB" if memory else ""
+            fewer = f"workers.count={self.neighbours - 1}" if self.neighbours > 1 else "a smaller training.batch_size"
             return WorkerDied(
                 f"killed, probably out of memory: {format_count(self.neighbours, 'worker')}{each} on "
-                f"{training.usable_memory_mb():,.0f} MB; try workers.count={max(self.neighbours - 1, 1)}"
+                f"{training.usable_memory_mb():,.0f} MB; try {fewer}"
             )
         return WorkerDied(f"its worker process ended ({_exit_reason(code)})", code == -signal.SIGKILL)
 

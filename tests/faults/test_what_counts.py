@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from digitcnn.config import RunConfig, SweepConfig
 from digitcnn.errors import MachineError, TrainingDiverged
 from digitcnn.runner import Trainer
 from tests.conftest import with_study, with_workers
+from tests.support.processes import start
 from tests.support.sweeps import assert_nothing_runs, assert_whole, open_records, work
 from tests.support.trainers import BrokenTrainer, InstantTrainer, SuicidalTrainer
 
@@ -180,3 +183,49 @@ def test_worker_that_hangs_is_ended_and_its_trial_repeated(
     assert re.fullmatch(r"its worker said nothing for \d+ s and was ended", first.user_attrs["lost"])
     assert [text for text in messages if "has said nothing for 2 s: it is ended" in text]
     assert_whole(config.tracking.folder, 3)
+
+
+@pytest.fixture
+def small_cgroup() -> Iterator[Path]:
+    """A cgroup of this machine, of version 1 or 2, whose processes may take 700 MB."""
+    for parent, limit in (
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ):
+        folder = parent / f"digitcnn-test-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            folder.mkdir()
+            if (folder / limit).exists():
+                (folder / limit).write_text(str(700 * 2**20))
+                yield folder
+                folder.rmdir()
+                return
+            folder.rmdir()
+    pytest.skip("a cgroup cannot be made here")
+
+
+@dataclass(frozen=True)
+class GreedyTrainer(InstantTrainer):
+    """Takes 1 GB, without asking its own process's limits."""
+
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
+        np.ones(2**27)
+
+
+def test_sweep_that_the_system_lets_have_too_little_memory_says_so(
+    small_cgroup: Path, sweep_config: SweepConfig, tmp_path: Path
+) -> None:
+    """Given a real kill by the kernel: nothing counts, and the same sweep with less hunger trains all."""
+    config = with_study(
+        sweep_config, sampler="grid", trials=3, workers=1, space={"training": {"batch_size": [20, 50, 100]}}
+    )
+    lines = tmp_path / "lines"
+    owner = start(config, GreedyTrainer(), lines)
+    (small_cgroup / "cgroup.procs").write_text(str(owner.pid))
+    owner.join(120)
+    assert owner.exitcode == 1
+    error = next(line for line in lines.read_text().splitlines() if line.startswith("error: "))
+    memory = r"1 worker( of [\d,]+ MB)? on [\d,]+ MB; try a smaller training.batch_size;"
+    assert re.search(f"3 trials failed in a row: killed, probably out of memory: {memory}", error)
+    assert study.count_finished(open_records(config.tracking.folder)[0]) == 0
+    assert work(config, InstantTrainer()).completed == 3
