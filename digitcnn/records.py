@@ -97,6 +97,7 @@ class Metric:
     BEST_TEST_ACCURACY = "best_test_accuracy"
     CPU_SECONDS = "cpu_seconds"
     TRAINING_SECONDS = "training_seconds"
+    COMPILE_SECONDS = "compile_seconds"
     PARAMETERS = "parameters"
     BEST_EPOCH = "best_epoch"
     EPOCH_SECONDS = "epoch_seconds"

@@ -101,7 +101,8 @@ class TrainingResult:
 
     `final` are the final model's results on the examples that judge the run, `labels` (n,) their classes. With
     `final_test_only` they are the test set, read for this alone. `confusion[i, j]` counts those of class i that the
-    model takes for class j.
+    model takes for class j. `compile_seconds` are those until the engine was ready; `training_seconds` and
+    `cpu_seconds` come after them.
     """
 
     ending: Ending
@@ -110,6 +111,7 @@ class TrainingResult:
     labels: NDArray[np.int64]
     final_test_only: bool
     confusion: NDArray[np.int64]
+    compile_seconds: float
     training_seconds: float
     cpu_seconds: float
     peak_memory_mb: float
@@ -132,6 +134,7 @@ class TrainingResult:
                 Metric.BEST_EPOCH: best.epoch,
             }
         return judged | {
+            Metric.COMPILE_SECONDS: self.compile_seconds,
             Metric.TRAINING_SECONDS: self.training_seconds,
             Metric.CPU_SECONDS: self.cpu_seconds,
             Metric.PEAK_MEMORY_MB: self.peak_memory_mb,

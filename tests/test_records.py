@@ -38,6 +38,7 @@ _OTHER_MEANINGS = {
     "evaluation/reproduction.py": {"champion"},
     "evaluation/verdicts.py": {"diverged"},
     "predict/models.py": {"config"},
+    "processor.py": {"flags"},
     "report/charts.py": {"trial"},
     "report/page.py": {"champion", "report.html"},
     "report/text.py": {"config", "objective", "p", "seed", "verdict"},

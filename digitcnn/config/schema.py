@@ -21,13 +21,13 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
-    model_validator,
 )
 
 from digitcnn.config.loading import Config, flatten, load_config
 from digitcnn.config.urls import check_cluster, check_server
 from digitcnn.files import sqlite_url
 from digitcnn.formatting import has_control_characters
+from digitcnn.processor import has_bfloat16
 from digitcnn.records import Objective
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -109,6 +109,15 @@ Cluster = Annotated[str, AfterValidator(check_cluster), Field(description="`auto
 Duration = Annotated[str, AfterValidator(_check_duration), Field(description="a number with `s`, `m` or `h`")]
 Steps = Annotated[Count | Literal["batch_size"] | None, WrapValidator(_check_steps)]
 Backend = Literal["tensorflow", "jax", "torch"]
+# What is recorded is what was used: `auto` is settled when a config is read.
+Precision = Annotated[
+    Literal["float32", "bfloat16", "auto"],
+    AfterValidator(lambda value: ("bfloat16" if has_bfloat16() else "float32") if value == "auto" else value),
+]
+# The predecessors of the fast engine, which recorded runs name.
+Engine = Annotated[
+    Literal["fast", "keras"], BeforeValidator(lambda value: "fast" if value in ("auto", "compiled") else value)
+]
 # One objective may be written without the list's brackets.
 Objectives = Annotated[
     list[Objective],
@@ -159,11 +168,12 @@ class TrainingConfig(Config):
 
     `steps_per_epoch`: null is one full pass over the training images, last partial batch included; a number or
     `batch_size` (the article's choice) takes that many batches from a repeating shuffled stream.
-    `engine`: auto is compiled where that can train the network, else keras.
+    `engine`: keras is Keras's own fit. `precision`: auto is bfloat16 where the processor has instructions for it.
     `threads`: null is every core this process may use.
     """
 
-    engine: Literal["auto", "keras", "compiled"] = "auto"
+    engine: Engine = "fast"
+    precision: Precision = "float32"
     batch_size: Count = 250
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     learning_rate: Annotated[float, Field(gt=0, le=1_000_000)] = 0.001
@@ -198,14 +208,6 @@ class RunConfig(Config):
     training: TrainingConfig = TrainingConfig()
     backend: Backend = "tensorflow"
     tracking: TrackingConfig = TrackingConfig()
-
-    @model_validator(mode="after")
-    def _has_its_engine(self) -> RunConfig:
-        if self.training.engine == "compiled" and self.backend != "tensorflow":
-            raise ValueError(
-                f"training.engine=compiled: needs backend=tensorflow; with {self.backend} choose auto or keras"
-            )
-        return self
 
     def parameters(self) -> dict[str, Any]:
         """Return every value that defines the run, by its dotted name; not where the run is recorded."""

@@ -64,7 +64,7 @@ class RunManifest(Config):
     final: _Metrics
     weights_sha256: _Sha256
     data_sha256: _Sha256
-    engine: Literal["keras", "compiled"]
+    engine: Literal["fast", "keras", "compiled"]
     environment: Annotated[dict[_Text, Any], AfterValidator(_check_environment)]
 
     @model_validator(mode="after")

@@ -34,8 +34,8 @@ from digitcnn.values import Events, Examples, RunFinished
 _TIMED_IMAGES = 1000
 _DRAWS = 500
 # What a trial takes (s) beside training at full speed: 1.6 for pictures, model and records (median of 8 trials of the
-# quick study, two workers on two cores), and 3 for compiling its network (2 to 4 were measured).
-_SECONDS_BESIDE_EPOCHS = 4.6
+# quick study, two workers on two cores), and 0.5 until TensorFlow has its graph (0.3 to 0.5 were measured).
+_SECONDS_BESIDE_EPOCHS = 2.1
 # A saved model beside its weights: MLflow's description and environment files.
 _BYTES_BESIDE_WEIGHTS = 40_000
 

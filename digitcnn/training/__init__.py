@@ -14,7 +14,6 @@ from digitcnn.training.environment import (
 from digitcnn.training.loop import samples_per_epoch, train
 from digitcnn.training.machine import (
     available_cores,
-    cpu_model,
     oom_kills,
     resident_memory_mb,
     room_for_trainings,
@@ -41,7 +40,6 @@ __all__ = [
     "command_line",
     "count_multiplications",
     "count_parameters",
-    "cpu_model",
     "describe_environment",
     "git_state",
     "import_keras",

@@ -19,13 +19,6 @@ BACKEND_PACKAGES: dict[Backend, tuple[str, ...]] = {
     "jax": ("jax", "jaxlib"),
     "torch": ("torch",),
 }
-# For the compiled engine, measured on its network: XLA's own threads lose against a share of the batch per thread; its
-# concurrent scheduler spills the cache (2,100 against 3,400 images/s); its new emitters compile up to twice as long.
-_XLA_FLAGS = (
-    "--xla_cpu_multi_thread_eigen=false",
-    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-    "--xla_cpu_use_fusion_emitters=false",
-)
 # The last one is read by JAX alone.
 _THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "PJRT_NPROC")
 
@@ -78,20 +71,12 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _load(backend: Backend, threads: int) -> None:
-    """Import Keras on a backend, with its threads and flags and without a GPU.
-
-    Flags that a person set stay; those of TensorFlow that a parent process set here do not.
-    """
+    """Import Keras on a backend, with its threads and without a GPU."""
     os.environ |= {"KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1"}
     os.environ |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if backend == "jax":
         os.environ["JAX_PLATFORMS"] = "cpu"
-    # JAX's compiler is XLA too, which ends the process at a flag that its version does not know. Ours are TensorFlow's.
-    flags = [flag for flag in os.environ.pop("XLA_FLAGS", "").split() if flag not in _XLA_FLAGS]
-    flags += _XLA_FLAGS if backend == "tensorflow" else ()
-    if flags:
-        os.environ["XLA_FLAGS"] = " ".join(flags)
     if backend == "torch":
         # Its threads would spin while they wait: 13 s of processor time instead of 6 for 5,100 images, measured.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from digitcnn.config import Backend, without_credentials
+from digitcnn.processor import cpu_model
 from digitcnn.records import EnvironmentKey, Tag
 from digitcnn.training.backends import BACKEND_PACKAGES
-from digitcnn.training.machine import cpu_model
 
 _PACKAGES = ("keras", "numpy", "mlflow", "optuna", "hydra-core")
 # The variables that change the arithmetic of a run, or the threads that its order depends on; read by NumPy's libraries

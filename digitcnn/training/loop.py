@@ -65,7 +65,9 @@ def train(
     `on_progress(epoch, fraction)` is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite
     number.
     """
+    began = time.perf_counter()
     engine = make_engine(model, splits.train, config)
+    compile_seconds = time.perf_counter() - began
     epochs: list[EpochMetrics] = []
     ending: Ending = "completed"
     samples_seen = 0
@@ -111,6 +113,7 @@ def train(
         labels=splits.validation.labels,
         final_test_only=splits.final_test_only,
         confusion=confusion,
+        compile_seconds=compile_seconds,
         training_seconds=time.perf_counter() - began,
         cpu_seconds=time.process_time() - cpu_began,
         peak_memory_mb=peak_memory_mb(),

@@ -1,10 +1,9 @@
-"""Machine: its processor, the cores and the memory that this process may use, the memory that it holds."""
+"""Machine: the cores and the memory that this process may use, the memory that it holds."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import resource
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -19,15 +18,6 @@ _MB = 2**20
 # and TensorFlow 2.21 on an Intel Xeon with AMX, held 1,094 and 1,057; of these 611 and 574 were their own memory, the
 # rest TensorFlow's files.
 TRAINING_MB = 1100
-
-
-def cpu_model() -> str:
-    """Return the processor's name, as it gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def usable_cores(root: Path = _ROOT) -> tuple[int, ...]:

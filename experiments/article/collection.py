@@ -19,9 +19,9 @@ from digitcnn.tracking import Store
 from experiments.article import answers, contrasts, provenance, results
 
 _ARTICLE = RunConfig(data=DataConfig(validation="test"), training=TrainingConfig(steps_per_epoch="batch_size"))
-BACKENDS: tuple[tuple[Backend, Literal["keras", "compiled"]], ...] = (
+BACKENDS: tuple[tuple[Backend, Literal["fast", "keras"]], ...] = (
     ("tensorflow", "keras"),
-    ("tensorflow", "compiled"),
+    ("tensorflow", "fast"),
     ("jax", "keras"),
     ("torch", "keras"),
 )
@@ -29,7 +29,7 @@ _TRAIN = "digitcnn train --multirun"
 _HOW_ARTICLE = f"{_TRAIN} experiment=article model=cnn,mlp training.seed=0,1,2,3,4 makes the runs"
 _HOW_BACKENDS = (
     f"{_TRAIN} backend=NAME training.engine=keras training.epochs=2 training.seed=0,1,2 makes the runs of tensorflow, "
-    "jax and torch, and with backend=tensorflow training.engine=compiled the others"
+    "jax and torch, and with backend=tensorflow training.engine=fast the others"
 )
 # Tags of the runs that are left out where single runs are asked for: runs of studies, and repetitions.
 _NOT_ALONE = {Tag.STUDY, Tag.REPRODUCES}
@@ -126,7 +126,7 @@ def collect_default(store: Store, config: TrackingConfig) -> Part:
 
 
 def collect_backends(store: Store, config: TrackingConfig) -> Part:
-    """Collect the runs of Keras's own fit on each backend, and of TensorFlow's compiled engine, on all cores."""
+    """Collect the runs of Keras's own fit on each backend, and of of the fast engine, on all cores."""
 
     def key(run: Any) -> _Key | None:
         tags = run.data.tags
@@ -134,8 +134,7 @@ def collect_backends(store: Store, config: TrackingConfig) -> Part:
         if (backend, engine) not in BACKENDS or tags.get(Tag.THREADS) != tags.get(Tag.CORES):
             return None
         seed = int(run.data.params["training.seed"])
-        # Whichever engine it asked for: `auto` ends as one of them.
-        training = {"epochs": 2, "engine": run.data.params["training.engine"], "seed": seed}
+        training = {"epochs": 2, "engine": engine, "seed": seed}
         wanted = load_config(RunConfig, {"backend": backend, "training": training})
         return (backend, engine, seed) if tracking.was_trained_with(run, wanted) else None
 

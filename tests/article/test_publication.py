@@ -54,8 +54,7 @@ class ThoroughTrainer(InstantTrainer):
         summary |= {"samples_seen": training.epochs * samples_per_epoch(training, 50_000)}
         summary |= {"updates": 7, "parameters": 9, "training_seconds": 3.0, "cpu_seconds": 4.0, "peak_memory_mb": 1.0}
         summary |= {"best_validation_accuracy": accuracy, "best_epoch": 1}
-        # As the engines do: compiled where that can train.
-        engine = "keras" if training.engine == "auto" else training.engine
+        engine = training.engine
         labels = np.arange(20) % 10
         predictions = {"image": range(20), "label": labels, "predicted": labels, "probability": 1.0}
         files = {Artifact.PREDICTIONS: pd.DataFrame(predictions).to_csv(index=False).encode()}
@@ -144,8 +143,7 @@ def rest(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Recor
         )
         evaluation.run_confirmation(planned, Quiet(), records.trainer)
     for (backend, engine), seed in itertools.product(collection.BACKENDS, (0, 1)):
-        asked = "auto" if (backend, engine) == ("jax", "keras") else engine
-        records.record(_on_backend(backend, asked, seed))
+        records.record(_on_backend(backend, engine, seed))
     return records
 
 

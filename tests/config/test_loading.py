@@ -27,10 +27,10 @@ STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate=nan: must be a finite number"),
         ({"backend": "cntk"}, "backend=cntk: must be 'tensorflow', 'jax' or 'torch'"),
         (
-            {"backend": "jax", "training": {"engine": "compiled"}},
-            "training.engine=compiled: needs backend=tensorflow; with jax choose auto or keras",
+            {"training": {"precision": "float16"}},
+            "training.precision=float16: must be 'float32', 'bfloat16' or 'auto'",
         ),
-        ({"training": {"engine": "warp"}}, "training.engine=warp: must be 'auto', 'keras' or 'compiled'"),
+        ({"training": {"engine": "warp"}}, "training.engine=warp: must be 'fast' or 'keras'"),
         (
             {"training": {"steps_per_epoch": "x"}},
             "training.steps_per_epoch=x: must be null, a whole number from 1 to 10000000, or batch_size",

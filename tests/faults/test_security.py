@@ -115,7 +115,7 @@ NOT_A_MANIFEST = [
     (_manifest(config={"data": {"path": "a\x1b[2Jb"}}), "must hold no control characters"),
     (_manifest(run_id="../../x"), "run_id=../../x: "),
     (_manifest(run_id="c" * 32 + "\n"), "run_id="),
-    (_manifest(engine="os.system"), "engine=os.system: must be 'keras' or 'compiled'"),
+    (_manifest(engine="os.system"), "engine=os.system: must be 'fast', 'keras' or 'compiled'"),
     (_manifest(epochs=[]), "of each of the config's epochs"),
     (_manifest(epochs=[{"train_loss": 0.5}]), "of each of the config's epochs"),
     (_manifest(epochs=[{"seconds": 0.5}]), "must be 'train_loss'"),

@@ -62,7 +62,7 @@ def trained(request: pytest.FixtureRequest, small_npz: Path, tmp_path_factory: p
 def test_backend_of_a_run_is_recorded_with_its_versions(trained: Trained) -> None:
     tags, versions = trained.run.data.tags, training.package_versions(trained.backend)
     assert trained.run.data.params["backend"] == tags["backend"] == trained.backend
-    assert tags["engine"] == ("compiled" if trained.backend == "tensorflow" else "keras")
+    assert tags["engine"] == ("fast" if trained.backend == "tensorflow" else "keras")
     frameworks = {package for packages in training.BACKEND_PACKAGES.values() for package in packages}
     own = set(training.BACKEND_PACKAGES[trained.backend])
     assert {name for name in frameworks if f"version.{name}" in tags} == own

@@ -123,7 +123,7 @@ def test_train_final_test_only_reads_the_test_set_after_the_last_epoch_alone(sma
     assert (once.final.predictions == once.labels).mean() == once.summary()["test_accuracy"]
 
 
-@pytest.mark.parametrize("engine", ["keras", "compiled"])
+@pytest.mark.parametrize("engine", ["keras", "fast"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_train_repeats_its_weights_in_fresh_processes(engine: str, threads: int, small_npz: Path) -> None:
     program = f"""

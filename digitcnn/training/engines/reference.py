@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import keras
 
 Progress = Callable[[float], None]
-# Keras clips probabilities here before taking their logarithm (keras.backend.epsilon).
-_EPSILON = 1e-7
+# The smallest probability whose logarithm is exact in float32: a softmax rounds smaller ones to zero.
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class Engine(Protocol):
@@ -44,25 +44,29 @@ class Engine(Protocol):
 
 
 def judge(probabilities: NDArray[np.float32], examples: Examples) -> Evaluation:
-    """Return the evaluation of the classes' probabilities (n, classes) of n examples, as Keras computes it."""
+    """Return the evaluation of the classes' probabilities (n, classes) of n examples, without clipping."""
     likelihood = probabilities[np.arange(len(examples)), examples.labels].astype(np.float64)
-    loss = -np.log(np.clip(likelihood, _EPSILON, 1 - _EPSILON)).mean()
+    loss = -np.log(np.maximum(likelihood, _SMALLEST)).mean()
     predictions = probabilities.argmax(axis=1)
     accuracy = float((predictions == examples.labels).mean())
     return Evaluation(float(loss), accuracy, predictions, probabilities.max(axis=1))
 
 
 class KerasEngine:
-    """Keras's own training; see Engine. `reason` says why the compiled engine cannot train the model."""
+    """Keras's own training; see Engine."""
 
-    def __init__(self, model: keras.Model, examples: Examples, config: TrainingConfig, reason: str = "") -> None:
+    name = "keras"
+
+    def __init__(self, model: keras.Sequential, examples: Examples, config: TrainingConfig) -> None:
         import keras
 
-        # Without it two runs of one config may differ in the last bits of their weights.
+        from digitcnn.training.engines.rewriting import rewrite_for_training
+
         repeat_exactly(keras.backend.backend())
-        self.name = f"keras ({reason})" if reason else "keras"
         self._model, self._examples, self._batch_size = model, examples, config.batch_size
-        model.compile(
+        self._network = model if config.precision == "float32" else rewrite_for_training(model, config.precision)
+        self._network.set_weights(model.get_weights())
+        self._network.compile(
             keras.optimizers.Adam(config.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
         )
 
@@ -75,7 +79,7 @@ class KerasEngine:
         batches = math.ceil(len(order) / batch_size)
         tell = progress or (lambda fraction: None)
         callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tell((batch + 1) / batches))
-        history = self._model.fit(
+        history = self._network.fit(
             self._examples.images[order],
             self._examples.labels[order],
             batch_size=batch_size,
@@ -86,9 +90,12 @@ class KerasEngine:
         return float(history["loss"][0]), float(history["accuracy"][0])
 
     def evaluate(self, examples: Examples) -> Evaluation:
-        """Evaluate the model; see Engine."""
+        """Evaluate the model at its present weights, as it is saved; see Engine."""
+        self.finish()
         # 1,000 images a batch: the activations stay within 100 MB, and larger batches are not faster.
         return judge(self._model.predict(examples.images, batch_size=1000, verbose=0), examples)
 
     def finish(self) -> None:
-        """Do nothing: Keras trains in place."""
+        """Put the trained weights into the model, if they are not there."""
+        if self._network is not self._model:
+            self._model.set_weights(self._network.get_weights())

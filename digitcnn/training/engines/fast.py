@@ -1,0 +1,156 @@
+"""The fast engine: one TensorFlow function around Keras's own network, without what Keras's fit does beside it.
+
+A batch is cut into one contiguous share for each thread, whose gradients are computed side by side and added in a fixed
+order, so that results depend on the number of threads and on nothing else. docs/performance.md lists what was measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from digitcnn.config import TrainingConfig
+from digitcnn.training.backends import repeat_exactly, thread_count
+from digitcnn.training.engines.reference import Progress, judge
+from digitcnn.training.engines.rewriting import rewrite_for_training
+from digitcnn.values import Evaluation, Examples
+
+Tensor = Any
+# Keras's defaults of Adam.
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
+# How long one call of TensorFlow should take (s): signals and signs of life are handled between two.
+_CALL_SECONDS = 0.5
+# Images that are judged in one call: the activations stay within 100 MB, and larger ones are not faster.
+_JUDGED_IMAGES = 1000
+
+
+class FastEngine:
+    """An engine that holds weights and Adam's moments in variables of its own; see Engine."""
+
+    name = "fast"
+
+    def __init__(self, model: keras.Sequential, examples: Examples, config: TrainingConfig) -> None:
+        repeat_exactly("tensorflow")
+        self._model, self._network = model, rewrite_for_training(model, config.precision)
+        self._rate, self._batch_size, self._threads = config.learning_rate, config.batch_size, thread_count(config)
+        # A layer with statistics of the batch, as batch normalization has, must see it whole.
+        self._shares = 1 if model.non_trainable_weights else self._threads
+        self._images, self._labels = tf.constant(examples.images), tf.constant(examples.labels.astype(np.int32))
+        self._weights = [tf.Variable(variable.value) for variable in model.trainable_variables]
+        self._state = [tf.Variable(variable.value) for variable in model.non_trainable_variables]
+        self._momenta, self._velocities = ([tf.Variable(tf.zeros_like(w)) for w in self._weights] for _ in range(2))
+        self._step, self._batches_per_call = 0, 1
+        specification = [tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
+        self._train = tf.function(self._train_batches, specification, autograph=False)
+        self._train.get_concrete_function()
+        self._predict = tf.function(self._probabilities, [tf.TensorSpec([None, *examples.images.shape[1:]], tf.uint8)])
+
+    def train_epoch(self, order: NDArray[np.int64], progress: Progress | None = None) -> tuple[float, float]:
+        """Train once through `order`; see Engine. `progress` is called about twice a second."""
+        batches, done = math.ceil(len(order) / self._batch_size), 0
+        sums = np.zeros(2)
+        while done < batches:
+            began, now = time.perf_counter(), min(self._batches_per_call, batches - done)
+            rows = order[done * self._batch_size : (done + now) * self._batch_size]
+            sums += self._train(tf.constant(rows), tf.constant(self._step)).numpy()
+            self._step, done = self._step + now, done + now
+            self._batches_per_call = max(1, int(now * _CALL_SECONDS / (time.perf_counter() - began)))
+            if progress:
+                progress(done / batches)
+        loss, correct = sums / len(order)
+        return float(loss), float(correct)
+
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """Evaluate the model at its present weights, as it is saved; see Engine."""
+        starts = range(0, len(examples), _JUDGED_IMAGES)
+        parts = [self._predict(examples.images[start : start + _JUDGED_IMAGES]).numpy() for start in starts]
+        return judge(np.concatenate(parts), examples)
+
+    def finish(self) -> None:
+        """Put the trained weights into the model."""
+        ours, theirs = [*self._weights, *self._state], self._model.trainable_variables
+        for variable, value in zip([*theirs, *self._model.non_trainable_variables], ours, strict=True):
+            variable.assign(value)
+
+    def _train_batches(self, order: Tensor, step: Tensor) -> Tensor:
+        """Train on consecutive batches of `order` (samples,) after `step` updates.
+
+        Return the sums (2,) over all samples of their losses and of those that were right.
+        """
+        batches = -(-tf.size(order) // self._batch_size)
+
+        def train_batch(index: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+            start = index * self._batch_size
+            return index + 1, sums + self._train_batch(order[start : start + self._batch_size], step + index + 1)
+
+        initial = (0, tf.zeros(2, tf.float64))
+        return tf.while_loop(lambda index, _: index < batches, train_batch, initial, parallel_iterations=1)[1]
+
+    def _train_batch(self, rows: Tensor, step: Tensor) -> Tensor:
+        size = tf.size(rows)
+        weights = [variable.read_value() for variable in self._weights]
+        state = [variable.read_value() for variable in self._state]
+        length = -(-size // self._shares)
+        shares = [
+            self._share(number, weights, state, rows[number * length : (number + 1) * length], size)
+            for number in range(self._shares)
+        ]
+        for variable, value in zip(self._state, shares[0][2], strict=True):
+            variable.assign(value)
+        gradients = [functools.reduce(tf.add, parts) for parts in zip(*(share[0] for share in shares), strict=True)]
+        self._update(gradients, tf.cast(step, tf.float32))
+        return tf.cast(functools.reduce(tf.add, [share[1] for share in shares]), tf.float64)
+
+    def _share(
+        self, number: int, weights: list[Tensor], state: list[Tensor], rows: Tensor, size: Tensor
+    ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """Return a share's part of the mean gradients over `size` samples, its sums (2,), and the network's new state.
+
+        Whole numbers in the state are the seeds of random layers, and each share has its own.
+        """
+        state = [value + tf.constant([number, 0], value.dtype) if value.dtype.is_integer else value for value in state]
+        labels = tf.gather(self._labels, rows)
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            probabilities, state, penalties = self._network.stateless_call(
+                weights, state, tf.gather(self._images, rows), training=True, return_losses=True
+            )
+            loss = tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
+            mean = loss / tf.cast(size, tf.float32)
+            if number == 0:
+                mean += sum(penalties)
+        right = tf.argmax(probabilities, 1, tf.int32) == labels
+        return tape.gradient(mean, weights), tf.stack([loss, tf.reduce_sum(tf.cast(right, tf.float32))]), state
+
+    def _update(self, gradients: list[Tensor], step: Tensor) -> None:
+        """Update weights and moments in place, as Keras's Adam does: one pass over each, which XLA needs more for."""
+        for weight, momentum, velocity, gradient in zip(
+            self._weights, self._momenta, self._velocities, gradients, strict=True
+        ):
+            tf.raw_ops.ResourceApplyAdam(
+                var=weight.handle,
+                m=momentum.handle,
+                v=velocity.handle,
+                beta1_power=tf.pow(_BETA_1, step),
+                beta2_power=tf.pow(_BETA_2, step),
+                lr=self._rate,
+                beta1=_BETA_1,
+                beta2=_BETA_2,
+                epsilon=_EPSILON,
+                grad=gradient,
+            )
+
+    def _probabilities(self, images: Tensor) -> Tensor:
+        """Return the probabilities (n, classes) of images (n, height, width), a part for each thread at a time."""
+        weights = [variable.read_value() for variable in self._weights]
+        state = [variable.read_value() for variable in self._state]
+        length = -(-tf.shape(images)[0] // self._threads)
+        parts = [images[number * length : (number + 1) * length] for number in range(self._threads)]
+        return tf.concat([self._model.stateless_call(weights, state, part, training=False)[0] for part in parts], 0)

@@ -1,0 +1,250 @@
+"""The fast engine trains as Keras does from the same weights and batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from digitcnn import runner, training
+from digitcnn.config import CnnConfig, MlpConfig, RunConfig, TrainingConfig
+from digitcnn.training import build_model, train
+from digitcnn.training.engines.reference import KerasEngine
+from digitcnn.values import Examples
+from tests.support.trainers import result_of
+
+# Adam divides by the gradient's own size, so that rounding in a gradient near zero moves a weight by the whole learning
+# rate: at 0.001 Keras differs from itself by up to 3e-3 in a weight after 50 steps when the images of each batch of 250
+# are put in another order. At this rate that noise stays below the tolerances.
+QUIET_RATE = 1e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _keras() -> None:
+    training.import_keras(1)
+
+
+def _examples(height: int = 28, width: int = 28, count: int = 400, blank: bool = False) -> Examples:
+    """Random pixels on a zero background; `blank` zeroes half of each image and all of every second one."""
+    random = np.random.default_rng(3)
+    images = random.integers(0, 256, (count, height, width)) * (random.random((count, height, width)) < 0.3)
+    if blank:
+        images[:, :, width // 2 :] = 0
+        images[::2] = 0
+    return Examples(images.astype(np.uint8), random.integers(0, 10, count))
+
+
+def _engines(
+    model: CnnConfig | MlpConfig, examples: Examples, batch_size: int, rate: float
+) -> tuple[Any, Any, KerasEngine]:
+    """A Keras model with one engine of each kind that starts from its weights."""
+    from digitcnn.training.engines.fast import FastEngine
+
+    config = TrainingConfig(batch_size=batch_size, learning_rate=rate, threads=1)
+    _, height, width = examples.images.shape
+    built = build_model(model, height, width, 10, 5)
+    return built, FastEngine(built, examples, config), KerasEngine(built, examples, config)
+
+
+def _assert_trains_as_keras(model: CnnConfig | MlpConfig, examples: Examples, batch_size: int, steps: int = 50) -> None:
+    """Losses within 1e-4 relative at every step, weights within 1e-4 after them."""
+    built, fast, keras = _engines(model, examples, batch_size, QUIET_RATE)
+    random = np.random.default_rng(7)
+    for _ in range(steps):
+        rows = random.integers(0, len(examples), batch_size)
+        loss, accuracy = fast.train_epoch(rows, None)
+        expected_loss, expected_accuracy = keras.train_epoch(rows, None)
+        assert loss == pytest.approx(expected_loss, rel=1e-4)
+        assert accuracy == pytest.approx(expected_accuracy, abs=1.5 / batch_size)
+    expected_weights = built.get_weights()
+    fast.finish()
+    for weight, expected_weight in zip(built.get_weights(), expected_weights, strict=True):
+        np.testing.assert_allclose(weight, expected_weight, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 97, 250])
+def test_fast_trains_the_articles_network_as_keras_does(batch_size: int) -> None:
+    _assert_trains_as_keras(CnnConfig(), _examples(), batch_size)
+
+
+def test_fast_differs_from_keras_as_keras_does_from_itself() -> None:
+    """Where rounding is amplified beyond 1e-4, it is not more than an order above what it does to Keras itself.
+
+    Keras repeats the steps from weights that differ in their last bit, and with each batch in another order: on some
+    processors one of these alone changes nothing.
+    """
+    examples = _examples()
+    built, fast, keras = _engines(CnnConfig(), examples, 97, 0.001)
+    config = TrainingConfig(batch_size=97, learning_rate=0.001, threads=1)
+    others = [build_model(CnnConfig(), 28, 28, 10, 5) for _ in range(3)]
+    for number, other in enumerate(others[1:]):
+        random = np.random.default_rng(number)
+        last_bit = [random.choice([-(2**-23), 0, 2**-23], weight.shape) for weight in other.get_weights()]
+        other.set_weights([w + w * bit for w, bit in zip(other.get_weights(), last_bit, strict=True)])
+    engines = [KerasEngine(other, examples, config) for other in others]
+    random = np.random.default_rng(7)
+    for _ in range(20):
+        rows = random.integers(0, len(examples), 97)
+        losses = [fast.train_epoch(rows, None)[0], keras.train_epoch(rows, None)[0]]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+        for engine in engines:
+            engine.train_epoch(rows[::-1] if engine is engines[0] else rows, None)
+    expected = built.get_weights()
+    fast.finish()
+
+    def apart(weights: list[Any]) -> float:
+        return max(float(np.abs(a - b).max()) for a, b in zip(weights, expected, strict=True))
+
+    assert apart(built.get_weights()) < 10 * max(apart(other.get_weights()) for other in others) + 1e-4
+
+
+def test_fast_takes_a_batch_larger_than_the_data() -> None:
+    _assert_trains_as_keras(
+        CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32), _examples(count=300), 777, steps=15
+    )
+
+
+@pytest.mark.parametrize(("height", "width", "kernel"), [(27, 25, 3), (14, 15, 2)])
+def test_fast_takes_images_with_odd_edges_and_any_number_of_filters(height: int, width: int, kernel: int) -> None:
+    model = CnnConfig(conv1_filters=9, conv1_kernel=kernel, conv2_filters=13, conv2_kernel=kernel, dense_units=64)
+    _assert_trains_as_keras(model, _examples(height, width), 32)
+
+
+def test_fast_trains_the_fully_connected_network() -> None:
+    _assert_trains_as_keras(MlpConfig(), _examples(), 97)
+
+
+def test_fast_resolves_ties_as_keras_does() -> None:
+    model = CnnConfig(conv1_filters=16, conv2_filters=32, dense_units=64)
+    _assert_trains_as_keras(model, _examples(blank=True), 64)
+
+
+@pytest.mark.parametrize("model", [CnnConfig(), MlpConfig()])
+def test_fast_computes_the_first_gradient(model: CnnConfig | MlpConfig) -> None:
+    """The momentum after one step is 0.1 of the gradient, which Adam's division has not touched yet."""
+    built, fast, keras = _engines(model, _examples(), 250, 0.001)
+    fast.train_epoch(np.arange(250), None)
+    keras.train_epoch(np.arange(250), None)
+    for momentum, expected in zip(fast._momenta, built.optimizer._momentums, strict=True):
+        np.testing.assert_allclose(momentum, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
+
+
+def test_fast_handles_a_partial_last_batch_and_evaluates() -> None:
+    examples = _examples()
+    _, fast, keras = _engines(CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32), examples, 37, QUIET_RATE)
+    order = np.random.default_rng(1).permutation(len(examples))
+    done: list[float] = []
+    loss, accuracy = fast.train_epoch(order, done.append)
+    expected_loss, expected_accuracy = keras.train_epoch(order, None)
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
+    assert accuracy == pytest.approx(expected_accuracy, abs=0.003)
+    assert done == sorted(done)
+    assert done[-1] == 1.0
+    some = Examples(examples.images[:271], examples.labels[:271])
+    ours, expected = fast.evaluate(some), keras.evaluate(some)
+    assert ours.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert ours.accuracy == pytest.approx(expected.accuracy, abs=0.004)
+    assert ours.predictions.shape == (271,)
+    assert ours.probabilities == pytest.approx(expected.probabilities, abs=1e-3)
+
+
+def _after_twenty_steps(kind: Any, layer: str, arguments: dict[str, Any]) -> tuple[list[Any], list[float]]:
+    """The weights and the losses of a network that holds a layer, trained by an engine for 20 steps of 50 images."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(3)
+    stack = [layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(32), getattr(layers, layer)(**arguments)]
+    ends = [layers.ReLU(), layers.Dense(10, activation="softmax")]
+    model = keras.Sequential([keras.Input((28, 28), dtype="uint8"), *stack, *ends])
+    engine = kind(model, _examples(), TrainingConfig(batch_size=50, learning_rate=QUIET_RATE, threads=1))
+    losses = [engine.train_epoch(np.arange(start, start + 50))[0] for start in [*range(0, 400, 50)] * 3][:20]
+    engine.finish()
+    return model.get_weights(), losses
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments"),
+    [
+        ("BatchNormalization", {}),
+        ("Dropout", {"rate": 0.5}),
+        ("LayerNormalization", {}),
+        ("Dense", {"units": 16, "kernel_regularizer": "l2"}),
+    ],
+)
+def test_fast_trains_any_layer_as_keras_does(layer: str, arguments: dict[str, Any]) -> None:
+    """With the same statistics of batch normalization, masks of dropout and penalties of a regularizer."""
+    from digitcnn.training.engines.fast import FastEngine
+
+    ours, our_losses = _after_twenty_steps(FastEngine, layer, arguments)
+    theirs, their_losses = _after_twenty_steps(KerasEngine, layer, arguments)
+    if "kernel_regularizer" not in arguments:
+        # Keras's fit counts the penalty as a part of the loss that it reports.
+        assert our_losses == pytest.approx(their_losses, rel=1e-4)
+    for our, their in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(our, their, rtol=0, atol=1e-4)
+
+
+def test_rewriting_changes_no_bit_of_outputs_and_gradients() -> None:
+    import keras
+    import tensorflow as tf
+
+    from digitcnn.training.engines.rewriting import rewrite_for_training
+
+    examples = _examples(blank=True)
+    model = build_model(CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32), 28, 28, 10, 5)
+    rewritten = rewrite_for_training(model, "float32")
+    rewritten.set_weights(model.get_weights())
+    assert [type(layer).__name__ for layer in rewritten.layers].count("ReLU") == 2
+    found = []
+    for each in (model, rewritten):
+        with tf.GradientTape() as tape:
+            outputs = each(examples.images, training=True)
+            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(examples.labels, outputs))
+        found.append([outputs.numpy(), *(g.numpy() for g in tape.gradient(loss, each.trainable_weights))])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_bfloat16_repeats_its_bits_learns_as_float32_and_saves_float32(small_config: RunConfig, engine: str) -> None:
+    splits = runner.check_run(small_config)
+    results = []
+    for precision in ("bfloat16", "bfloat16", "float32"):
+        config = small_config.replace(
+            {"training.engine": engine, "training.precision": precision, "training.epochs": 6}
+        )
+        model = build_model(config.model, *splits.image_shape, splits.classes, 0)
+        results.append(result_of(train(model, splits, config.training)))
+        assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+        assert {weight.dtype for weight in model.get_weights()} == {np.dtype("float32")}
+        # Judged as it is saved.
+        probabilities = model.predict(splits.validation.images, verbose=0)
+        np.testing.assert_allclose(probabilities.max(1), results[-1].final.probabilities, rtol=1e-5)
+    once, again, float32 = results
+    assert once.weights_sha256 == again.weights_sha256 != float32.weights_sha256
+    losses = [[epoch.train_loss for epoch in result.epochs] for result in (once, float32)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_train_says_which_engine_trained_and_keeps_the_layers(small_config: RunConfig) -> None:
+    splits = runner.check_run(small_config)
+    for engine in ("fast", "keras"):
+        config = small_config.replace({"training.engine": engine})
+        model = build_model(config.model, *splits.image_shape, splits.classes, 0)
+        result = result_of(train(model, splits, config.training))
+        assert result.engine == engine
+        # The weights that are saved are those that were judged last.
+        probabilities = model.predict(splits.validation.images, verbose=0)
+        assert (probabilities.argmax(1) == splits.validation.labels).mean() == result.epochs[-1].validation_accuracy
+        assert {type(layer).__module__.partition(".")[0] for layer in model.layers} == {"keras"}
+
+
+def test_train_calls_progress_between_short_calls(small_config: RunConfig) -> None:
+    splits = runner.check_run(small_config)
+    model = build_model(small_config.model, *splits.image_shape, splits.classes, 0)
+    told: list[tuple[int, float]] = []
+    result_of(train(model, splits, small_config.training, lambda epoch, fraction: told.append((epoch, fraction))))
+    assert told == sorted(told)
+    assert [fraction for _, fraction in told].count(1.0) == small_config.training.epochs
