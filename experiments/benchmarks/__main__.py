@@ -5,17 +5,21 @@ from pathlib import Path
 from digitcnn import runner
 from digitcnn.cli import messages, run_command
 from experiments.benchmarks import benchmark
-from experiments.benchmarks.measurement import BenchmarkConfig
+from experiments.benchmarks.measurement import BenchmarkConfig, markdown, read_table
 
 
 def compare(config: BenchmarkConfig) -> int:
-    """Measure all rows that the config names; print each line as soon as it is known."""
+    """Measure all rows that the config names, and print each line as soon as it is known; or write the page."""
+    if config.from_tables:
+        benchmark.write_page()
+        print(f"written: {benchmark.PAGE}")
+        return 0
     runner.check_run(config)
     with messages("experiments"):
         measured = benchmark.measure(config)
     path = benchmark.write(measured, config)
-    print(path.read_text())
-    print(f"written to {path} and benchmark.json beside it")
+    machine, versions, table = read_table(path)
+    print(f"{machine}\n{versions}\n\n{markdown(table)}\n\nwritten to {path}")
     return 0
 
 

@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import importlib.util
 import logging
 import platform
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from digitcnn.config import RunConfig
 from digitcnn.files import write_atomically
+from digitcnn.processor import has_bfloat16, instruction_sets
 from digitcnn.runner import LocalPool, run_workers, threads_per_worker
-from digitcnn.training import available_cores, cpu_model, describe_environment, package_versions
+from digitcnn.training import available_cores, package_versions
 from experiments.benchmarks import study_timing
-from experiments.benchmarks.measurement import BenchmarkConfig, Measurement, ratio
+from experiments.benchmarks.measurement import (
+    RESULTS,
+    BenchmarkConfig,
+    Measurement,
+    file_name,
+    machine_name,
+    markdown,
+    ratio,
+    read_table,
+    write_table,
+)
 from experiments.benchmarks.timing import Task, Timing, TimingJob, flops_per_image
 
 logger = logging.getLogger(__name__)
 
-_GRID_BATCH_SIZES = (32, 125, 250, 500, 1000)
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+_BEGIN, _END = "<!-- measured: written by python -m experiments.benchmarks from_tables=true -->", "<!-- end -->"
+_GRID_BATCH_SIZES = (32, 64, 125, 250, 1000)
 _GRID_FILTERS = ((16, 32), (32, 64), (64, 128))
-# Images of an epoch at each point of row f: long enough for 5 batches of 1,000.
-_GRID_IMAGES = 5000
+_FLOAT32, _BFLOAT16 = "float32", "bfloat16"
 
 
 def measure(config: BenchmarkConfig) -> list[Measurement]:
     """Measure the rows that the config names, in their order."""
     measured: list[Measurement] = []
     rows: dict[str, Callable[[BenchmarkConfig], list[Measurement]]] = {
-        "abc": _epochs,
-        "d": study_timing.whole_run,
-        "e": study_timing.whole_study,
-        "f": _grid,
-        "g": study_timing.cold_worker,
-        "h": study_timing.bookkeeping,
+        "abcf": _epochs,
+        "d": _grid,
+        "e": _frameworks,
+        "g": study_timing.whole_study,
+        "h": study_timing.one_run,
+        "i": study_timing.bookkeeping,
     }
     for names, function in rows.items():
         if set(names) & set(config.rows):
-            found = [each for each in function(config) if each.row[0] in config.rows]
+            found = [each for each in function(config) if each.row in config.rows]
             for each in found:
                 logger.info(each.markdown())
             measured += found
     return measured
 
 
-def _total_rate(pool: LocalPool, config: RunConfig, task: Task, images: int) -> float:
+def _rate(pool: LocalPool, config: RunConfig, task: Task, images: int) -> float:
     """Return the sum of the rates of all workers of a pool at work at the same time (images/s or GFLOP/s)."""
     rates: list[float] = []
     job = TimingJob(config, task, images)
@@ -59,82 +70,126 @@ def _pool(workers: int) -> contextlib.closing[LocalPool]:
     return contextlib.closing(LocalPool(Timing(), workers, threads_per_worker(workers)))
 
 
-def _run(config: BenchmarkConfig, **training: Any) -> RunConfig:
+def _run(config: BenchmarkConfig, precision: str, **values: Any) -> RunConfig:
     """Return the run that is timed: the benchmark's data, model and training with other values."""
     base = RunConfig(data=config.data, model=config.model, training=config.training, tracking=config.tracking)
-    return base.replace({f"training.{key}": value for key, value in training.items()})
+    return base.replace({"training.precision": precision} | values)
+
+
+def _precisions() -> list[str]:
+    return [_FLOAT32, _BFLOAT16] if has_bfloat16() else [_FLOAT32]
 
 
 def _epochs(config: BenchmarkConfig) -> list[Measurement]:
-    cores = available_cores()
-    compiled, keras_run = _run(config, engine="compiled"), _run(config, engine="keras")
-    rates: dict[str, list[float]] = {key: [] for key in ("keras", "compiled", "workers", "peak", "worker_peak")}
-    with _pool(1) as whole, _pool(1) as reference, _pool(cores) as single:
+    """Measure rows a, b, c and f: whole epochs, in one process on all cores and in one process a core."""
+    cores, rates = available_cores(), dict[tuple[str, Task, str], list[float]]()
+    with _pool(1) as ours, _pool(1) as fit, _pool(cores) as our_workers, _pool(cores) as fit_workers:
         for number in range(config.rounds):
-            logger.info(f"rows a, b, c: round {number + 1} of {config.rounds}")
-            rates["keras"].append(_total_rate(reference, keras_run, "keras", config.images))
-            rates["peak"].append(_total_rate(whole, compiled, "sgemm", config.images))
-            rates["compiled"].append(_total_rate(whole, compiled, "compiled", config.images))
-            rates["worker_peak"].append(_total_rate(single, compiled, "sgemm", config.images))
-            rates["workers"].append(_total_rate(single, compiled, "compiled", config.images))
-    flops = flops_per_image(compiled) / 1e9
-    fit = rates["keras"]
-
-    def share(images: list[float], peak: list[float]) -> list[float]:
-        return [100 * rate * flops / gflops for rate, gflops in zip(images, peak, strict=True)]
-
-    return [
-        ratio("a", "images/s of an epoch on all cores, compiled against Keras fit", rates["compiled"], fit, "2.5 x"),
+            logger.info(f"rows a, b, c, f: round {number + 1} of {config.rounds}")
+            for precision in _precisions():
+                run = _run(config, precision)
+                sides: list[tuple[str, LocalPool, Task]] = [("one", fit, "fit"), ("one", ours, "engine")]
+                sides += [("one", ours, "product"), ("each", our_workers, "engine"), ("each", our_workers, "product")]
+                sides += [("each", fit_workers, "fit")]
+                for where, pool, task in sides:
+                    rate = _rate(pool, run, task, config.images)
+                    rates.setdefault((where, task, precision), []).append(rate)
+    best = _precisions()[-1]
+    fit32, workers = rates["one", "fit", _FLOAT32], f"images/s of {cores} one-core workers"
+    # Keras is at its best with AVX-512.
+    goal = "1.9 x" if "avx512f" in instruction_sets() else "2.5 x"
+    found = [
         ratio(
-            "b",
-            f"images/s of {cores} one-core workers together against Keras fit on all cores",
-            rates["workers"],
-            fit,
-            "3 x",
+            "a", "images/s on all cores, float32, against Keras's fit", rates["one", "engine", _FLOAT32], fit32, goal
         ),
-        Measurement("c", "of the matrix-product peak: (a)", "%", share(rates["compiled"], rates["peak"]), "60 %"),
-        Measurement("c", "of the matrix-product peak: (b)", "%", share(rates["workers"], rates["worker_peak"]), "60 %"),
-        Measurement("c", "of the matrix-product peak: Keras fit", "%", share(fit, rates["peak"])),
+        ratio("c", f"{workers}, float32, against Keras's fit on all cores", rates["each", "engine", _FLOAT32], fit32),
     ]
+    if best == _BFLOAT16:
+        one, each = rates["one", "engine", best], rates["each", "engine", best]
+        mixed, mixed_workers = rates["one", "fit", best], rates["each", "fit", best]
+        found += [
+            ratio("b", "images/s on all cores, bfloat16, against Keras's fit in float32", one, fit32, "2.7 x"),
+            ratio("b", "images/s on all cores, bfloat16, against Keras's fit with mixed_bfloat16", one, mixed, "1.3 x"),
+            ratio("c", f"{workers}, bfloat16, against Keras's fit in float32 on all cores", each, fit32, "3.5 x"),
+            ratio(
+                "c", f"{workers}, bfloat16, against as many Keras fits in mixed_bfloat16", each, mixed_workers, "1.5 x"
+            ),
+        ]
+    flops = flops_per_image(_run(config, _FLOAT32)) / 1e9
+    for precision, goal in zip(_precisions(), ("60 %", "45 %"), strict=False):
+        for where, name in (("one", "all cores"), ("each", f"{cores} one-core workers")):
+            peak = rates[where, "product", precision]
+            images = zip(rates[where, "engine", precision], peak, strict=True)
+            shares = [100 * rate * flops / gflops for rate, gflops in images]
+            found.append(Measurement("f", f"of the matrix-product peak in {precision}, {name}", "%", shares, goal))
+    return found
 
 
 def _grid(config: BenchmarkConfig) -> list[Measurement]:
+    """Measure row d: batch sizes and filters, on all cores."""
     found = []
     for filters in _GRID_FILTERS:
         for batch_size in _GRID_BATCH_SIZES:
-            values = {"batch_size": batch_size}
-            base = _run(config, **values)
-            networks = {"model.conv1_filters": filters[0], "model.conv2_filters": filters[1]}
-            ours, theirs = [], []
-            with _pool(1) as whole, _pool(1) as reference:
+            values = {"training.batch_size": batch_size}
+            values |= {"model.conv1_filters": filters[0], "model.conv2_filters": filters[1]}
+            rates: dict[str, list[float]] = {}
+            with _pool(1) as ours, _pool(1) as fit:
                 for _ in range(config.rounds):
-                    theirs.append(_total_rate(reference, base.replace(networks), "keras", _GRID_IMAGES))
-                    compiled = base.replace(networks | {"training.engine": "compiled"})
-                    ours.append(_total_rate(whole, compiled, "compiled", _GRID_IMAGES))
-            what = f"images/s, filters {filters[0]}-{filters[1]}, batch size {batch_size}, against Keras fit"
-            found.append(ratio("f", what, ours, theirs, "1 x"))
+                    theirs = _rate(fit, _run(config, _FLOAT32, **values), "fit", config.grid_images)
+                    rates.setdefault("fit", []).append(theirs)
+                    for precision in _precisions():
+                        rate = _rate(ours, _run(config, precision, **values), "engine", config.grid_images)
+                        rates.setdefault(precision, []).append(rate)
+            for precision, goal in zip(_precisions(), ("1.5 x", "2 x"), strict=False):
+                what = f"images/s, filters {filters[0]}-{filters[1]}, batch {batch_size}, {precision}"
+                found.append(
+                    ratio("d", f"{what}, against Keras's fit in float32", rates[precision], rates["fit"], goal)
+                )
+                logger.info(found[-1].markdown())
+    return found
+
+
+def _frameworks(config: BenchmarkConfig) -> list[Measurement]:
+    """Measure row e: the other frameworks that are installed, on all cores."""
+    peers: list[Task] = []
+    if importlib.util.find_spec("torch"):
+        peers += ["torch", "torch.compile"]
+    if importlib.util.find_spec("jax"):
+        peers += ["jax"]
+    found = []
+    for precision in _precisions():
+        run = _run(config, precision)
+        for peer in peers:
+            with _pool(1) as ours, _pool(1) as other:
+                rates = [
+                    (_rate(ours, run, "engine", config.images), _rate(other, run, peer, config.images))
+                    for _ in range(config.rounds)
+                ]
+            ours_rates, peers_rates = zip(*rates, strict=True)
+            found.append(
+                ratio("e", f"images/s on all cores, {precision}, against {peer}", ours_rates, peers_rates, "1 x")
+            )
             logger.info(found[-1].markdown())
     return found
 
 
-def write(measured: list[Measurement], config: BenchmarkConfig) -> Path:
-    """Write benchmark.json and benchmark.md below the records folder; return the path of benchmark.md."""
-    folder = config.tracking.folder / "reports" / "benchmark"
-    described = describe_environment(available_cores())
-    content = {"environment": described, "measurements": [asdict(each) for each in measured]}
-    write_atomically(folder / "benchmark.json", json.dumps(content, indent=2), "what was measured is on the screen")
-    path = folder / "benchmark.md"
-    write_atomically(path, markdown(measured), "what was measured is on the screen")
+def write(measured: Sequence[Measurement], config: BenchmarkConfig) -> Path:
+    """Write this machine's table below the records folder, and return its path."""
+    machine, versions = machine_name(available_cores()), package_versions()
+    path = config.tracking.folder / "reports" / "benchmark" / file_name(machine)
+    names = ("tensorflow", "keras", "numpy")
+    text = ", ".join([f"Python {platform.python_version()}", *(f"{name} {versions[name]}" for name in names)])
+    write_table(path, machine, text, measured)
     return path
 
 
-def markdown(measured: list[Measurement]) -> str:
-    """Return the table as Markdown, with the machine it was measured on."""
-    versions = package_versions()
-    machine = f"{cpu_model()}, {available_cores()} cores, Python {platform.python_version()}"
-    lines = [
-        "| row | what | ours against theirs (medians) | median (min to max) | goal |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [each.markdown() for each in measured]
-    return "\n".join([*lines, "", f"{machine}, TensorFlow {versions['tensorflow']}, Keras {versions['keras']}.", ""])
+def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
+    """Write the tables of all machines into the page on performance."""
+    before, _, rest = page.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    parts = []
+    for path in sorted(results.glob("*.csv")):
+        machine, versions, measured = read_table(path)
+        parts.append(f"### {machine}\n\n{versions}.\n\n{markdown(measured)}\n")
+    text = "\n".join([before + _BEGIN, "", *parts, _END + after])
+    write_atomically(page, text, "the page is as it was")

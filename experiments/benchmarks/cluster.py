@@ -24,6 +24,7 @@ from typing import Any
 from digitcnn import runner, training
 from digitcnn.config import RayWorkers, RunConfig, SweepConfig, load_config
 from digitcnn.errors import MachineError
+from digitcnn.processor import cpu_model
 from digitcnn.records import Metric
 from digitcnn.runner import make_pool
 from digitcnn.values import EpochMetrics, Events, RunFinished, RunStarted
@@ -144,7 +145,7 @@ def trials(workers: RayWorkers) -> tuple[float, float]:
 def main() -> None:
     """Print the table: a row for each number of actors."""
     logging.getLogger("digitcnn").setLevel(logging.ERROR)
-    print(f"{training.cpu_model()}, {training.available_cores()} cores for the owner, Ray and all actors")
+    print(f"{cpu_model()}, {training.available_cores()} cores for the owner, Ray and all actors")
     print("actors  events/s  trials/s  owner's CPU ms a trial  workers fed at 60 s a trial")
     for actors in _ACTORS:
         with _cluster(actors) as workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from digitcnn import runner, training
 from digitcnn.config import RunConfig
 from digitcnn.training import build_model, make_engine
 from digitcnn.values import Events, RunFinished
+from experiments.benchmarks import peers
 
-_SGEMM_SIZE = 1536
+_PRODUCT_SIZE = 1536
 
-
-Task = Literal["keras", "compiled", "sgemm"]
+# Of `fit`, `torch`, `torch.compile` and `jax`: see peers.py.
+Task = Literal["engine", "fit", "torch", "torch.compile", "jax", "product"]
 
 
 @dataclass(frozen=True)
@@ -30,53 +32,44 @@ class TimingJob:
 
 
 class Timing:
-    """A trainer that times instead of training, in a warm process.
-
-    `keras` is Keras's own fit as its documentation shows it: float images, its own shuffling, no callbacks.
-    """
+    """A trainer that times instead of training, in a warm process."""
 
     def prepare(self, threads: int) -> None:
-        self.fits: dict[str, Callable[[], None]] = {}
-        training.import_keras(threads)
+        self.epochs: dict[str, Callable[[], None]] = {}
+        self.threads = threads
+        # Of the frameworks, each process imports the one that it times.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
     def run(self, job: TimingJob, on_progress: Callable[[int, float], None]) -> Events:
         yield RunFinished("completed", 0, {"rate": self._rate(job)}, "", "", {}, {})
 
     def _rate(self, job: TimingJob) -> float:
-        if job.task == "sgemm":
-            return _sgemm_gflops()
+        """Return images/s, or GFLOP/s of matrix products."""
+        if job.task in ("engine", "fit", "product"):
+            training.import_keras(self.threads)
+        if job.task == "product":
+            return _product_gflops(job.config.training.precision)
         key = f"{job.task} {job.config.model_dump_json()} {job.images}"
-        if key not in self.fits:
-            self.fits.clear()
-            self.fits[key] = _fit(job.config, job.task, job.images)
-            self.fits[key]()
+        if key not in self.epochs:
+            self.epochs.clear()
+            self.epochs[key] = _epoch(job, self.threads)
+            # The first one compiles.
+            self.epochs[key]()
         began = time.perf_counter()
-        self.fits[key]()
+        self.epochs[key]()
         return job.images / (time.perf_counter() - began)
 
 
-def _fit(config: RunConfig, task: str, images: int) -> Callable[[], None]:
+def _epoch(job: TimingJob, threads: int) -> Callable[[], None]:
     """Return a function that trains one epoch on the first images of the data, each time it is called."""
-    splits = runner.check_run(config)
-    height, width = splits.image_shape
-    model = build_model(config.model, height, width, splits.classes, config.training.seed)
-    batch_size = config.training.batch_size
-    if task == "keras":
-        import keras
-
-        # As the article has it: scaled beforehand to floats with a channel.
-        model = keras.Sequential(
-            [
-                keras.Input((height, width, 1)),
-                *[layer for layer in model.layers if layer.name not in ("scale", "channel")],
-            ]
-        )
-        x = splits.train.images[:images, ..., None].astype("float32") / 255
-        y = splits.train.labels[:images]
-        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-        return lambda: model.fit(x, y, batch_size=batch_size, verbose=0) and None
+    splits, config = runner.check_run(job.config), job.config
+    if job.task != "engine":
+        images, labels = splits.train.images[: job.images], splits.train.labels[: job.images]
+        peer = {"fit": peers.keras_fit, "jax": peers.jax_loop}.get(job.task, peers.torch_loop)
+        return peer(config, images, labels, job.task, threads)
+    model = build_model(config.model, *splits.image_shape, splits.classes, config.training.seed)
     engine = make_engine(model, splits.train, config.training)
-    order = np.random.default_rng(0).permutation(images)
+    order = np.random.default_rng(0).permutation(job.images)
 
     def epoch() -> None:
         engine.train_epoch(order, None)
@@ -84,18 +77,18 @@ def _fit(config: RunConfig, task: str, images: int) -> Callable[[], None]:
     return epoch
 
 
-def _sgemm_gflops() -> float:
-    """Return the speed of TensorFlow's float32 matrix products in this process (GFLOP/s), over half a second."""
+def _product_gflops(precision: str) -> float:
+    """Return the speed of TensorFlow's matrix products in this process (GFLOP/s), over half a second."""
     import tensorflow as tf
 
-    left = tf.random.normal((_SGEMM_SIZE, _SGEMM_SIZE), seed=0)
+    left = tf.cast(tf.random.normal((_PRODUCT_SIZE, _PRODUCT_SIZE), seed=0), precision)
     tf.matmul(left, left)
     products, began = 0, time.perf_counter()
     while time.perf_counter() - began < 0.5:
         result = tf.matmul(left, left)
         result.numpy()
         products += 1
-    return 2 * _SGEMM_SIZE**3 * products / (time.perf_counter() - began) / 1e9
+    return 2 * _PRODUCT_SIZE**3 * products / (time.perf_counter() - began) / 1e9
 
 
 def flops_per_image(config: RunConfig) -> float:
