@@ -63,9 +63,13 @@ class Nodes:
 
     def actors(self) -> list[psutil.Process]:
         """Return the processes of all workers."""
-        return [
-            process for process in psutil.Process().children(recursive=True) if process.name().startswith("ray::Actor")
-        ]
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            # Some of Ray's own end at any time.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name().startswith("ray::Actor"):
+                    found.append(process)
+        return found
 
 
 @contextlib.contextmanager
