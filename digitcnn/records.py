@@ -44,6 +44,7 @@ class Tag:
     COMMAND = "command"
     CORES = "cores"
     CPU = "cpu"
+    CPU_FLAGS = "cpu_flags"
     FLAGS = "flags"
     GIT_PREFIX = "git."
     GIT_COMMIT = "git.commit"
@@ -155,6 +156,13 @@ class Column:
 TRAIN_METRICS = (Metric.TRAIN_LOSS, Metric.TRAIN_ACCURACY)
 EPOCH_METRICS = (*TRAIN_METRICS, Metric.VALIDATION_LOSS, Metric.VALIDATION_ACCURACY)
 TEST_METRICS = (Metric.TEST_LOSS, Metric.TEST_ACCURACY)
+# The metrics of a run whose epochs are judged by the test set, as the article's were, by the names of validation.
+ON_TEST = {
+    Metric.VALIDATION_LOSS: Metric.TEST_LOSS,
+    Metric.VALIDATION_ACCURACY: Metric.TEST_ACCURACY,
+    Metric.BEST_VALIDATION_ACCURACY: Metric.BEST_TEST_ACCURACY,
+}
+IN_VALIDATION = {of_test: name for name, of_test in ON_TEST.items()}
 
 Objective = Literal[
     "validation_accuracy",
@@ -175,6 +183,7 @@ TITLES = {
     Metric.VALIDATION_ACCURACY: "validation accuracy (%)",
     Metric.BEST_VALIDATION_ACCURACY: "best validation accuracy (%)",
     Metric.TEST_ACCURACY: "test accuracy (%)",
+    Metric.BEST_TEST_ACCURACY: "best test accuracy (%)",
     Metric.VALIDATION_LOSS: "validation loss (nats)",
     Metric.CPU_SECONDS: "CPU time (s)",
     Metric.TRAINING_SECONDS: "training time (s)",

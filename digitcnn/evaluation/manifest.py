@@ -14,7 +14,16 @@ from digitcnn.config import Config, RunConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
 from digitcnn.formatting import has_control_characters
-from digitcnn.records import EPOCH_METRICS, TEST_METRICS, TRAIN_METRICS, Artifact, EnvironmentKey, Metric, Tag
+from digitcnn.records import (
+    EPOCH_METRICS,
+    IN_VALIDATION,
+    TEST_METRICS,
+    TRAIN_METRICS,
+    Artifact,
+    EnvironmentKey,
+    Metric,
+    Tag,
+)
 
 # The metrics that config and seed decide. Seconds and memory are the machine's.
 _METRICS = (*EPOCH_METRICS, *TEST_METRICS)
@@ -71,7 +80,11 @@ class RunManifest(Config):
     def _fits_its_config(self) -> RunManifest:
         once = self.config.data.validation == "test_once"
         wanted = set(TRAIN_METRICS if once else EPOCH_METRICS)
-        if len(self.epochs) != self.config.training.epochs or any(set(epoch) != wanted for epoch in self.epochs):
+        judged = {IN_VALIDATION.get(name, name) for epoch in self.epochs for name in epoch}
+        whole = len(self.epochs) == self.config.training.epochs and all(
+            len(each) == len(wanted) for each in self.epochs
+        )
+        if not whole or judged != wanted:
             raise ValueError(f"must hold {', '.join(sorted(wanted))} of each of the config's epochs")
         if set(self.final) != (set(TEST_METRICS) if once else set()):
             raise ValueError("must hold test_loss and test_accuracy at the end if data.validation is test_once")
@@ -138,14 +151,16 @@ def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
     }
     try:
         last = max(histories[Metric.TRAIN_LOSS])
+        # Judged once, after the last epoch, or by every epoch.
+        once = list(TEST_METRICS) if found.data.params["data.validation"] == "test_once" else []
         content = {
             "run_id": run_id,
             "config": _plain_mapping(config_text),
             "epochs": [
-                {name: history[epoch] for name, history in histories.items() if name in EPOCH_METRICS}
+                {name: history[epoch] for name, history in histories.items() if name not in once}
                 for epoch in range(1, last + 1)
             ],
-            "final": {name: history[last] for name, history in histories.items() if name in TEST_METRICS},
+            "final": {name: histories[name][last] for name in once},
             **{name: found.data.tags[name] for name in (Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.ENGINE)},
             "environment": json.loads(environment_text),
         }

@@ -5,20 +5,29 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from digitcnn import runner, study, tracking, training
 from digitcnn.config import ReproduceConfig, StudyReference, TrackingConfig, expand_user
 from digitcnn.errors import ConfigError
-from digitcnn.evaluation.manifest import RunManifest, manifest_of, read_manifest
-from digitcnn.records import EnvironmentKey, Tag
+from digitcnn.evaluation.manifest import NUMERIC_PACKAGES, RunManifest, manifest_of, read_manifest
+from digitcnn.records import IN_VALIDATION, EnvironmentKey, Tag
 from digitcnn.values import Decision, EpochMetrics, Splits
 
 Verdict = Literal["IDENTICAL", "EQUIVALENT", "DIFFERENT"]
 # Of the difference of two counts: about one comparison in 370 exceeds it by chance.
 _STANDARD_ERRORS = 3.0
+# The drift of a train loss, relative, after so many updates: the largest that other threads, kernels, processors and
+# engines made of the same config and seed, in experiments/drift/drift.csv. Fewer updates drift less; after more of them
+# two trainings are as good as independent.
+DRIFT = ((200, 4.7e-5), (400, 0.0067), (600, 0.0084), (800, 0.0084), (1000, 0.027), (1200, 0.034))
+# A tolerance is so many times the measured drift, and so many images.
+_SAFETY, _IMAGES = 5.0, 5
+_CODE = "code"
 _MIN_ID = 6
 _REFERENCES = ("champion", "best with study=NAME", "a run id", f"at least its first {_MIN_ID} characters")
 
@@ -33,15 +42,32 @@ class ComparedMetric:
     repeated: float
     tolerance: float
 
+    @property
+    def is_unequal(self) -> bool:
+        """True if the two differ at all."""
+        return self.recorded != self.repeated
+
+    @property
+    def is_outside(self) -> bool:
+        """True if they differ by more than the tolerance, as NaN does."""
+        return not abs(self.recorded - self.repeated) <= self.tolerance
+
+    def words(self) -> str:
+        """Return the two values in words."""
+        return f"{self.metric} of epoch {self.epoch}: {self.recorded:.6g} recorded, {self.repeated:.6g} repeated"
+
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A repeated run: the verdict, its reasons, a line on other code, and every metric side by side."""
+    """A repeated run: the verdict, its reasons, every metric side by side, and the epochs that were trained.
+
+    They are fewer than the run's where one could not be equivalent any more.
+    """
 
     verdict: Verdict
     reasons: tuple[str, ...]
-    code: str
     metrics: tuple[ComparedMetric, ...]
+    epochs: int
     run_id: str
     weights_sha256: str
 
@@ -103,8 +129,8 @@ def reproduce(
 ) -> Reproduction:
     """Train a run again in this process, with its own threads unless others are given, and compare.
 
-    For a process that has not imported Keras: threads and flags are settled before that. Raise ConfigError if the data
-    are others than the run's.
+    Stops at the first epoch that cannot be equivalent any more. For a process that has not imported Keras: threads and
+    flags are settled before that. Raise ConfigError if the data are others than the run's.
     """
     os.environ.update(training.repeatable_flags(manifest.environment.get(EnvironmentKey.FLAGS, {})))
     config = manifest.config.model_copy(update={"tracking": store})
@@ -113,37 +139,48 @@ def reproduce(
     splits = runner.check_run(config)
     if splits.sha256 != manifest.data_sha256:
         raise ConfigError(f"data.path={config.data.path}: holds other data than the run was trained on (SHA-256)")
-    finished = runner.record_run(config, tags={Tag.REPRODUCES: manifest.run_id}, on_epoch=on_epoch)
-    result = finished.result
-    final = result.summary if splits.final_test_only else {}
-    metrics = _side_by_side(manifest, finished.epochs, final, splits)
     now = training.describe_environment(training.thread_count(config.training), config.backend)
-    now |= {Tag.ENGINE: result.engine}
-    differences = _differences({**manifest.environment, Tag.ENGINE: manifest.engine}, now)
+    differences = environment_differences(manifest.environment, now)
+
+    def go_on(metrics: EpochMetrics) -> Decision:
+        decision = on_epoch(metrics)
+        compared = _side_by_side(manifest, metrics.epoch, metrics.metrics(), splits)
+        bad = [each for each in compared if each.is_outside or (not differences and each.is_unequal)]
+        return "stop" if bad else decision
+
+    finished = runner.record_run(config, tags={Tag.REPRODUCES: manifest.run_id}, on_epoch=go_on)
+    result = finished.result
+    metrics = [
+        each for epoch in finished.epochs for each in _side_by_side(manifest, epoch.epoch, epoch.metrics(), splits)
+    ]
+    if splits.final_test_only and result.ending == "completed":
+        metrics += _side_by_side(manifest, None, result.summary, splits)
+    if result.engine != manifest.engine:
+        differences[Tag.ENGINE] = f"{manifest.engine} recorded, {result.engine} now"
     verdict, reasons = judge(manifest.weights_sha256, result.weights_sha256, differences, metrics)
-    code = _code(manifest.environment.get(EnvironmentKey.GIT, {}), training.git_state())
-    return Reproduction(verdict, reasons, code, metrics, finished.run_id, result.weights_sha256)
+    if verdict == "IDENTICAL" and _CODE in differences:
+        reasons = _named({_CODE: differences[_CODE]})
+    trained = len(finished.epochs)
+    return Reproduction(verdict, reasons, tuple(metrics), trained, finished.run_id, result.weights_sha256)
 
 
 def judge(
-    recorded: str, repeated: str, differences: Mapping[str, str], metrics: tuple[ComparedMetric, ...]
+    recorded: str, repeated: str, differences: Mapping[str, str], metrics: Sequence[ComparedMetric]
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Return the verdict on two weights digests and their metrics, with its reasons.
 
     IDENTICAL: equal weights and equal metrics. EQUIVALENT: something named in the environment differs, and every metric
     is within its tolerance. DIFFERENT: anything else.
     """
-    unequal = [each for each in metrics if each.recorded != each.repeated]
+    unequal = [each for each in metrics if each.is_unequal]
     if recorded == repeated and not unequal:
         return "IDENTICAL", ()
-    outside = [each for each in metrics if not abs(each.recorded - each.repeated) <= each.tolerance]
+    outside = [each for each in metrics if each.is_outside]
     if outside:
-        worst = outside[0]
-        text = f"{worst.metric} of epoch {worst.epoch}: {worst.recorded:.6g} recorded, {worst.repeated:.6g} repeated"
-        return "DIFFERENT", (f"{text}, tolerance {worst.tolerance:.2g}", *_named(differences))
+        return "DIFFERENT", (f"{outside[0].words()}, tolerance {outside[0].tolerance:.2g}", *_named(differences))
     if not differences:
-        what = "the metrics, of equal weights," if recorded == repeated else "the weights"
-        return "DIFFERENT", (f"{what} differ in the same environment",)
+        what = unequal[0].words() if unequal else "the weights differ"
+        return "DIFFERENT", (f"{what}, in the same environment",)
     return "EQUIVALENT", _named(differences)
 
 
@@ -152,71 +189,74 @@ def _named(differences: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _side_by_side(
-    manifest: RunManifest, epochs: tuple[EpochMetrics, ...], final: Mapping[str, float], splits: Splits
-) -> tuple[ComparedMetric, ...]:
-    counts = {
-        "train": training.samples_per_epoch(manifest.config.training, len(splits.train)),
-        "validation": len(splits.validation),
-        "test": len(splits.validation),
-    }
-    pairs = [
-        (number, recorded, epoch.metrics())
-        for number, (recorded, epoch) in enumerate(zip(manifest.epochs, epochs, strict=True), start=1)
-    ]
-    pairs.append((len(epochs), manifest.final, dict(final)))
+    manifest: RunManifest, epoch: int | None, repeated: Mapping[str, float], splits: Splits
+) -> list[ComparedMetric]:
+    """Return the metrics of an epoch, or without one those of the final model on the test set."""
+    last = len(manifest.epochs)
+    recorded = manifest.final if epoch is None else manifest.epochs[epoch - 1]
+    samples = training.samples_per_epoch(manifest.config.training, len(splits.train))
+    updates = (epoch or last) * math.ceil(samples / manifest.config.training.batch_size)
     compared = []
-    for number, recorded, repeated in pairs:
-        for name, value in recorded.items():
-            images = counts[name.partition("_")[0]]
-            # Of the smaller one: a recorded value that was made larger must not widen its own tolerance.
-            smaller = min(value, repeated[name])
-            bound = tolerance(name, smaller, recorded[name.replace("loss", "accuracy")], images)
-            compared.append(ComparedMetric(number, name, value, repeated[name], bound))
-    return tuple(compared)
+    for name, value in recorded.items():
+        # Of the article's runs, whose epochs are judged by the test set.
+        other = repeated[name if name in repeated else IN_VALIDATION[name]]
+        images = samples if name.startswith("train") else len(splits.validation)
+        # Of the smaller one: a recorded value that was made larger must not widen its own tolerance.
+        bound = tolerance(name, min(value, other), recorded[name.replace("loss", "accuracy")], images, updates)
+        compared.append(ComparedMetric(epoch or last, name, value, other, bound))
+    return compared
 
 
-def tolerance(name: str, value: float, accuracy: float, images: int) -> float:
-    """Return the difference up to which rounding alone may lead a metric of two trainings apart.
+def tolerance(name: str, value: float, accuracy: float, images: int, updates: int) -> float:
+    """Return the difference up to which rounding alone may lead a metric of two trainings apart, after some updates.
 
-    They err on images as two independent draws would: the number of errors has a binomial standard error, and that of
-    the difference of two such numbers is the square root of 2 times as large. A mean loss comes from the same few
-    images, so it is given the errors' relative spread. The tolerance is three standard errors.
+    A metric of training is given `_SAFETY` times the measured drift. At most, and for a metric of other images, the two
+    err on images as independent draws would: the number of errors has a binomial standard error, and that of the
+    difference of two such numbers is the square root of 2 times as large. A mean loss comes from the same few images,
+    so it is given the errors' relative spread. That tolerance is three standard errors.
     """
     errors = min(max(images * (1 - accuracy), 1.0), max(images - 1.0, 0.5))
+    drift = _SAFETY * _drift(updates) if name.startswith("train") else math.inf
     if name.endswith("accuracy"):
-        return _STANDARD_ERRORS * math.sqrt(2 * errors * (images - errors) / images) / images
-    return _STANDARD_ERRORS * value * math.sqrt(2 / errors)
+        independent = _STANDARD_ERRORS * math.sqrt(2 * errors * (images - errors) / images) / images
+        return min(independent, (_IMAGES + drift * errors) / images)
+    return value * min(_STANDARD_ERRORS * math.sqrt(2 / errors), drift)
 
 
-def _differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Return the differences of two environments by name, but of code, command line and what cannot change a number."""
-    names = (
-        Tag.PYTHON,
-        EnvironmentKey.PACKAGES,
-        Tag.PLATFORM,
-        Tag.CPU,
-        Tag.THREADS,
-        Tag.BACKEND,
-        EnvironmentKey.FLAGS,
-        Tag.ENGINE,
-    )
-    before = tracking.environment_tags({name: recorded.get(name, {}) for name in names})
-    after = tracking.environment_tags({name: now[name] for name in names})
-    ours = f"{Tag.VERSION_PREFIX}digitcnn"
-    return {
+def _drift(updates: int) -> float:
+    """Return the measured relative drift after so many updates, between two measurements on logarithmic scales."""
+    measured, drifts = np.log(np.array(DRIFT)).T
+    return float(np.exp(np.interp(math.log(updates), measured, drifts, right=math.inf)))
+
+
+def environment_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return by name what differs between two environments and can change a number, the code's commit included."""
+    before, after = _numeric(recorded), _numeric(now)
+    differences = {
         name: f"{before.get(name, 'none')} recorded, {after.get(name, 'none')} now"
         for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name) and name != ours
+        if before.get(name) != after.get(name)
     }
+    if Tag.CPU_FLAGS not in before or Tag.CPU_FLAGS not in after:
+        # Earlier versions recorded none.
+        differences.pop(Tag.CPU_FLAGS, None)
+    code, code_now = (each.get(EnvironmentKey.GIT, {}) for each in (recorded, now))
+    if code != code_now or code_now.get(EnvironmentKey.DIRTY):
+        differences[_CODE] = f"{_commit(code)} recorded, {_commit(code_now)} now"
+    return differences
 
 
-def _code(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return a line that compares today's code with the run's; empty if it is the same commit, unchanged."""
+def _numeric(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return those of an environment's tags that can change a number: neither the kernel nor what keeps the records."""
+    packages = environment.get(EnvironmentKey.PACKAGES, {})
+    numeric = {name: packages[name] for name in NUMERIC_PACKAGES if name in packages}
+    names = (Tag.CPU, Tag.CPU_FLAGS, Tag.THREADS, Tag.BACKEND, EnvironmentKey.FLAGS)
+    kept = {name: environment[name] for name in names if name in environment}
+    # The system, the processor's kind and the C library, without the kernel's release between them.
+    system = re.sub(r"^(\w+)-.*?-(?=x86_64|aarch64|arm64|AMD64)", r"\1-", str(environment.get(Tag.PLATFORM, "unknown")))
+    return tracking.environment_tags({EnvironmentKey.PACKAGES: numeric, Tag.PLATFORM: system, **kept})
 
-    def text(state: Mapping[str, Any]) -> str:
-        changed = " with uncommitted changes" if state.get(EnvironmentKey.DIRTY) else ""
-        return f"commit {str(state.get(EnvironmentKey.COMMIT, 'unknown'))[:10]}{changed}"
 
-    if recorded == now and not now.get(EnvironmentKey.DIRTY):
-        return ""
-    return f"code: {text(recorded)} recorded, {text(now)} now"
+def _commit(state: Mapping[str, Any]) -> str:
+    changed = " with uncommitted changes" if state.get(EnvironmentKey.DIRTY) else ""
+    return f"commit {str(state.get(EnvironmentKey.COMMIT, 'unknown'))[:10]}{changed}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from digitcnn.config import DataConfig, RunConfig
-from digitcnn.records import Artifact, EnvironmentKey, Tag
+from digitcnn.records import ON_TEST, Artifact, EnvironmentKey, Tag
 from digitcnn.tracking import operations
 from digitcnn.tracking.client import Store, with_retries
 from digitcnn.tracking.local import process_id, process_is_gone
@@ -154,11 +154,11 @@ class Run:
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Record the metrics of an epoch at step `epoch`, in one transaction."""
-        self._put(operations.metrics(metrics.metrics(), metrics.epoch))
+        self._put(operations.metrics(self._named(metrics.metrics()), metrics.epoch))
 
     def log_finish(self, finished: RunFinished) -> None:
         """Record the final metrics, the files, the digests and the model, and close the run."""
-        self._put(operations.metrics(finished.summary, finished.epochs))
+        self._put(operations.metrics(self._named(finished.summary), finished.epochs))
         tags = {Tag.WEIGHTS_SHA256: finished.weights_sha256, Tag.ENGINE: finished.engine}
         if finished.files:
             self._put(operations.files(finished.files))
@@ -172,6 +172,11 @@ class Run:
             tags[Tag.PRUNED_AFTER] = str(finished.epochs)
         self._put(operations.tags(tags))
         close_run(self.store, self.run_id, _ENDINGS[finished.ending])
+
+    def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return metrics by what they were measured on: as the article did, the test set may judge every epoch."""
+        by_test = self.config.data.validation == "test"
+        return {ON_TEST.get(name, name) if by_test else name: value for name, value in metrics.items()}
 
     def _put(self, operation: Operation) -> None:
         put(self.store, self.run_id, operation)

@@ -34,7 +34,7 @@ def package_result(
     judged = "" if config.data.validation == "holdout" else ", judged on the test set"
     name = f"{config.model.name}, batch size {config.training.batch_size}{judged}"
     figures = {
-        Artifact.CURVES_PICTURE: learning_curves(result.epochs, name),
+        Artifact.CURVES_PICTURE: learning_curves(result.epochs, name, "test" if judged else "validation"),
         Artifact.CONFUSION_PICTURE: confusion_matrix(result.confusion, f"{name}, after the last epoch"),
     }
     files = {}
@@ -86,17 +86,17 @@ def _predictions_csv(result: TrainingResult) -> str:
     return "\n".join([heading, *lines, ""])
 
 
-def learning_curves(epochs: Sequence[EpochMetrics], title: str) -> Figure:
-    """Draw loss and accuracy over epochs: training, and validation with its best epoch marked, if there is one."""
+def learning_curves(epochs: Sequence[EpochMetrics], title: str, judged: str) -> Figure:
+    """Draw loss and accuracy over epochs: training, and that on what judges a run, its best epoch marked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     _draw_curve(loss_axes, epochs, Metric.TRAIN_LOSS, 1, color=BLUE, label="training")
-    _draw_curve(loss_axes, epochs, Metric.VALIDATION_LOSS, 1, color=ORANGE, label="validation")
+    _draw_curve(loss_axes, epochs, Metric.VALIDATION_LOSS, 1, color=ORANGE, label=judged)
     loss_axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss")
     _draw_curve(accuracy_axes, epochs, Metric.TRAIN_ACCURACY, 100, color=BLUE, label="training")
-    validation = _draw_curve(accuracy_axes, epochs, Metric.VALIDATION_ACCURACY, 100, color=ORANGE, label="validation")
+    validation = _draw_curve(accuracy_axes, epochs, Metric.VALIDATION_ACCURACY, 100, color=ORANGE, label=judged)
     accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy")
     if validation:
         epoch, best = max(validation, key=lambda point: point[1])

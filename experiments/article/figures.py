@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-import numpy as np
+import pandas as pd
 
 from digitcnn import evaluation
 from digitcnn.drawing import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, SKY
@@ -15,6 +15,8 @@ from experiments.article import answers, contrasts, results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# One kind in all panels, of the spread that the verdicts rest on.
+_CAPTION = "Means over seeds with their 95 % intervals, by the spread between seeds that all configs of a panel share"
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
 
@@ -29,7 +31,8 @@ def draw(tables: contrasts.Tables) -> bytes | None:
     shown = [panels[question] for question in results.PANELS if results.has(tables, question)]
     if not shown:
         return None
-    figure = Figure(figsize=(5 * len(shown), 4.6), layout="constrained", dpi=110)
+    figure = Figure(figsize=(5 * len(shown), 4.9), layout="constrained", dpi=110)
+    figure.supxlabel(_CAPTION, fontsize=10)
     for panel, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
         panel(tables, axes)
         axes.spines[["top", "right"]].set_visible(False)
@@ -40,27 +43,40 @@ def draw(tables: contrasts.Tables) -> bytes | None:
     return file.getvalue()
 
 
+def half_interval(runs: pd.DataFrame, configs: str | list[str], metric: str) -> float:
+    """Return half the 95 % interval of a config's mean in percent, by the spread between seeds of all configs."""
+    from scipy import stats
+
+    values = {
+        str(name): dict(zip(part[Column.SEED].tolist(), part[metric].tolist(), strict=True))
+        for name, part in runs.groupby(configs)
+    }
+    spread, freedom = evaluation.spread_between_seeds(values)
+    seeds = min(map(len, values.values()))
+    return float(100 * stats.t.ppf(0.975, freedom) * spread / seeds**0.5)
+
+
 def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
     """Draw validation accuracy against images seen: a line per batch size and protocol, its end with an interval."""
     curves, finals = tables["batch_size_curves"], tables["batch_size"]
+    halves = {
+        str(study): half_interval(part, "training.batch_size", Metric.VALIDATION_ACCURACY)
+        for study, part in finals.groupby("study")
+    }
     for study, style in zip(contrasts.BATCH_SIZE_STUDIES, ("-", "--"), strict=True):
         for color, (size, part) in zip(_COLORS, curves.query("study == @study").groupby("batch_size"), strict=False):
             mean = 100 * part.groupby(Metric.SAMPLES_SEEN)[Metric.VALIDATION_ACCURACY].mean()
             label = f"batch size {size}" if study == contrasts.BATCH_SIZE_STUDIES[0] else None
             axes.plot(mean.index, mean, style, color=color, lw=1.5, label=label)
-            last = finals[(finals["study"] == study) & (finals["training.batch_size"] == size)]
-            summary = evaluation.summarize(last[Metric.VALIDATION_ACCURACY].tolist())
-            half = 100 * (summary.high - summary.low) / 2
             marker = "o" if style == "-" else "s"
-            axes.errorbar(
-                mean.index[-1], 100 * summary.mean, half, fmt=marker, color=color, ms=5, capsize=3, mfc="white"
-            )
+            x, y = mean.index[-1], mean.iloc[-1]
+            axes.errorbar(x, y, halves[study], fmt=marker, color=color, ms=5, capsize=3, mfc="white")
     axes.plot([], [], "-", color=DARK_GREY, label="as the article counts epochs")
     axes.plot([], [], "--", color=DARK_GREY, label="at an equal number of images")
     axes.set(
         xscale="log",
         xlabel="images seen",
-        ylabel="validation accuracy (%), mean; at the end its 95 % interval",
+        ylabel="validation accuracy (%)",
         title="Batch size: own effect or budget?",
     )
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 92))
@@ -69,33 +85,33 @@ def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
 
 def filters(tables: contrasts.Tables, axes: Axes) -> None:
     """Draw mean validation accuracy against CPU seconds: a point per pair of filter counts, the front as a line."""
-    summaries = contrasts.filter_summaries(tables)
+    summaries, runs = contrasts.filter_summaries(tables), tables["filters"]
+    error = half_interval(runs, list(contrasts.LAYERS), Metric.VALIDATION_ACCURACY)
+    error_of_cost = half_interval(runs, list(contrasts.LAYERS), Metric.CPU_SECONDS) / 100
     front = summaries[summaries["front"]].sort_values(Metric.CPU_SECONDS)
     axes.step(
         front[Metric.CPU_SECONDS], 100 * front["mean"], "-", where="post", color=_COLORS[0], alpha=0.4, label="front"
     )
-    for _, row in summaries.iterrows():
+    for place, (_, row) in enumerate(summaries.sort_values(Metric.CPU_SECONDS).iterrows()):
         pair = (int(row["model.conv1_filters"]), int(row["model.conv2_filters"]))
         articles = pair == contrasts.ARTICLES_FILTERS
         color, label = (_COLORS[1], "the article's") if articles else (_COLORS[0], None)
-        x, y, error = row[Metric.CPU_SECONDS], 100 * row["mean"], 100 * row["sd"] / np.sqrt(row["n"])
-        axes.errorbar(x, y, error, fmt="o", color=color, ms=5, capsize=3, elinewidth=1, label=label)
-        # The front rises to the right: left of and above its points is room, and below the others.
-        end, side, across, align = (
-            (y + error, 3, "right", "bottom") if row["front"] else (y - error, -3, "center", "top")
-        )
+        x, y = row[Metric.CPU_SECONDS], 100 * row["mean"]
+        axes.errorbar(x, y, error, error_of_cost, fmt="o", color=color, ms=5, capsize=2, elinewidth=1, label=label)
+        # Neighbours in cost have their names at different ends of their bars.
+        above = place % 2 == 0
         axes.annotate(
             f"{pair[0]}-{pair[1]}",
-            (x, end),
-            xytext=(0, side),
+            (x, y + error if above else y - error),
+            xytext=(0, 3 if above else -3),
             textcoords="offset points",
             fontsize=9,
-            ha=across,
-            va=align,
+            ha="center",
+            va="bottom" if above else "top",
             color=color if articles else "#333333",
         )
     axes.legend(frameon=False, loc="lower right", fontsize=9)
-    axes.set(xlabel="CPU seconds of a run", ylabel="validation accuracy (%), mean and standard error")
+    axes.set(xlabel="CPU seconds of a run", ylabel="validation accuracy (%)")
     axes.set_title("Filters: accuracy against cost")
     axes.margins(x=0.16, y=0.1)
 
@@ -103,11 +119,11 @@ def filters(tables: contrasts.Tables, axes: Axes) -> None:
 def confirmation(tables: contrasts.Tables, axes: Axes) -> None:
     """Draw the test accuracy of each confirmed config: runs, mean and interval; the champion in its own colour."""
     table, runs = tables["confirmation"].iloc[::-1], tables["confirmation_runs"]
+    half = half_interval(runs, Column.CONFIG, Metric.TEST_ACCURACY)
     for place, (_, row) in enumerate(table.iterrows()):
         color = _COLORS[1] if row[Column.CHAMPION] else _COLORS[0]
         values = 100 * runs[runs[Column.CONFIG] == row[Column.CONFIG]][Metric.TEST_ACCURACY]
         axes.plot(values, [place - 0.16] * len(values), "|", color=color, ms=9, alpha=0.6)
-        half = 100 * (row["high"] - row["low"]) / 2
         axes.errorbar(100 * row["mean"], place, xerr=half, fmt="o", color=color, ms=6, capsize=4)
     names = [
         f"{row[Column.CONFIG]}{' (champion)' if row[Column.CHAMPION] else ''}\n"
@@ -117,7 +133,7 @@ def confirmation(tables: contrasts.Tables, axes: Axes) -> None:
     axes.set_yticks(range(len(table)), names)
     axes.locator_params(axis="x", nbins=5)
     axes.set(
-        xlabel="test accuracy (%), mean and 95 % interval",
+        xlabel="test accuracy (%)",
         title="The default study, confirmed",
         ylim=(-0.6, len(table) - 0.4),
     )

@@ -103,12 +103,14 @@ def test_reproduce_names_other_threads_and_finds_an_edited_metric(confirmed: Pat
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "EQUIVALENT" in ended.stdout
     assert f"threads: {content['config']['training']['threads']} recorded, {other} now" in ended.stdout
-    content["epochs"][0]["train_loss"] += 1e-6
+    content["epochs"][0]["train_loss"] *= 1.01
     edited = tmp_path / "edited champion.yaml"
     edited.write_text(yaml.safe_dump(content))
     ended = _run("reproduce", f"run={edited}", f"tracking.root={tmp_path}/empty")
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "DIFFERENT" in ended.stdout
+    assert "train_loss of epoch 1: " in ended.stdout
+    assert "stopped after epoch 1 of 2: it could not be equivalent any more" in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,16 @@ import multiprocessing
 from pathlib import Path
 
 import optuna
+import pandas as pd
 import pytest
 
 from digitcnn import evaluation, study, tracking
 from digitcnn.config import ReproduceConfig, StudyReference, SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation import ComparedMetric
-from digitcnn.evaluation.reproduction import judge, tolerance
+from digitcnn.evaluation.reproduction import DRIFT, environment_differences, judge, tolerance
 from digitcnn.files import sqlite_url
+from experiments.drift.drift import PATH, ROUNDING, WRONG
 from tests.conftest import with_study
 from tests.support.processes import FORKS
 from tests.support.sweeps import work
@@ -55,19 +57,105 @@ def test_find_run_knows_champion_best_and_ids_only(
         evaluation.find_manifest(wanted)
 
 
+# The columns of tolerance's arguments that all of these have: a metric of 1,000 images after 20 updates.
+NEAR = ComparedMetric(1, "train_loss", 0.5, 0.5001, tolerance("train_loss", 0.5, 0.9, 1000, 20))
+FAR = ComparedMetric(1, "train_loss", 0.5, 0.502, tolerance("train_loss", 0.5, 0.9, 1000, 20))
+
+
 def test_judge_gives_a_reason_for_its_verdict() -> None:
-    near = (ComparedMetric(1, "train_loss", 0.5, 0.5001, tolerance("train_loss", 0.5, 0.9, 1000)),)
-    assert judge("a", "b", {"threads": "1 recorded, 2 now"}, near)[0] == "EQUIVALENT"
-    assert judge("a", "b", {}, near) == ("DIFFERENT", ("the weights differ in the same environment",))
-    far = (ComparedMetric(1, "train_loss", 0.5, 0.9, tolerance("train_loss", 0.5, 0.9, 1000)),)
-    verdict, reasons = judge("a", "b", {"threads": "1 recorded, 2 now"}, far)
+    threads = {"threads": "1 recorded, 2 now"}
+    assert judge("a", "a", {}, ()) == ("IDENTICAL", ())
+    assert judge("a", "b", threads, [NEAR]) == ("EQUIVALENT", ("threads: 1 recorded, 2 now",))
+    what = "train_loss of epoch 1: 0.5 recorded, 0.5001 repeated, in the same environment"
+    assert judge("a", "b", {}, [NEAR]) == ("DIFFERENT", (what,))
+    assert judge("a", "b", {}, ()) == ("DIFFERENT", ("the weights differ, in the same environment",))
+    verdict, reasons = judge("a", "b", threads, [NEAR, FAR])
     assert verdict == "DIFFERENT"
-    assert reasons[0].startswith("train_loss of epoch 1: 0.5 recorded, 0.9 repeated, tolerance 0.21")
-    nothing = (ComparedMetric(1, "train_loss", 0.5, float("nan"), 1.0),)
-    assert judge("a", "b", {"cpu": "x"}, nothing)[0] == "DIFFERENT"
+    assert reasons[0].startswith("train_loss of epoch 1: 0.5 recorded, 0.502 repeated, tolerance 0.00")
+    nothing = ComparedMetric(1, "train_loss", 0.5, float("nan"), 1.0)
+    assert judge("a", "b", {"cpu": "x"}, [nothing])[0] == "DIFFERENT"
 
 
-def test_tolerance_is_three_standard_errors_of_a_difference() -> None:
-    assert tolerance("test_accuracy", 0.99, 0.99, 10_000) == pytest.approx(3 * (2 * 0.99 * 0.01 / 10_000) ** 0.5)
-    assert tolerance("train_loss", 0.04, 0.99, 10_000) == pytest.approx(3 * 0.04 * (2 / 100) ** 0.5)
-    assert tolerance("test_accuracy", 1.0, 1.0, 100) > 0
+def test_tolerance_is_a_multiple_of_the_measured_drift_and_at_most_that_of_independent_runs() -> None:
+    (first, drift), *_, (last, _) = DRIFT
+    assert tolerance("train_loss", 0.5, 0.9, 10_000, first) == pytest.approx(0.5 * 5 * drift)
+    assert tolerance("train_loss", 0.5, 0.9, 10_000, 1) == tolerance("train_loss", 0.5, 0.9, 10_000, first)
+    assert tolerance("train_accuracy", 0.9, 0.9, 10_000, first) == pytest.approx((5 + 5 * drift * 1000) / 10_000)
+    # Three standard errors of the difference of two counts.
+    assert tolerance("train_loss", 0.04, 0.99, 10_000, last + 1) == pytest.approx(3 * 0.04 * (2 / 100) ** 0.5)
+    expected = 3 * (2 * 0.99 * 0.01 / 10_000) ** 0.5
+    assert tolerance("test_accuracy", 0.99, 0.99, 10_000, first) == pytest.approx(expected)
+    assert tolerance("test_accuracy", 1.0, 1.0, 100, first) > 0
+
+
+def _verdicts() -> dict[str, list[str]]:
+    """The verdict on each measured training of drift.csv, by case."""
+    rows = pd.read_csv(PATH, float_precision="round_trip")
+    found: dict[str, list[str]] = {}
+    for (case, _), part in rows.groupby(["case", "seed"], sort=False):
+        recorded = part.set_index(["epoch", "metric"])["reference"]
+        metrics = [
+            ComparedMetric(
+                row.epoch,
+                row.metric,
+                row.reference,
+                row.value,
+                tolerance(
+                    row.metric,
+                    min(row.reference, row.value),
+                    recorded[row.epoch, row.metric.replace("loss", "accuracy")],
+                    10_000,
+                    200 * row.epoch,
+                ),
+            )
+            for row in part.itertuples()
+        ]
+        found.setdefault(str(case), []).append(judge("a", "b", {"threads": "other"}, metrics)[0])
+    return found
+
+
+@pytest.mark.parametrize("case", [case.name for case in ROUNDING])
+def test_a_training_that_only_rounds_differently_is_equivalent(case: str) -> None:
+    assert set(_verdicts()[case]) == {"EQUIVALENT"}
+
+
+@pytest.mark.parametrize("case", [case.name for case in WRONG])
+def test_another_training_is_different(case: str) -> None:
+    assert set(_verdicts()[case]) == {"DIFFERENT"}
+
+
+def test_drift_is_the_largest_that_was_measured() -> None:
+    rows = pd.read_csv(PATH, float_precision="round_trip").query("metric == 'train_loss'")
+    rows = rows[rows["case"].isin([case.name for case in ROUNDING])]
+    relative = (rows["value"] - rows["reference"]).abs() / rows[["value", "reference"]].min(axis="columns")
+    largest = relative.groupby(rows["epoch"]).max().cummax()
+    assert [updates for updates, _ in DRIFT] == [200 * epoch for epoch in largest.index]
+    assert [drift for _, drift in DRIFT] == pytest.approx(largest.tolist(), rel=0.05)
+
+
+ENVIRONMENT = {
+    "platform": "Linux-6.8.0-45-generic-x86_64-with-glibc2.36",
+    "cpu": "Fast",
+    "threads": 2,
+    "backend": "tensorflow",
+    "python": "3.11.7",
+    "flags": {},
+    "packages": {"keras": "3.15.1", "numpy": "2.4.6", "tensorflow": "2.21.0", "mlflow": "3.13.0", "optuna": "5.0.0"},
+    "git": {"commit": "a" * 40, "dirty": False},
+}
+
+
+def test_only_what_can_change_a_number_is_a_difference() -> None:
+    packages = ENVIRONMENT["packages"]
+    assert isinstance(packages, dict)
+    same = ENVIRONMENT | {"platform": "Linux-6.9.1-cloud-x86_64-with-glibc2.36", "python": "3.11.9"}
+    same |= {"packages": packages | {"mlflow": "3.14.0", "optuna": "5.1.0", "hydra-core": "1.4"}, "cpu_flags": "avx2"}
+    assert environment_differences(ENVIRONMENT, same) == {}
+    other = ENVIRONMENT | {"packages": packages | {"numpy": "2.5.0"}, "threads": 1}
+    assert set(environment_differences(ENVIRONMENT, other)) == {"version.numpy", "threads"}
+    flags = [ENVIRONMENT | {"cpu_flags": each} for each in ("avx2 fma", "avx2 avx512f fma")]
+    assert environment_differences(*flags) == {"cpu_flags": "avx2 fma recorded, avx2 avx512f fma now"}
+    commit = ENVIRONMENT | {"git": {"commit": "b" * 40, "dirty": True}}
+    assert environment_differences(ENVIRONMENT, commit) == {
+        "code": "commit aaaaaaaaaa recorded, commit bbbbbbbbbb with uncommitted changes now"
+    }

@@ -21,6 +21,7 @@ from digitcnn.runner import FinishedRun
 from digitcnn.tracking import MODEL_FILE
 from digitcnn.values import Decision, EpochMetrics
 from tests.conftest import small_run
+from tests.support.recorded import config_in, record_a_run
 
 
 def _client(config: RunConfig) -> MlflowClient:
@@ -128,3 +129,12 @@ def test_recorder_ends_a_diverged_run_as_failed(small_config: RunConfig) -> None
         runner.record_run(small_config.replace({"training.learning_rate": 1e6, "training.epochs": 5}), tags={})
     run = _only_run(small_config)
     assert (run.info.status, run.data.tags[Tag.DIVERGED]) == ("FAILED", "true")
+
+
+def test_run_judged_by_the_test_set_records_no_validation(root: Path) -> None:
+    """Given the article's protocol, whose every epoch is judged by the test set."""
+    config = config_in(root).replace({"data.validation": "test"})
+    run_id = record_a_run(config, epochs=2)
+    metrics = MlflowClient(config.tracking.store_uri).get_run(run_id).data.metrics
+    assert {"test_accuracy", "test_loss"} < set(metrics)
+    assert not {name for name in metrics if "validation" in name}

@@ -15,8 +15,10 @@ def reproduce(config: ReproduceConfig) -> int:
         found = evaluation.reproduce(manifest, config.tracking, config.threads, on_epoch)
     tables.print_reproduction(found.metrics)
     print(f"weights {manifest.weights_sha256[:16]} recorded, {found.weights_sha256[:16]} repeated")
-    for line in (*found.reasons, *([found.code] if found.code else [])):
+    for line in found.reasons:
         print(line)
+    if found.epochs < len(manifest.epochs):
+        print(f"stopped after epoch {found.epochs} of {len(manifest.epochs)}: it could not be equivalent any more")
     print(f"{found.verdict}: run {manifest.run_id} reproduced as run {found.run_id}")
     return 1 if found.verdict == "DIFFERENT" else settled(config.tracking)
 
