@@ -56,7 +56,8 @@ def run_confirmation(
 ) -> ConfirmationResult:
     """Train every candidate with every seed that is not recorded yet, compare them and register the champion.
 
-    Raise ConfigError if the study's records are gone, MachineError if the baseline diverged or a run failed for good.
+    Raise ConfigError if the study's records are gone or another margin was chosen before, MachineError if the baseline
+    diverged or a run failed for good.
     """
     config = plan.config
     opened = study.recorded_study(config.study, config.tracking.folder)
@@ -78,12 +79,13 @@ def run_confirmation(
                 "which begins new ones"
             )
         recorded, looks = recorded_runs(plan, store), Looks.read(store, plan.parent_run_id)
+        looks.require_margin(config.confirm.margin)
         missing = recorded.missing(plan)
         wanted = recorded.seeds(missing)
         look = looks.number(wanted, recorded.seeds())
         if missing:
             # Whoever gives up on it has seen what it recorded.
-            looks = looks.announced(look, wanted)
+            looks = looks.announced(look, wanted, config.confirm.margin)
             _put_looks(store, plan, looks)
         backend = plan.candidates[0].config.backend
         _train(plan, missing, recorded, store, shown, trainer or runner.KerasTrainer(backend))

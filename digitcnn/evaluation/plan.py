@@ -25,7 +25,7 @@ _PUBLISHED_SPREAD = 0.0012
 _MAX_SEED = 2**32 - 1
 # Of a look that was announced: its runs are on their way.
 _ANNOUNCED = "announced"
-_LOOKS = (Column.LOOK, Column.CONFIG, "n", Column.DIFFERENCE, Column.P, Column.VERDICT)
+_LOOKS = (Column.LOOK, Column.MARGIN, Column.CONFIG, "n", Column.DIFFERENCE, Column.P, Column.VERDICT)
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,19 @@ class Looks:
         concluded = self.table[self.table[Column.VERDICT] != _ANNOUNCED].groupby(Column.CONFIG)["n"].max()
         return last + max(n - int(concluded.get(name, 0)) for name, n in recorded.items())
 
-    def announced(self, number: int, wanted: dict[str, int]) -> Looks:
+    def require_margin(self, margin: float) -> None:
+        """Raise ConfigError if the study was looked at with another smallest difference of interest."""
+        before = self.table[Column.MARGIN].dropna()
+        if len(before) and before.iloc[0] != margin:
+            raise ConfigError(
+                f"confirm.margin={margin}: this study was looked at with {before.iloc[0]}; a margin is chosen before "
+                "anything is seen, and stays"
+            )
+
+    def announced(self, number: int, wanted: dict[str, int], margin: float) -> Looks:
         """Return the looks with one that is on its way."""
-        rows = [{Column.LOOK: number, Column.CONFIG: name, "n": n} for name, n in wanted.items()]
-        return self._with(number, pd.DataFrame(rows).assign(**{Column.VERDICT: _ANNOUNCED}))
+        shared = {Column.LOOK: number, Column.MARGIN: margin, Column.VERDICT: _ANNOUNCED}
+        return self._with(number, pd.DataFrame([{**shared, Column.CONFIG: name, "n": n} for name, n in wanted.items()]))
 
     def taken(self, table: pd.DataFrame) -> Looks:
         """Return the looks with the one of a confirmation's table."""
@@ -230,6 +239,7 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
     with tracking.store_errors(config.tracking):
         store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}")
         recorded, looks = recorded_runs(plan, store), Looks.read(store, plan.parent_run_id)
+    looks.require_margin(config.confirm.margin)
     missing = recorded.missing(plan)
     workers, threads, shares = plan_workers(config.workers, len(missing), "run")
     baseline = plan.candidates[0].config.replace({"training.threads": threads})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -82,6 +83,24 @@ def test_confirm_trains_only_the_seeds_that_are_missing(confirmed: Path) -> None
     assert after["seed"].tolist() == [1, 2, 3] * 2
     versions = _client(confirmed).search_model_versions("name = 'digitcnn'")
     assert len({version.run_id for version in versions}) == len(versions)
+
+
+def test_report_gives_the_commands_that_make_its_table_again(confirmed: Path, tmp_path: Path) -> None:
+    """Given another folder for the records, the commands below "Doing it again" lead to the same verdicts there."""
+    assert _run("report", "study=small", f"tracking.root={confirmed}").returncode == 0
+    text = (confirmed / "reports" / "small" / "report.md").read_text()
+    *commands, last = text.partition("```bash\n")[2].partition("\n```")[0].splitlines()
+    for command in commands:
+        program, name, *words = shlex.split(command.replace(str(confirmed), str(tmp_path)))
+        ended = _run(name, *words)
+        assert (program, ended.returncode) == ("digitcnn", 0), ended.stderr
+    assert last.startswith("digitcnn reproduce run=")
+    shown, again = (
+        pd.read_csv(root / "reports" / "small" / "confirmation.csv").drop(columns="cpu_seconds")
+        for root in (confirmed, tmp_path)
+    )
+    chosen = ["as_good_as_best", "champion"]  # by the time they took
+    pd.testing.assert_frame_equal(again.drop(columns=chosen), shown.drop(columns=chosen))
 
 
 def test_reproduce_repeats_the_champion_from_its_file_alone(confirmed: Path, tmp_path: Path) -> None:

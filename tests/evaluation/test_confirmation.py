@@ -15,7 +15,7 @@ from mlflow.tracking._tracking_service import utils as mlflow_places
 from digitcnn import evaluation, report, runner
 from digitcnn.cli import tables
 from digitcnn.config import ConfirmConfig, ReportConfig, SweepConfig, load_config
-from digitcnn.errors import MachineError
+from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import confirmation
 from digitcnn.evaluation.plan import Looks
 from digitcnn.runner.plan import Speed
@@ -222,13 +222,22 @@ def test_every_look_is_counted_recorded_and_said(config: ConfirmConfig) -> None:
 
 
 def test_a_confirmation_that_was_given_up_counts_as_a_look_for_each_seed_that_it_showed() -> None:
-    looks = Looks(pd.DataFrame(columns=["look"])).announced(1, {"baseline": 30, "trial 1": 30})
+    looks = Looks(pd.DataFrame(columns=["look"])).announced(1, {"baseline": 30, "trial 1": 30}, 0.001)
     seen = {"baseline": 17, "trial 1": 17}
     # Resumed as it was announced, it is the look that it was.
     assert looks.number({"baseline": 30, "trial 1": 30}, seen) == 1
     assert looks.number({"baseline": 17, "trial 1": 17}, seen) == 18
     # What had not begun showed nothing.
     assert looks.number({"baseline": 5, "trial 1": 5}, {"baseline": 0, "trial 1": 0}) == 1
+
+
+def test_margin_is_chosen_before_anything_is_seen(config: ConfirmConfig) -> None:
+    _asked(config, margin=0.002)
+    with pytest.raises(ConfigError, match="confirm.margin=0.005: this study was looked at with 0.002; a margin is"):
+        _asked(config, margin=0.005)
+    with pytest.raises(ConfigError, match="confirm.margin=0.001"):
+        evaluation.describe_confirmation(evaluation.plan_confirmation(config))
+    assert set(_asked(config, margin=0.002, seeds=3).table["margin"]) == {0.002}
 
 
 def test_runs_of_the_first_edition_count_as_one_look(config: ConfirmConfig) -> None:
