@@ -124,14 +124,17 @@ def test_train_final_test_only_reads_the_test_set_after_the_last_epoch_alone(sma
 
 
 @pytest.mark.parametrize("engine", ["keras", "fast"])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_train_repeats_its_weights_in_fresh_processes(engine: str, threads: int, small_npz: Path) -> None:
+@pytest.mark.parametrize(("threads", "batch_size"), [(1, 97), (2, 499)])
+def test_train_repeats_its_weights_in_fresh_processes(
+    engine: str, threads: int, batch_size: int, small_npz: Path
+) -> None:
+    """The last batch of 500 images has one image, where there are two threads."""
     program = f"""
 from digitcnn import runner, training
 from digitcnn.config import RunConfig, load_config
 config = load_config(RunConfig, {{"data": {{"path": {str(small_npz)!r}, "validation_size": 100}},
     "model": {{"name": "cnn", "conv1_filters": 8, "conv2_filters": 16, "dense_units": 32}},
-    "training": {{"epochs": 2, "batch_size": 97, "threads": {threads}, "engine": {engine!r}}}}})
+    "training": {{"epochs": 2, "batch_size": {batch_size}, "threads": {threads}, "engine": {engine!r}}}}})
 training.import_keras({threads})
 splits = runner.check_run(config)
 model = training.build_model(config.model, 28, 28, 10, 0)

@@ -27,8 +27,8 @@ Tensor = Any
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 # How long one call of TensorFlow should take (s): signals and signs of life are handled between two.
 _CALL_SECONDS = 0.5
-# Images that are judged in one call: the activations stay within 100 MB, and larger ones are not faster.
-_JUDGED_IMAGES = 1000
+# Images that are judged in one call: 1,000 take 86 MB more at the peak, and are not faster.
+_JUDGED_IMAGES = 250
 
 
 class FastEngine:
@@ -47,19 +47,23 @@ class FastEngine:
         self._state = [tf.Variable(variable.value) for variable in model.non_trainable_variables]
         self._momenta, self._velocities = ([tf.Variable(tf.zeros_like(w)) for w in self._weights] for _ in range(2))
         self._step, self._batches_per_call = 0, 1
-        specification = [tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
-        self._train = tf.function(self._train_batches, specification, autograph=False)
-        self._train.get_concrete_function()
-        self._predict = tf.function(self._probabilities, [tf.TensorSpec([None, *examples.images.shape[1:]], tf.uint8)])
+        # By their number of shares: another one is needed for batches with fewer images than that.
+        self._train: dict[int, Any] = {}
+        self._predict: dict[int, Any] = {}
+        self._train_function(min(self._shares, self._batch_size))
 
     def train_epoch(self, order: NDArray[np.int64], progress: Progress | None = None) -> tuple[float, float]:
         """Train once through `order`; see Engine. `progress` is called about twice a second."""
         batches, done = math.ceil(len(order) / self._batch_size), 0
+        alone = 0 < len(order) % self._batch_size < self._shares
         sums = np.zeros(2)
         while done < batches:
-            began, now = time.perf_counter(), min(self._batches_per_call, batches - done)
+            began = time.perf_counter()
+            together = batches - done - 1 if alone and done < batches - 1 else batches - done
+            now = min(self._batches_per_call, together)
             rows = order[done * self._batch_size : (done + now) * self._batch_size]
-            sums += self._train(tf.constant(rows), tf.constant(self._step)).numpy()
+            train = self._train_function(min(self._shares, len(rows) - (now - 1) * self._batch_size))
+            sums += train(tf.constant(rows), tf.constant(self._step)).numpy()
             self._step, done = self._step + now, done + now
             self._batches_per_call = max(1, int(now * _CALL_SECONDS / (time.perf_counter() - began)))
             if progress:
@@ -69,9 +73,11 @@ class FastEngine:
 
     def evaluate(self, examples: Examples) -> Evaluation:
         """Evaluate the model at its present weights, as it is saved; see Engine."""
-        starts = range(0, len(examples), _JUDGED_IMAGES)
-        parts = [self._predict(examples.images[start : start + _JUDGED_IMAGES]).numpy() for start in starts]
-        return judge(np.concatenate(parts), examples)
+        found = []
+        for start in range(0, len(examples), _JUDGED_IMAGES):
+            images = tf.constant(examples.images[start : start + _JUDGED_IMAGES])
+            found.append(self._predict_function(min(self._threads, len(images)))(images).numpy())
+        return judge(np.concatenate(found), examples)
 
     def finish(self) -> None:
         """Put the trained weights into the model."""
@@ -79,8 +85,22 @@ class FastEngine:
         for variable, value in zip([*theirs, *self._model.non_trainable_variables], ours, strict=True):
             variable.assign(value)
 
-    def _train_batches(self, order: Tensor, step: Tensor) -> Tensor:
-        """Train on consecutive batches of `order` (samples,) after `step` updates.
+    def _train_function(self, shares: int) -> Any:
+        if shares not in self._train:
+            specification = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32))
+            function = tf.function(functools.partial(self._train_batches, shares), autograph=False)
+            self._train[shares] = function.get_concrete_function(*specification)
+        return self._train[shares]
+
+    def _predict_function(self, parts: int) -> Any:
+        if parts not in self._predict:
+            images = tf.TensorSpec([None, *self._images.shape[1:]], tf.uint8)
+            function = tf.function(functools.partial(self._probabilities, parts), autograph=False)
+            self._predict[parts] = function.get_concrete_function(images)
+        return self._predict[parts]
+
+    def _train_batches(self, shares: int, order: Tensor, step: Tensor) -> Tensor:
+        """Train on consecutive batches of `order` (samples,), each of at least `shares` images, after `step` updates.
 
         Return the sums (2,) over all samples of their losses and of those that were right.
         """
@@ -88,25 +108,24 @@ class FastEngine:
 
         def train_batch(index: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
             start = index * self._batch_size
-            return index + 1, sums + self._train_batch(order[start : start + self._batch_size], step + index + 1)
+            rows = order[start : start + self._batch_size]
+            return index + 1, sums + self._train_batch(shares, rows, step + index + 1)
 
         initial = (0, tf.zeros(2, tf.float64))
         return tf.while_loop(lambda index, _: index < batches, train_batch, initial, parallel_iterations=1)[1]
 
-    def _train_batch(self, rows: Tensor, step: Tensor) -> Tensor:
-        size = tf.size(rows)
+    def _train_batch(self, shares: int, rows: Tensor, step: Tensor) -> Tensor:
         weights = [variable.read_value() for variable in self._weights]
         state = [variable.read_value() for variable in self._state]
-        length = -(-size // self._shares)
-        shares = [
-            self._share(number, weights, state, rows[number * length : (number + 1) * length], size)
-            for number in range(self._shares)
+        size = tf.size(rows)
+        found = [
+            self._share(number, weights, state, part, size) for number, part in enumerate(_parts(rows, size, shares))
         ]
-        for variable, value in zip(self._state, shares[0][2], strict=True):
+        for variable, value in zip(self._state, found[0][2], strict=True):
             variable.assign(value)
-        gradients = [functools.reduce(tf.add, parts) for parts in zip(*(share[0] for share in shares), strict=True)]
+        gradients = [functools.reduce(tf.add, parts) for parts in zip(*(share[0] for share in found), strict=True)]
         self._update(gradients, tf.cast(step, tf.float32))
-        return tf.cast(functools.reduce(tf.add, [share[1] for share in shares]), tf.float64)
+        return tf.cast(functools.reduce(tf.add, [share[1] for share in found]), tf.float64)
 
     def _share(
         self, number: int, weights: list[Tensor], state: list[Tensor], rows: Tensor, size: Tensor
@@ -147,10 +166,14 @@ class FastEngine:
                 grad=gradient,
             )
 
-    def _probabilities(self, images: Tensor) -> Tensor:
-        """Return the probabilities (n, classes) of images (n, height, width), a part for each thread at a time."""
+    def _probabilities(self, parts: int, images: Tensor) -> Tensor:
+        """Return the probabilities (n, classes) of images (n, height, width), cut into parts for the threads."""
         weights = [variable.read_value() for variable in self._weights]
         state = [variable.read_value() for variable in self._state]
-        length = -(-tf.shape(images)[0] // self._threads)
-        parts = [images[number * length : (number + 1) * length] for number in range(self._threads)]
-        return tf.concat([self._model.stateless_call(weights, state, part, training=False)[0] for part in parts], 0)
+        cut = _parts(images, tf.shape(images)[0], parts)
+        return tf.concat([self._model.stateless_call(weights, state, part, training=False)[0] for part in cut], 0)
+
+
+def _parts(rows: Tensor, size: Tensor, number: int) -> list[Tensor]:
+    """Cut rows (size, ...) into consecutive parts whose lengths differ by one at most."""
+    return [rows[part * size // number : (part + 1) * size // number] for part in range(number)]
