@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from digitcnn.config import Backend, without_credentials
-from digitcnn.processor import cpu_model
+from digitcnn.processor import cpu_model, instruction_sets
 from digitcnn.records import EnvironmentKey, Tag
 from digitcnn.training.backends import BACKEND_PACKAGES
 
@@ -80,6 +80,7 @@ def describe_environment(threads: int, backend: Backend = "tensorflow") -> dict[
         EnvironmentKey.PACKAGES: package_versions(backend),
         Tag.PLATFORM: platform.platform(),
         Tag.CPU: cpu_model(),
+        Tag.CPU_FLAGS: " ".join(instruction_sets()),
         Tag.CORES: os.cpu_count(),
         Tag.THREADS: threads,
         Tag.BACKEND: backend,
