@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -30,8 +28,6 @@ def capture_signals(first: Callable[[], None], again: Callable[[], None]) -> Ite
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
-        if number == signal.SIGHUP:
-            print_nowhere()
         if len(received) == 1:
             threading.Thread(target=first, daemon=True).start()
         elif len(received) == 2:
@@ -53,19 +49,8 @@ def end_in_order() -> None:
     """Make SIGTERM and SIGHUP end this process with every `finally` on the way, as Ctrl-C does."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            print_nowhere()
         end_process(signal.Signals(number))
 
     signal.signal(signal.SIGTERM, handle)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, handle)
-
-
-def print_nowhere() -> None:
-    """Discard what is printed: writing to a terminal that is gone is an error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-            os.dup2(nowhere, descriptor)
-    os.close(nowhere)

@@ -6,7 +6,7 @@ from digitcnn.cli.program import main
 
 if TYPE_CHECKING:
     from digitcnn.cli.command import run_command, settled
-    from digitcnn.cli.display import messages
+    from digitcnn.output import messages
 
 __all__ = ["main", "messages", "run_command", "settled"]
 
@@ -15,6 +15,7 @@ def __getattr__(name: str) -> Any:
     """Import Hydra only for those who run a command: the list of commands is there at once."""
     if name not in __all__:
         raise AttributeError(name)
-    from digitcnn.cli import command, display
+    from digitcnn import output
+    from digitcnn.cli import command
 
-    return getattr(display if name == "messages" else command, name)
+    return getattr(output if name == "messages" else command, name)

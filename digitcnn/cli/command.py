@@ -25,9 +25,8 @@ from yaml import YAMLError
 
 from digitcnn.cli.arguments import CommandLine, parse_arguments
 from digitcnn.cli.composition import config_of, set_up_hydra
-from digitcnn.cli.display import messages, training_display
+from digitcnn.cli.display import training_display
 from digitcnn.cli.help import command_help
-from digitcnn.cli.program import output_may_be_cut
 from digitcnn.config import (
     Config,
     TrackingConfig,
@@ -39,6 +38,7 @@ from digitcnn.config import (
 )
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
 from digitcnn.formatting import printable
+from digitcnn.output import lost_output, messages, survive_readers
 from digitcnn.signals import capture_signals, end_in_order, end_process
 from digitcnn.tracking import pending_message
 from digitcnn.values import Decision, EpochMetrics
@@ -79,8 +79,7 @@ def run_command(
     everything = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra would print its own many lines and exit with 1; this makes it raise instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # A logged line that the reader of the output no longer takes is no error to show.
-    logging.raiseExceptions = False
+    survive_readers()
     end_in_order()
     # From here on nobody sees a credential that was typed: no key takes an address with one. Hydra alone is given the
     # values of secrets, such as a variable of its jobs' environment.
@@ -100,11 +99,10 @@ def run_command(
             set_up_hydra(folder)
             sys.argv = [sys.argv[0], *line.argv()]
             primary = None if config_path is None else str(config_path)
-            with output_may_be_cut():
-                if line.flags["help"]:
-                    print(command_help(name, typed, config_path))
-                else:
-                    hydra.main(version_base=None, config_path=primary, config_name=name)(job)()
+            if line.flags["help"]:
+                print(command_help(name, typed, config_path))
+            else:
+                hydra.main(version_base=None, config_path=primary, config_name=name)(job)()
         except KeyboardInterrupt:
             _say("interrupted: what had run is recorded")
             sys.exit(128 + signal.SIGINT)
@@ -242,9 +240,21 @@ def settled(config: TrackingConfig) -> int:
     return 1 if line else 0
 
 
+def delivered(status: int) -> int:
+    """Return the exit status of a command whose result is what it printed: 1, with one line, if that was not written.
+
+    Not so if the reader went away, who wanted no more.
+    """
+    lost = lost_output()
+    if lost is None:
+        return status
+    _say(f"error: standard output is not complete: {lost.strerror}")
+    return status or 1
+
+
 @contextlib.contextmanager
 def training_callbacks(
-    config: TrainingConfig,
+    config: TrainingConfig, backend: str
 ) -> Iterator[tuple[Callable[[EpochMetrics], Decision], Callable[[int, float], None]]]:
     """Show a run's epochs while the body lasts; yield what training calls after an epoch and within one.
 
@@ -265,6 +275,6 @@ def training_callbacks(
         shown.on_progress(epoch, fraction)
         end_if_asked()
 
-    with training_display(config) as shown, capture_signals(lambda: None, end_if_asked) as received:
+    with training_display(config, backend) as shown, capture_signals(lambda: None, end_if_asked) as received:
         yield on_epoch, on_progress
     end_if_asked()

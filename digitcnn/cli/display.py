@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import os
 import sys
 import threading
 import time
@@ -19,55 +19,36 @@ from rich.text import Text
 
 from digitcnn.config import TrainingConfig
 from digitcnn.formatting import format_count, format_duration, format_percent, named_null, printable
+from digitcnn.output import StartLines
 from digitcnn.values import EpochMetrics
+
+# As their makers write them.
+_BACKENDS = {"tensorflow": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 
 
 def text_console() -> Console:
-    """Return a console that shows texts as they are: `[old]` and `:x:` in a path are no style and no emoji."""
-    return Console(markup=False, emoji=False, highlight=False)
+    """Return a console that shows texts as they are: `[old]` and `:x:` in a path are no style and no emoji.
 
-
-class _MessageHandler(logging.Handler):
-    """A line for every message: on standard error for an error, on standard output for all else.
-
-    A live picture redirects both, and shows the line above itself.
+    What FORCE_COLOR says is no reason to command a terminal that is not there.
     """
+    return Console(force_terminal=sys.stdout.isatty(), markup=False, emoji=False, highlight=False)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        text = printable(record.getMessage())
-        # A terminal that was closed, or a reader that has gone, is no reason to end a study.
-        with contextlib.suppress(OSError):
-            if record.levelno >= logging.ERROR:
-                print(f"error: {text}", file=sys.stderr, flush=True)
-            else:
-                print(text, flush=True)
+
+def _is_live(console: Console) -> bool:
+    """Return True if the console is a terminal that can move its cursor."""
+    known = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
+    return console.is_terminal and known and os.environ.get("TTY_COMPATIBLE") != "0"
 
 
 @contextlib.contextmanager
-def messages(package: str = "digitcnn") -> Iterator[None]:
-    """Print what a package logs while the body lasts."""
-    logger, handler = logging.getLogger(package), _MessageHandler()
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    # Hydra's own handler, at the root, would print each a second time.
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.propagate = propagate
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-
-
-@contextlib.contextmanager
-def training_display(config: TrainingConfig) -> Iterator[_TrainingLines | _TrainingTable]:
+def training_display(config: TrainingConfig, backend: str) -> Iterator[_TrainingLines | _TrainingTable]:
     """Show one run's epochs, and in a terminal the progress within them, while the body lasts."""
     console = text_console()
-    if not console.is_terminal:
-        yield _TrainingLines(config.epochs)
+    if not _is_live(console):
+        with contextlib.closing(StartLines(_BACKENDS[backend])) as start:
+            yield _TrainingLines(config.epochs, start)
         return
-    shown = _TrainingTable(config.epochs)
+    shown = _TrainingTable(config.epochs, _BACKENDS[backend])
     with Live(shown, console=console, refresh_per_second=5):
         yield shown
 
@@ -79,10 +60,11 @@ def _validation(metrics: EpochMetrics) -> str:
 
 
 class _TrainingLines:
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int, start: StartLines) -> None:
+        self.epochs, self.start = epochs, start
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
+        self.start.close()
         print(
             f"epoch {metrics.epoch}/{self.epochs}: "
             f"train loss {metrics.train_loss:.4f}, accuracy {format_percent(metrics.train_accuracy)} %; "
@@ -91,13 +73,13 @@ class _TrainingLines:
         )
 
     def on_progress(self, epoch: int, fraction: float) -> None:
-        pass
+        self.start.close()
 
 
 class _TrainingTable:
     """The last epochs as a table, and a bar of all epochs with the time that is left."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, backend: str) -> None:
         self.epochs = epochs
         self.seen: list[EpochMetrics] = []
         self.began: float | None = None
@@ -107,7 +89,7 @@ class _TrainingTable:
             TextColumn("{task.fields[left]}"),
             auto_refresh=False,
         )
-        self.task = self.bar.add_task("starting TensorFlow", total=epochs, left="")
+        self.task = self.bar.add_task(f"starting {backend}", total=epochs, left="")
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
         self.seen.append(metrics)
@@ -159,12 +141,13 @@ class SweepScreen:
     `unit` is what the bar counts: the trials of a study, or the runs of its confirmation.
     """
 
-    def __init__(self, unit: str = "trials") -> None:
-        self.unit = unit
+    def __init__(self, backend: str, unit: str = "trials") -> None:
+        self.backend, self.unit = _BACKENDS[backend], unit
         self.console = text_console()
+        self.start = StartLines("the study")
         self.live: Live | None = None
         self.rows: dict[int, _Row] = {}
-        self.best = ""
+        self.best = self.starting = ""
         self.lock = threading.Lock()
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -179,16 +162,22 @@ class SweepScreen:
         """Show the start of the work: the study, its trials and the workers."""
         self.metric, self.workers, self.at_start, self.started = metric, workers or 0, finished, time.monotonic()
         self.total = total
-        self.task = self.bar.add_task(name, total=total, completed=finished, left="", unit=self.unit)
+        counted = format_count(total, self.unit.removesuffix("s"))
+        self.task = self.bar.add_task(name, total=total, completed=finished, left="", unit=counted.partition(" ")[2])
+        self.start.close()
         if finished >= total:
-            self._note(f"study {name}: all {total} {self.unit} are recorded")
+            self._note(f"study {name}: {'all ' if total > 1 else ''}{counted} {'are' if total > 1 else 'is'} recorded")
             return
         resumed = f", {finished} recorded before" if finished else ""
         by = "on a Ray cluster" if workers is None else format_count(workers, "worker")
-        self._note(f"study {name}: {total} {self.unit}{resumed}, {by}")
-        if self.console.is_terminal:
+        self._note(f"study {name}: {counted}{resumed}, {by}")
+        by = "Ray" if workers is None else by
+        if _is_live(self.console):
+            self.starting = f"starting {by} ({self.backend})"
             self.live = Live(self, console=self.console, refresh_per_second=4)
             self.live.start()
+        else:
+            self.start = StartLines(f"{by} ({self.backend})")
 
     def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None:
         """Show that a worker begins a trial."""
@@ -200,6 +189,7 @@ class SweepScreen:
 
     def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None:
         """Show the metrics of a trial's epoch."""
+        self._started()
         with self.lock:
             row = self.rows[worker]
             row.epoch, row.accuracy, row.images_per_second = (
@@ -214,6 +204,7 @@ class SweepScreen:
 
     def trial_ended(self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str) -> None:
         """Show how a trial ended, and the best value of the study so far."""
+        self._started()
         with self.lock:
             self.best = best
             self.rows.pop(-1 if worker is None else worker, None)
@@ -226,19 +217,23 @@ class SweepScreen:
 
     def _note(self, text: str) -> None:
         """Print a line that stays on the screen."""
-        with contextlib.suppress(OSError):
-            self.console.print(printable(text), soft_wrap=True)
+        self.console.print(printable(text), soft_wrap=True)
+
+    def _started(self) -> None:
+        """Say no more that the workers start: one of them has come to something."""
+        self.start.close()
+        self.starting = ""
 
     def close(self) -> None:
         """End the live picture."""
+        self.start.close()
         if self.live is not None:
             self.live.stop()
             self.live = None
 
     def _line(self, text: str) -> None:
         if self.live is None:
-            with contextlib.suppress(OSError):
-                print(printable(text), flush=True)
+            print(printable(text), flush=True)
 
     def __rich__(self) -> Group:
         with self.lock:
@@ -260,6 +255,8 @@ class SweepScreen:
                 )
             self.bar.update(self.task, left=self._time_left())
             leading = [Text(f"best {self.metric}: {self.best}")] if self.best else []
+            if self.starting:
+                leading = [Text(f"{self.starting}: {format_duration(time.monotonic() - self.started)}")]
             return Group(self.bar, *leading, table)
 
     def _time_left(self) -> str:

@@ -6,11 +6,12 @@ import contextlib
 import difflib
 import importlib
 import importlib.metadata
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import NoReturn
 
 from digitcnn.errors import ConfigError
+from digitcnn.output import StartLines, survive_readers
 
 COMMANDS = {
     "train": "train one network and record it",
@@ -34,12 +35,12 @@ Completion of commands and keys: eval "$(digitcnn -sc install=bash)" (or zsh, fi
 
 def main() -> None:
     """Run the command that was typed; exits with its status, or with 2 and one line for a command that there is not."""
+    survive_readers()
     name, *arguments = sys.argv[1:] or [""]
     try:
         if name in COMMANDS and not {"-h", "--help"} & set(arguments):
-            importlib.import_module(f"digitcnn.cli.commands.{name}").main(arguments=arguments)
-        with output_may_be_cut():
-            _explain(name, arguments)
+            _imported(name)(arguments=arguments)
+        _explain(name, arguments)
     except ModuleNotFoundError as error:
         # Without what was typed: it may hold a password.
         print(f"error: {sys.executable} has no {error.name}; install digitcnn, or make .venv", file=sys.stderr)
@@ -53,14 +54,11 @@ def main() -> None:
     sys.exit(0 if name else 2)
 
 
-@contextlib.contextmanager
-def output_may_be_cut() -> Iterator[None]:
-    """Let the reader of standard output go while the body prints, as `| head -1` does; what follows is discarded."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _imported(name: str) -> Callable[..., NoReturn]:
+    """Return the function that runs a command; its import takes seconds, and a minute on a slow disk."""
+    with contextlib.closing(StartLines(f"digitcnn {name}", on_error_stream=True)):
+        command: Callable[..., NoReturn] = importlib.import_module(f"digitcnn.cli.commands.{name}").main
+    return command
 
 
 def _explain(name: str, arguments: list[str]) -> None:

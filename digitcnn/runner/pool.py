@@ -143,12 +143,16 @@ def answer_events(events: Events, on_event: Callable[[Event], Decision]) -> RunF
 def run_workers(pool: Pool, loop: Callable[[Worker], None]) -> None:
     """Run a function with each worker of a pool, in a thread of its own, until all have returned.
 
-    The first that returns ends the arrival of further ones: no work is left.
+    The first that returns ends the arrival of further ones: no work is left. One that raises ends the work of all.
     """
 
     def run(worker: Worker) -> None:
         try:
             loop(worker)
+        except BaseException:
+            # SystemExit too, with which a library may answer an output that is gone: the others wait for this run.
+            pool.stop.set()
+            raise
         finally:
             pool.finished.set()
 

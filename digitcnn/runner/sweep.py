@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepResult:
-    """An ended sweep: its leaderboard, its counts, and the signal of its interruption, if there was one."""
+    """An ended sweep: its leaderboard, its counts, and the signal of its interruption, if there was one.
+
+    `failure` says why most of the trials failed that have no result; it is empty if none did.
+    """
 
     leaderboard: pd.DataFrame
     leaderboard_path: Path
@@ -48,6 +51,7 @@ class SweepResult:
     total: int
     parent_run_id: str
     interrupted: signal.Signals | None
+    failure: str
 
 
 def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = None) -> SweepResult:
@@ -123,6 +127,7 @@ class _Sweep:
             total=queue.total,
             parent_run_id=self.parent,
             interrupted=self.signals[0] if self.signals else None,
+            failure=study.frequent_failure(self.opened),
         )
 
     def _ending(self) -> tuple[tracking.Status, str]:
@@ -159,7 +164,7 @@ class _Sweep:
             raise
         except MachineError:
             raise
-        except Exception as error:
+        except BaseException as error:
             self.stop.set()
             # A store that fails here too leaves the trial running: the next start ends it.
             with contextlib.suppress(*study.STORAGE_FAILURES):

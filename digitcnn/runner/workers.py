@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from typing import Any, Protocol
 
-from digitcnn import signals, training
+from digitcnn import output, signals, training
 from digitcnn.config import LocalWorkers, RunConfig, WorkersConfig, parse_duration
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
 from digitcnn.formatting import format_count
@@ -237,6 +237,7 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
     # Ctrl-C reaches every process of a terminal, SIGTERM often all of a job; the owner decides what they mean.
     for number in signals.ENDING:
         signal.signal(number, signal.SIG_IGN)
+    output.survive_readers()
     threading.Thread(target=_end_with_owner, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)

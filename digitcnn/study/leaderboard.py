@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -133,6 +134,13 @@ def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str
     in_words = f"{format_points(difference)} points" if name.endswith("accuracy") else f"{difference:+.4g}"
     number = baseline.iloc[0][Column.TRIAL]
     return f"{text}; baseline: trial {number}, {format_cell(name, of_baseline)} (difference {in_words}, one run each)"
+
+
+def frequent_failure(study: optuna.Study) -> str:
+    """Return the most frequent cause of trials that failed or were lost, and their number; empty if there are none."""
+    trials = [read_trial(trial) for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.FAIL]
+    causes = Counter(trial.failure or trial.lost for trial in trials if trial.failure or trial.lost).most_common(1)
+    return f"{causes[0][0]} ({causes[0][1]} of {len(trials)} that failed)" if causes else ""
 
 
 def best_trial_number(table: pd.DataFrame) -> int | None:

@@ -60,10 +60,10 @@ def test_sweep_screen_shows_brackets_as_they_are(
 ) -> None:
     # Given
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    screen = SweepScreen("tensorflow")
     if terminal:
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("TERM", "xterm")
-    screen = SweepScreen()
+        screen.console = Console(force_terminal=True, markup=False, emoji=False, highlight=False)
     # When
     screen.began(f"name {BRACKETS}", 3, 0, 2, "validation_accuracy")
     screen.trial_began(0, f"job {BRACKETS}", {"training.engine": f"value {BRACKETS}"}, 2)

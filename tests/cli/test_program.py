@@ -177,3 +177,10 @@ def test_output_may_be_cut_in_order(arguments: list[str]) -> None:
     os.close(writing)
     # Then
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("elsewhere", [">/dev/full", ">&-", ">/dev/full 2>&1", "<&- >&- 2>&-"])
+def test_help_ends_in_order_wherever_it_is_printed_to(elsewhere: str) -> None:
+    line = f'exec "$0" -m digitcnn sweep --help {elsewhere}'
+    ended = subprocess.run(["bash", "-c", line, sys.executable], cwd=REPOSITORY, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")

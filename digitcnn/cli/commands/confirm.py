@@ -14,7 +14,7 @@ def confirm(config: ConfirmConfig) -> int:
     if config.preview:
         print("\n".join(evaluation.describe_confirmation(plan)))
         return 0
-    screen = display.SweepScreen("runs")
+    screen = display.SweepScreen(plan.candidates[0].config.backend, "runs")
     try:
         result = evaluation.run_confirmation(plan, screen)
     finally:

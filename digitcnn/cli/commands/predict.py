@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 
-from digitcnn.cli.command import run_command
+from digitcnn.cli.command import delivered, run_command
 from digitcnn.config import PredictConfig
 from digitcnn.formatting import printable
 from digitcnn.predict import predict, prediction_in_words, predictions_as_csv, predictions_as_json
@@ -24,7 +24,7 @@ def classify(config: PredictConfig) -> int:
     else:
         for each in found:
             print(printable(prediction_in_words(each)))
-    return 0 if len(found) == len(config.image) else 1
+    return delivered(0 if len(found) == len(config.image) else 1)
 
 
 main = functools.partial(run_command, "predict", PredictConfig, classify, words="image", study_by_name=True)

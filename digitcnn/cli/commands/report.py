@@ -4,7 +4,7 @@ import functools
 
 from digitcnn import report
 from digitcnn.cli import tables
-from digitcnn.cli.command import run_command, settled
+from digitcnn.cli.command import delivered, run_command, settled
 from digitcnn.config import ReportConfig
 
 
@@ -13,7 +13,7 @@ def tell(config: ReportConfig) -> int:
     if config.compare is not None:
         found = report.compare_runs(config.compare, config.study, config.tracking)
         tables.print_comparison(found)
-        return 0
+        return delivered(0)
     print(f"written: {report.write_report(config)}, and report.md and the tables beside it")
     return settled(config.tracking)
 

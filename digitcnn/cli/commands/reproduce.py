@@ -11,7 +11,7 @@ from digitcnn.config import ReproduceConfig
 def reproduce(config: ReproduceConfig) -> int:
     """Train the run again and print the metrics side by side and the verdict; return 1 if it is DIFFERENT."""
     manifest = evaluation.find_manifest(config)
-    with training_callbacks(manifest.config.training) as (on_epoch, _):
+    with training_callbacks(manifest.config.training, manifest.config.backend) as (on_epoch, _):
         found = evaluation.reproduce(manifest, config.tracking, config.threads, on_epoch)
     tables.print_reproduction(found.metrics)
     print(f"weights {manifest.weights_sha256[:16]} recorded, {found.weights_sha256[:16]} repeated")

@@ -8,6 +8,7 @@ from digitcnn import runner, study
 from digitcnn.cli import display, tables
 from digitcnn.cli.command import run_command, settled
 from digitcnn.config import SweepConfig
+from digitcnn.formatting import printable
 
 
 def search(config: SweepConfig) -> int:
@@ -17,7 +18,7 @@ def search(config: SweepConfig) -> int:
         speed = runner.measure_speed(plan.baseline, config.workers, plan.workers)
         print("\n".join(runner.describe_sweep(plan, speed)))
         return 0
-    screen = display.SweepScreen()
+    screen = display.SweepScreen(plan.baseline.backend)
     try:
         result = runner.run_sweep(plan, screen)
     finally:
@@ -29,11 +30,14 @@ def search(config: SweepConfig) -> int:
         print(f"stopped at {result.finished} of {result.total} trials; resume with: {_this_command()}")
     elif result.finished < result.total:
         print(f"time is up at {result.finished} of {result.total} trials; go on with: {_this_command()}")
-    else:
+    elif result.completed:
         print(f"recorded as run {result.parent_run_id}; next: digitcnn ui, and compare the trials")
+    else:
+        print(f"recorded as run {result.parent_run_id}")
     status = settled(config.tracking)
-    if result.completed == 0 and result.finished == result.total:
-        print("error: the study is at its total, and no trial has completed", file=sys.stderr)
+    if result.completed == 0 and result.interrupted is None:
+        otherwise = "time was up" if result.finished < result.total else "all were pruned"
+        print(f"error: no trial has completed: {printable(result.failure or otherwise)}", file=sys.stderr)
         status = 1
     return status if result.interrupted is None else 128 + result.interrupted
 

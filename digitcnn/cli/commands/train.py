@@ -12,7 +12,7 @@ from digitcnn.records import Metric
 def train(config: RunConfig) -> int:
     """Train and record one run, with its progress on the screen; return the exit status."""
     runner.check_run(config)
-    with training_callbacks(config.training) as (on_epoch, on_progress):
+    with training_callbacks(config.training, config.backend) as (on_epoch, on_progress):
         finished = runner.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress)
     result, summary = finished.result, finished.result.summary
     judged = "validation" if config.data.validation == "holdout" else "test"
