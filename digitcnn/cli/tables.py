@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from digitcnn.cli.display import text_console
-from digitcnn.formatting import printable
+from digitcnn.formatting import format_count, printable
 from digitcnn.records import Column, Metric
 
 if TYPE_CHECKING:
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
     from digitcnn.evaluation import ComparedMetric
     from digitcnn.report import RunComparison
+
+
+# Of a comparison: the most runs that have a column each, and the longest text that is not folded or cut.
+_MAX_COLUMNS, _MAX_WHOLE = 6, 16
 
 
 def print_line(text: str) -> None:
@@ -28,7 +34,7 @@ def print_line(text: str) -> None:
 def _console() -> Console:
     """Return a console for tables; without a terminal it is wide enough for a study's."""
     console = text_console()
-    if not console.is_terminal:
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = 160
     return console
 
@@ -52,17 +58,70 @@ def print_reproduction(metrics: Sequence[ComparedMetric]) -> None:
 
 
 def print_comparison(comparison: RunComparison) -> None:
-    """Print what differs between runs, a row per value and a column per run."""
-    console = _console()
-    drawn = Table(box=None, padding=(0, 2, 0, 0))
-    drawn.add_column("run")
-    for run_id in comparison.differing.columns:
-        drawn.add_column(str(run_id)[:8], overflow="fold")
-    for name, row in comparison.differing.iterrows():
-        cells = ["" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for value in row]
-        drawn.add_row(*map(printable, (str(name), *cells)))
+    """Print what differs between runs: a row per value and a column per run, or of many runs a row per run.
+
+    Of many, some of the values that have no room are named below the table.
+    """
+    console, table = _console(), comparison.differing
+    drawn, left_out = _column_per_run(table), list[str]()
+    needed = sum((column.min_width or 0) + 2 for column in drawn.columns)
+    if len(table.columns) > _MAX_COLUMNS or needed > console.width:
+        drawn, left_out = _row_per_run(table, console)
     console.print(drawn)
-    print(f"the same in all: {comparison.alike} other values")
+    if left_out:
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        print_line(f"no room for {', '.join(map(printable, left_out[:5]))}{more}; format=csv shows all")
+    print(f"the same in all: {format_count(comparison.alike, 'other value')}")
+
+
+def _column_per_run(table: pd.DataFrame) -> Table:
+    """Return a table in which numbers and names are whole, and long texts, digests for example, are folded."""
+    drawn = Table(box=None, padding=(0, 2, 0, 0))
+    drawn.add_column("run", min_width=max(map(len, map(str, table.index)), default=0), overflow="fold")
+    texts = {str(run_id)[:8]: [printable(_cell(value)) for value in values] for run_id, values in table.items()}
+    for run_id, cells in texts.items():
+        least = max((len(cell) for cell in cells if len(cell) <= _MAX_WHOLE), default=0)
+        drawn.add_column(run_id, min_width=max(8, least), overflow="fold")
+    for name, *row in zip(map(str, table.index), *texts.values(), strict=True):
+        drawn.add_row(printable(name), *row)
+    return drawn
+
+
+def _row_per_run(table: pd.DataFrame, console: Console) -> tuple[Table, list[str]]:
+    """Return a table with a row per run and as many values as there is room for, and the names of the others.
+
+    Accuracies come first, then parameters; one value is always shown.
+    """
+    names = sorted(map(str, table.index), key=lambda name: (not name.endswith("accuracy"), "." not in name))
+    shown = names[:1]
+    for name in names[1:]:
+        if _width(_rows(table, [*shown, name]), console) <= console.width:
+            shown.append(name)
+    return _rows(table, shown), [name for name in names if name not in shown]
+
+
+def _rows(table: pd.DataFrame, names: Sequence[str]) -> Table:
+    """Return a table with a row per run; headings are broken between their words, and long texts are cut."""
+    drawn = Table(box=None, padding=(0, 2, 0, 0))
+    drawn.add_column("run", min_width=8)
+    columns = []
+    for name in names:
+        cells = [printable(_cell(value)) for value in table.loc[name]]
+        columns.append([cell if len(cell) <= _MAX_WHOLE else f"{cell[: _MAX_WHOLE - 3]}..." for cell in cells])
+        heading = printable(re.sub(r"[._]", " ", name))
+        drawn.add_column(heading, min_width=max(map(len, columns[-1])), overflow="fold")
+    for run_id, *row in zip(table.columns, *columns, strict=True):
+        drawn.add_row(printable(str(run_id)[:8]), *row)
+    return drawn
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _width(drawn: Table, console: Console) -> int:
+    """Return the width at which no word is cut, measured where there is room: else all would be said to fit."""
+    return console.measure(drawn, options=console.options.update(max_width=10_000)).minimum
 
 
 def print_leaderboard(
@@ -85,9 +144,7 @@ def print_leaderboard(
 
 def _least_width(table: pd.DataFrame, parameters: Sequence[str], console: Console) -> int:
     """Return the width at which no word is cut; notes are folded."""
-    drawn = _drawn(table.assign(note="") if Column.NOTE in table else table, parameters)
-    # Measured where there is room: else all would be said to fit.
-    return console.measure(drawn, options=console.options.update(max_width=10_000)).minimum
+    return _width(_drawn(table.assign(note="") if Column.NOTE in table else table, parameters), console)
 
 
 def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:

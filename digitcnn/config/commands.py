@@ -75,10 +75,11 @@ class ReproduceConfig(Config):
 
 
 class ReportConfig(Config):
-    """The study that is reported; or, with `compare`, the runs that are put side by side."""
+    """The study that is reported; or, with `compare`, the runs that are put side by side, and in which form."""
 
     study: StudyReference
     compare: Local | None = None
+    format: Literal["text", "csv"] = "text"
     tracking: TrackingConfig = TrackingConfig()
 
 

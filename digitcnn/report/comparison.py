@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import pandas as pd
@@ -17,7 +18,10 @@ _TAGS = {Tag.ENGINE, Tag.CPU, Tag.FLAGS, Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA
 
 @dataclass(frozen=True)
 class RunComparison:
-    """The differences of runs: a row per name, a column per run. `alike` other values are the same in all."""
+    """The differences of runs: a row per name, a column per run. `alike` other values are the same in all.
+
+    Each flag of an environment has a name of its own: flags.XLA_FLAGS.
+    """
 
     differing: pd.DataFrame
     alike: int
@@ -40,6 +44,8 @@ def compare_runs(named: str, study: StudyReference, config: TrackingConfig) -> R
         tags = {k: v for k, v in tags.items() if k in _TAGS or k.startswith(Tag.VERSION_PREFIX)}
         status = {"name": run.info.run_name, "status": run.info.status}
         parameters = dict(sorted(run.data.params.items()))
+        flags = json.loads(tags.pop(Tag.FLAGS, "{}"))
+        tags |= {f"{Tag.FLAGS}.{name}": str(value) for name, value in flags.items()}
         columns.append(status | parameters | dict(sorted(run.data.metrics.items())) | tags)
     names = list(dict.fromkeys(name for column in columns for name in column))
     values = {name: [column.get(name) for column in columns] for name in names}

@@ -90,3 +90,37 @@ def test_tables_show_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch, capsy
         assert f"{place} {BRACKETS}" in shown
     assert "[red]1" in shown
     assert "[/]2" in shown
+
+
+def _compared(runs: int) -> RunComparison:
+    names = {
+        "name": [f"around-{number}" for number in range(runs)],
+        "training.batch_size": [str(32 + number) for number in range(runs)],
+        **{f"model.some_long_parameter_{each}": [str(number) for number in range(runs)] for each in range(20)},
+        "validation_accuracy": [(9000 + number) / 10_000 for number in range(runs)],
+        "weights_sha256": [f"{number:064x}" for number in range(runs)],
+    }
+    ids = [f"{number:08d}{'0' * 24}" for number in range(runs)]
+    return RunComparison(pd.DataFrame.from_dict(names, orient="index", columns=ids, dtype=object), 1)
+
+
+@pytest.mark.parametrize("width", [30, 80, 160])
+@pytest.mark.parametrize("runs", [2, 6, 7, 30, 500])
+def test_comparison_is_readable_with_any_number_of_runs(
+    runs: int, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # When
+    monkeypatch.setenv("COLUMNS", str(width))
+    tables.print_comparison(_compared(runs))
+    # Then
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "the same in all: 1 other value"
+    table = [line for line in lines[:-1] if not line.startswith("no room for")]
+    assert max(map(len, table)) <= width
+    if runs > 6 or width == 30 or (runs, width) == (6, 80):
+        rows = [line.split() for line in table if line[:8].isdigit()]
+        assert [row[0] for row in rows] == [f"{number:08d}" for number in range(runs)]
+        assert [float(row[1]) for row in rows] == [(9000 + number) / 10_000 for number in range(runs)]
+        assert any(line.startswith("no room for") for line in lines)
+    else:
+        assert any(line.startswith("training.batch_size") and line.split()[1:3] == ["32", "33"] for line in lines)
