@@ -167,7 +167,7 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     time_left = describe_time(left * seconds, config.workers, min(plan.workers, max(left, 1)))
     lines.append(f"time: about {time_left} without pruning ({format_duration(seconds)} a trial; {images})")
     megabytes = left * (4 * parameters + _BYTES_BESIDE_WEIGHTS) / 1e6
-    lines.append(f"disk: about {megabytes:,.0f} MB for the models of {left} trials, if none is pruned")
+    lines.append(f"disk: about {megabytes:,.0f} MB for the models of {format_count(left, 'trial')}, if none is pruned")
     return lines
 
 

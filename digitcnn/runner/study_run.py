@@ -9,6 +9,7 @@ from typing import Any
 
 from digitcnn import study, tracking, training
 from digitcnn.config import SweepConfig, flatten
+from digitcnn.formatting import format_count
 from digitcnn.records import Artifact, StudyAttribute, Tag, TrialRecord
 from digitcnn.study import OpenStudy, parse_space
 from digitcnn.values import Ending
@@ -32,8 +33,9 @@ def repair_records(opened: study.OpenStudy, store: tracking.Store) -> str:
     said = [
         f"trials {_listed(finished)} had finished unnoticed; their results count" if finished else "",
         f"trials {_listed(lost)} had been cut off; their parameters are queued again" if lost else "",
-        f"{closed} open runs were closed" if closed else "",
-        f"{corrected} runs were marked as finished, as their trials are" if corrected else "",
+        f"{format_count(closed, 'open run')} {'was' if closed == 1 else 'were'} closed" if closed else "",
+        "1 run was marked as finished, as its trial is" if corrected == 1 else "",
+        f"{corrected:,} runs were marked as finished, as their trials are" if corrected > 1 else "",
         _deleted_store(opened, store, own),
     ]
     return "; ".join(part for part in said if part)

@@ -171,7 +171,7 @@ def test_study_is_whole_when_another_experiment_is_asked_for(
     shown = Quiet()
     result = work(with_study(other, trials=4), InstantTrainer(), shown)
     assert (result.finished, result.parent_run_id) == (4, parent)
-    assert messages == ["1 open runs were closed"]
+    assert messages == ["1 open run was closed"]
     assert store.client.get_run(run_id).info.status == "KILLED"
     assert shown.endings == ["same as trial 1"]
     elsewhere = tracking.open_store(other.tracking)
