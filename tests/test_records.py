@@ -42,6 +42,7 @@ _OTHER_MEANINGS = {
     "report/charts.py": {"trial"},
     "report/page.py": {"champion", "report.html"},
     "report/text.py": {"config", "objective", "p", "seed", "verdict"},
+    "runner/plan.py": {"trial"},
     "runner/pool.py": {"trial"},
     "runner/study_run.py": {"study"},
     "runner/sweep.py": {"lost"},
