@@ -250,8 +250,10 @@ def _numeric(environment: Mapping[str, Any]) -> dict[str, str]:
     """Return those of an environment's tags that can change a number: neither the kernel nor what keeps the records."""
     packages = environment.get(EnvironmentKey.PACKAGES, {})
     numeric = {name: packages[name] for name in NUMERIC_PACKAGES if name in packages}
-    names = (Tag.CPU, Tag.CPU_FLAGS, Tag.THREADS, Tag.BACKEND, EnvironmentKey.FLAGS)
+    names = (Tag.CPU, Tag.CPU_FLAGS, Tag.THREADS, Tag.BACKEND)
     kept = {name: environment[name] for name in names if name in environment}
+    flags = environment.get(EnvironmentKey.FLAGS, {})
+    kept |= {f"{EnvironmentKey.FLAGS}.{name}": value for name, value in flags.items()}
     # The system, the processor's kind and the C library, without the kernel's release between them.
     system = re.sub(r"^(\w+)-.*?-(?=x86_64|aarch64|arm64|AMD64)", r"\1-", str(environment.get(Tag.PLATFORM, "unknown")))
     return tracking.environment_tags({EnvironmentKey.PACKAGES: numeric, Tag.PLATFORM: system, **kept})

@@ -155,6 +155,9 @@ def test_only_what_can_change_a_number_is_a_difference() -> None:
     assert set(environment_differences(ENVIRONMENT, other)) == {"version.numpy", "threads"}
     flags = [ENVIRONMENT | {"cpu_flags": each} for each in ("avx2 fma", "avx2 avx512f fma")]
     assert environment_differences(*flags) == {"cpu_flags": "avx2 fma recorded, avx2 avx512f fma now"}
+    set_by = [{"OMP_DYNAMIC": "true", "MKL_CBWR": "AVX2"}, {"OMP_DYNAMIC": "false", "MKL_CBWR": "AVX2"}]
+    variables = [ENVIRONMENT | {"flags": each} for each in set_by]
+    assert environment_differences(*variables) == {"flags.OMP_DYNAMIC": "true recorded, false now"}
     commit = ENVIRONMENT | {"git": {"commit": "b" * 40, "dirty": True}}
     assert environment_differences(ENVIRONMENT, commit) == {
         "code": "commit aaaaaaaaaa recorded, commit bbbbbbbbbb with uncommitted changes now"
