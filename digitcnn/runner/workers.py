@@ -49,7 +49,6 @@ MAX_GROWTH_MB = 500.0
 # The exit status of a worker that ran out of memory: it is replaced, as little of it can be relied on.
 _OUT_OF_MEMORY = 77
 
-
 FAILURES: dict[str, type[Exception]] = {"failed": RunFailed, "diverged": RunDiverged, "machine": MachineError}
 
 
@@ -116,9 +115,8 @@ class LocalWorker:
                 self.process.join()
         if kind in FAILURES:
             raise FAILURES[kind](content)
-        finished: RunFinished
-        finished, memory_mb = content
-        self.memory_mb.append(memory_mb)
+        finished: RunFinished = content[0]
+        self.memory_mb.append(content[1])
         return finished
 
     def _exchange(self, message: Any, stop: threading.Event) -> Any:
@@ -285,10 +283,8 @@ def serve_jobs(owner: Owner, trainer: Trainer) -> None:
             owner.send(("machine", str(error)))
         except OSError as error:
             owner.send(("machine", f"{error}; {RECORDS_SAFE}"))
-        except TrainingDiverged as error:
-            owner.send(("diverged", str(error)))
-        except ConfigError as error:
-            owner.send(("failed", str(error)))
+        except (ConfigError, TrainingDiverged) as error:
+            owner.send(("diverged" if isinstance(error, TrainingDiverged) else "failed", str(error)))
         except Exception as error:
             # TensorFlow's own error for it, by its name: this module does not import TensorFlow.
             if type(error).__name__ == "ResourceExhaustedError":
