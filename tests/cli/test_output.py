@@ -7,8 +7,9 @@ import pty
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ database.write(f"done, {lost_output()}")
 
 
 @contextmanager
-def _closed_pipe() -> Iterator[int]:
-    reading, writing = os.pipe()
+def _without_reader(ends: Callable[[], tuple[int, int]]) -> Iterator[int]:
+    reading, writing = ends()
     os.close(reading)
     yield writing
     os.close(writing)
@@ -46,15 +47,11 @@ def _full_device() -> Iterator[int]:
         yield file.fileno()
 
 
-@contextmanager
-def _dead_terminal() -> Iterator[int]:
-    ours, theirs = pty.openpty()
-    os.close(ours)
-    yield theirs
-    os.close(theirs)
-
-
-GONE = {"pipe": _closed_pipe, "full": _full_device, "terminal": _dead_terminal}
+GONE = {
+    "pipe": partial(_without_reader, os.pipe),
+    "full": _full_device,
+    "terminal": partial(_without_reader, pty.openpty),
+}
 
 
 @pytest.mark.parametrize(("place", "lost"), [("pipe", "None"), ("terminal", "None"), ("full", "[Errno 28] No space")])
@@ -184,7 +181,7 @@ def test_sweep_goes_on_after_its_reader_has_gone(
 
 
 def test_training_goes_on_after_its_reader_has_gone(small_overrides: list[str], tmp_path: Path) -> None:
-    with _closed_pipe() as gone:
+    with GONE["pipe"]() as gone:
         line = command_line("train", *small_overrides)
         ended = subprocess.run(line, stdout=gone, stderr=gone, timeout=240, check=False)
     assert ended.returncode == 0
