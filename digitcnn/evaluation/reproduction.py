@@ -195,7 +195,7 @@ def _side_by_side(
     last = len(manifest.epochs)
     recorded = manifest.final if epoch is None else manifest.epochs[epoch - 1]
     samples = training.samples_per_epoch(manifest.config.training, len(splits.train))
-    updates = (epoch or last) * math.ceil(samples / manifest.config.training.batch_size)
+    updates = (epoch or last) * training.batches_per_epoch(manifest.config.training, len(splits.train))
     compared = []
     for name, value in recorded.items():
         # Of the article's runs, whose epochs are judged by the test set.

@@ -11,7 +11,7 @@ from digitcnn.training.environment import (
     package_versions,
     repeatable_flags,
 )
-from digitcnn.training.loop import samples_per_epoch, train
+from digitcnn.training.loop import batches_per_epoch, samples_per_epoch, train
 from digitcnn.training.machine import (
     available_cores,
     oom_kills,
@@ -34,6 +34,7 @@ __all__ = [
     "MAX_PARAMETERS",
     "arithmetic_flags",
     "available_cores",
+    "batches_per_epoch",
     "build_model",
     "check_fits",
     "check_installed",
