@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from digitcnn.config import CnnConfig, RunConfig
-from digitcnn.values import Examples
 
 Images = Any
 Epoch = Callable[[], None]
@@ -141,13 +140,13 @@ def jax_loop(config: RunConfig, images: Images, labels: Images, task: str, threa
 
     zeros = jax.tree.map(jnp.zeros_like, parameters)
     state, done = (parameters, zeros, zeros), 0
-    examples = Examples(pixels[..., None], np.asarray(labels))
+    x, y = pixels[..., None], np.asarray(labels)
 
     def epoch() -> None:
         nonlocal state, done
-        for rows in _batches(len(examples), config.training.batch_size, generator):
+        for rows in _batches(len(images), config.training.batch_size, generator):
             done += 1
-            state = step(state, examples.images[rows], examples.labels[rows], float(done))
+            state = step(state, x[rows], y[rows], float(done))
         jax.block_until_ready(state)
 
     return epoch

@@ -64,8 +64,10 @@ class KerasEngine:
 
         repeat_exactly(keras.backend.backend())
         self._model, self._examples, self._batch_size = model, examples, config.batch_size
-        self._network = model if config.precision == "float32" else rewrite_for_training(model, config.precision)
-        self._network.set_weights(model.get_weights())
+        self._network = model
+        if config.precision != "float32":
+            self._network = rewrite_for_training(model, config.precision)
+            self._network.set_weights(model.get_weights())
         self._network.compile(
             keras.optimizers.Adam(config.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
         )
