@@ -48,8 +48,7 @@ class FastEngine:
         self._momenta, self._velocities = ([tf.Variable(tf.zeros_like(w)) for w in self._weights] for _ in range(2))
         self._step, self._batches_per_call = 0, 1
         # By their number of shares: another one is needed for batches with fewer images than that.
-        self._train: dict[int, Any] = {}
-        self._predict: dict[int, Any] = {}
+        self._graphs: dict[tuple[str, int], Any] = {}
         self._train_function(min(self._shares, self._batch_size))
 
     def train_epoch(self, order: NDArray[np.int64], progress: Progress | None = None) -> tuple[float, float]:
@@ -85,19 +84,19 @@ class FastEngine:
         for variable, value in zip([*theirs, *self._model.non_trainable_variables], ours, strict=True):
             variable.assign(value)
 
+    def _traced(self, function: Any, parts: int, *inputs: Any) -> Any:
+        """Return the graph of a function of a number of parts and of such inputs, traced when it is first needed."""
+        key = function.__name__, parts
+        if key not in self._graphs:
+            compute = tf.function(functools.partial(function, parts), autograph=False)
+            self._graphs[key] = compute.get_concrete_function(*inputs)
+        return self._graphs[key]
+
     def _train_function(self, shares: int) -> Any:
-        if shares not in self._train:
-            specification = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32))
-            function = tf.function(functools.partial(self._train_batches, shares), autograph=False)
-            self._train[shares] = function.get_concrete_function(*specification)
-        return self._train[shares]
+        return self._traced(self._train_batches, shares, tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32))
 
     def _predict_function(self, parts: int) -> Any:
-        if parts not in self._predict:
-            images = tf.TensorSpec([None, *self._images.shape[1:]], tf.uint8)
-            function = tf.function(functools.partial(self._probabilities, parts), autograph=False)
-            self._predict[parts] = function.get_concrete_function(images)
-        return self._predict[parts]
+        return self._traced(self._probabilities, parts, tf.TensorSpec([None, *self._images.shape[1:]], tf.uint8))
 
     def _train_batches(self, shares: int, order: Tensor, step: Tensor) -> Tensor:
         """Train on consecutive batches of `order` (samples,), each of at least `shares` images, after `step` updates.
