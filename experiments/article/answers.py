@@ -8,73 +8,27 @@ import numpy as np
 import pandas as pd
 
 from digitcnn import evaluation, report
-from digitcnn.evaluation import MARGIN, Contrast, Summary
+from digitcnn.evaluation import Contrast
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points
 from digitcnn.records import Column, Metric, Tag
-from digitcnn.study import best_against_baseline, column_heading, format_cell, parameter_in_words, parameters_among
+from digitcnn.study import best_against_baseline, column_heading, format_cell, parameters_among
 from experiments.article import contrasts
 from experiments.article.contrasts import ARTICLES_BATCH, ARTICLES_FILTERS, BATCH_SIZE_STUDIES, IMAGES, LAYERS, Tables
+from experiments.article.headlines import NETWORKS, line_of_article
+from experiments.article.phrases import (
+    contrast_cells,
+    contrast_clause,
+    interval_of,
+    power_sentence,
+    settings,
+    summary_cells,
+    verdict_of,
+)
 
-# Source: the article; one run of each network, on the test set.
-NETWORKS = {"cnn": 0.9929, "mlp": 0.9801}
-_NAMES = {"cnn": "CNN", "mlp": "fully connected network"}
 _ROWS = 5
 _SUMMARY = ("n", "accuracy (%)", "sd", "95 % interval")
 _TEST = ("p", "verdict")
 _CLAIMED = 0.99
-
-
-def line_of_article(tables: Tables) -> str:
-    """Return the headline's line about the two networks."""
-    return " ".join(_replication(tables, name) for name in NETWORKS)
-
-
-def _replication(tables: Tables, name: str) -> str:
-    """Return a sentence on whether the article's accuracy of a network lies within what one run can give."""
-    values = list(contrasts.accuracies(tables["article"], network=name).values())
-    low, high = evaluation.prediction_interval(values)
-    reported, mean = f"{format_percent(NETWORKS[name])} %", _mean(evaluation.summarize(values))
-    single = f"one run in twenty lies outside {format_interval(low, high)}"
-    if low <= NETWORKS[name] <= high:
-        return f"The article's {reported} of its {_NAMES[name]} is reproduced: the mean is {mean}, and {single}."
-    return f"The article's {reported} of its {_NAMES[name]} is not reproduced: the mean is {mean}, and {single}."
-
-
-def line_of_batch_size(tables: Tables) -> str:
-    """Return the headline's line about the smallest batch size at two budgets."""
-    smallest = int(tables["batch_size"]["training.batch_size"].min())
-    as_article, equal = (contrasts.batch_size_comparisons(tables, study)[smallest] for study in BATCH_SIZE_STUDIES)
-    verb = "loses" if as_article.difference < 0 else "gains"
-    return (
-        f"As the article counts epochs, batch size {smallest} {verb} {100 * abs(as_article.difference):.2f} points "
-        f"against {ARTICLES_BATCH} ({_interval(as_article)}, {_words(as_article)}), but there larger batches see more "
-        f"images. With as many images for both, {_sentence(f'batch size {smallest}', equal, str(ARTICLES_BATCH))}."
-    )
-
-
-def line_of_default(tables: Tables) -> str:
-    """Return the headline's line about the confirmed default study."""
-    table = tables["confirmation"]
-    baseline, leading = table.iloc[0], table.iloc[evaluation.leading_row(table)]
-    articles, its = settings(baseline), settings(leading)
-    compared = table.iloc[1:][table.iloc[1:]["n"] > 0]
-    if (compared[Column.VERDICT] == "better").any():
-        subject = f"The default study's trial ({its}) is better than the article's settings ({articles}): it gains"
-    else:
-        which = {1: "The confirmed trial", 2: "Neither of the two confirmed trials"}.get(len(table) - 1)
-        which = which or f"None of the {len(table) - 1} confirmed trials"
-        negated = "could not be shown" if len(table) == 2 else "could be shown"
-        claim = f"{which} of the default study {negated} to beat the article's settings ({articles})"
-        if compared.empty:
-            return f"{claim}: {evaluation.verdict_of_row(leading)}."
-        verb = "gains" if leading[Column.DIFFERENCE] > 0 else "loses"
-        subject = f"{claim}; {'it' if len(table) == 2 else 'the better one'} ({its}) {verb}"
-    interval = format_interval(leading[Column.DIFFERENCE_LOW], leading[Column.DIFFERENCE_HIGH], signed=True)
-    points = f"{100 * abs(leading[Column.DIFFERENCE]):.2f}"
-    return (
-        f"{subject} {points} points on the test set ({interval}, n = {leading['n']}; "
-        f"{evaluation.verdict_of_row(leading)})."
-    )
 
 
 def networks(tables: Tables) -> dict[str, str]:
@@ -95,7 +49,7 @@ def networks(tables: Tables) -> dict[str, str]:
         rows.append(
             [
                 name.upper(),
-                *_summary(summary),
+                *summary_cells(summary),
                 error,
                 single,
                 format_percent(of_best),
@@ -111,8 +65,8 @@ def networks(tables: Tables) -> dict[str, str]:
         "table": report.markdown_table([*head, "mean accuracy of the best epochs", "article"], rows),
         "found": f"{answer}: the mean of the CNN lies above {100 * _CLAIMED:.0f} % (p {format_p(above)}, one-sided "
         f"t-test), as do {over} of its {len(values['cnn'])} runs. {line_of_article(tables)} The CNN is "
-        f"{_words(difference)} than the fully connected network by {format_points(difference.difference)} points "
-        f"({_interval(difference)}, p {format_p(difference.p)}).",
+        f"{verdict_of(difference)} than the fully connected network by {format_points(difference.difference)} points "
+        f"({interval_of(difference)}, p {format_p(difference.p)}).",
     }
 
 
@@ -123,15 +77,15 @@ def batch_size(tables: Tables) -> dict[str, str]:
     for study, name in zip(BATCH_SIZE_STUDIES, ("article", "equal"), strict=True):
         rows = []
         for size, part in tables["batch_size"].query("study == @study").groupby("training.batch_size"):
-            cells = _summary(evaluation.summarize(part[Metric.VALIDATION_ACCURACY].tolist()))
+            cells = summary_cells(evaluation.summarize(part[Metric.VALIDATION_ACCURACY].tolist()))
             seen, updates = part[Metric.SAMPLES_SEEN].iloc[0], part[Metric.UPDATES].iloc[0]
-            against = _compared(found[study].get(int(str(size))))
+            against = contrast_cells(found[study].get(int(str(size))))
             rows.append([str(size), f"{seen:,.0f}", f"{updates:,.0f}", *cells, *against])
         head = ["batch size", "images seen", "updates", *_SUMMARY, f"against {ARTICLES_BATCH} (points)", *_TEST]
-        said[name] = f"{report.markdown_table(head, rows)}\n\n{_power(found[study].values())}"
+        said[name] = f"{report.markdown_table(head, rows)}\n\n{power_sentence(found[study].values())}"
     seen = tables["batch_size"].groupby(["study", "training.batch_size"])[Metric.SAMPLES_SEEN].first()
     rows = [
-        [str(size), *(f"{seen[study, size]:,.0f}" for study in BATCH_SIZE_STUDIES), *_compared(each)]
+        [str(size), *(f"{seen[study, size]:,.0f}" for study in BATCH_SIZE_STUDIES), *contrast_cells(each)]
         for size, each in contrasts.budget_comparisons(tables).items()
     ]
     head = ["batch size", "images, article", "images, equal", "article against equal (points)", *_TEST]
@@ -140,7 +94,7 @@ def batch_size(tables: Tables) -> dict[str, str]:
         as_article = found[BATCH_SIZE_STUDIES[0]][size]
         sentences.append(
             f"Of the {format_points(as_article.difference)} points of batch size {size} against {ARTICLES_BATCH}, "
-            f"{format_points(budget.difference)} come from the number of images ({_interval(budget)}, "
+            f"{format_points(budget.difference)} come from the number of images ({interval_of(budget)}, "
             f"p {format_p(budget.p)})."
         )
     smallest = min(found[BATCH_SIZE_STUDIES[1]])
@@ -150,7 +104,7 @@ def batch_size(tables: Tables) -> dict[str, str]:
         if gains
         else "Not by themselves: at an equal number of images no smaller batch could be shown to be worse."
     )
-    equal = _sentence(f"batch size {smallest}", found[BATCH_SIZE_STUDIES[1]][smallest], str(ARTICLES_BATCH))
+    equal = contrast_clause(f"batch size {smallest}", found[BATCH_SIZE_STUDIES[1]][smallest], str(ARTICLES_BATCH))
     return said | {
         "budget": report.markdown_table(head, rows),
         "found": f"{answer} There {equal}. {' '.join(sentences)}",
@@ -171,12 +125,12 @@ def filters(tables: Tables) -> dict[str, str]:
             format_percent(row["sd"]),
             f"{row[Metric.CPU_SECONDS]:.0f} ({row['cpu_sd']:.0f})",
         ]
-        rows.append([*cells, "yes" if row["front"] else "", *_compared(against.get(pair))])
+        rows.append([*cells, "yes" if row["front"] else "", *contrast_cells(against.get(pair))])
     articles = "-".join(map(str, ARTICLES_FILTERS))
     head = ["filters", "parameters", "n", "accuracy (%)", "sd", "CPU s (sd)", "front", f"against {articles} (points)"]
     counts = dict(zip(LAYERS, ARTICLES_FILTERS, strict=True))
     effects = [
-        [f"{level} instead of {counts[layer]} filters in the {LAYERS[layer]}", *_compared(each)]
+        [f"{level} instead of {counts[layer]} filters in the {LAYERS[layer]}", *contrast_cells(each)]
         for (layer, level), each in contrasts.filter_effects(tables).items()
     ]
     variance = [
@@ -184,7 +138,7 @@ def filters(tables: Tables) -> dict[str, str]:
         for name, row in ((str(name), row) for name, row in contrasts.variance_table(tables).iterrows())
     ]
     return {
-        "table": f"{report.markdown_table([*head, *_TEST], rows)}\n\n{_power(against.values())}",
+        "table": f"{report.markdown_table([*head, *_TEST], rows)}\n\n{power_sentence(against.values())}",
         "effects": report.markdown_table(["effect", "points", *_TEST], effects),
         "variance": report.markdown_table(
             ["source", "share of the variance", "degrees of freedom", "F", "p"], variance
@@ -225,9 +179,9 @@ def backends(tables: Tables) -> dict[str, str]:
     rows = []
     for name, part in groups.items():
         speed = part[Metric.IMAGES_PER_SECOND]
-        cells = [*name, *_summary(evaluation.summarize(part[Metric.VALIDATION_ACCURACY].tolist()))]
+        cells = [*name, *summary_cells(evaluation.summarize(part[Metric.VALIDATION_ACCURACY].tolist()))]
         spread = f"{speed.median():,.0f} ({speed.min():,.0f} to {speed.max():,.0f})"
-        rows.append([*cells, spread, *_compared(compared.get(name))])
+        rows.append([*cells, spread, *contrast_cells(compared.get(name))])
     head = [
         "backend",
         "engine",
@@ -246,7 +200,7 @@ def backends(tables: Tables) -> dict[str, str]:
         [
             *(differ or ["Not decided: no backend's accuracy differs measurably from TensorFlow's."]),
             f"The intervals leave room for differences of up to {100 * max(bounds):.2f} points.",
-            _power(compared.values()),
+            power_sentence(compared.values()),
         ]
     )
     return {"table": report.markdown_table(head, rows), "found": found}
@@ -283,50 +237,3 @@ def default(tables: Tables) -> dict[str, str]:
         "champion": f"The champion is {evaluation.champion_sentence(confirmation)} ({settings(champion)}).",
         "basis": f"{basis[0].upper()}{basis[1:]}.",
     }
-
-
-def settings(row: pd.Series[Any]) -> str:
-    """Return a config's parameters in words: `batch size 250, epochs 9`."""
-    names = parameters_among(row.index)
-    return ", ".join(f"{parameter_in_words(name)} {format_cell(name, row[name])}" for name in names)
-
-
-def _summary(summary: Summary) -> list[str]:
-    interval = format_interval(summary.low, summary.high)
-    return [str(summary.n), format_percent(summary.mean), format_percent(summary.sd), interval]
-
-
-def _words(each: Contrast) -> str:
-    return evaluation.format_verdict(each.verdict, MARGIN, each.n, each.seeds_needed)
-
-
-def _interval(each: Contrast) -> str:
-    return format_interval(each.low, each.high, signed=True)
-
-
-def _sentence(what: str, each: Contrast, other: str) -> str:
-    """Return the verdict on a difference as a clause."""
-    claims = {
-        "better": f"{what} is better than {other}",
-        "worse": f"{what} is worse than {other}",
-        "equivalent": f"{what} is equivalent to {other} within {100 * MARGIN:.3g} points",
-        "undecided": f"{what} could not be shown to differ from {other}",
-    }
-    return f"{claims[each.verdict]} ({format_points(each.difference)} points, {_interval(each)})"
-
-
-def _compared(each: Contrast | None) -> list[str]:
-    if each is None:
-        return ["", "", ""]
-    return [f"{format_points(each.difference)} ({_interval(each)})", format_p(each.p), _words(each)]
-
-
-def _power(compared: Any) -> str:
-    """Return the smallest difference that a table's runs find."""
-    least = max(compared, key=lambda each: each.detectable)
-    return f"These {least.n} seeds find differences of {100 * least.detectable:.2f} points and more with 80 % power."
-
-
-def _mean(summary: Summary) -> str:
-    interval = format_interval(summary.low, summary.high)
-    return f"{format_percent(summary.mean)} % (n = {summary.n}, 95 % interval {interval})"

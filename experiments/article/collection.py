@@ -16,7 +16,7 @@ from digitcnn.evaluation import RunManifest
 from digitcnn.records import IN_VALIDATION, Column, Metric, Tag
 from digitcnn.report import StudyRecord
 from digitcnn.tracking import Store
-from experiments.article import answers, contrasts, provenance, results
+from experiments.article import contrasts, headlines, provenance, results
 
 _ARTICLE = RunConfig(data=DataConfig(validation="test"), training=TrainingConfig(steps_per_epoch="batch_size"))
 BACKENDS: tuple[tuple[Backend, Literal["fast", "keras"]], ...] = (
@@ -85,7 +85,7 @@ def collect_article(store: Store, config: TrackingConfig) -> Part:
 
     runs = list(_newest(store, "params.`data.validation` = 'test'", key).values())
     measured = _measured(runs, Metric.TEST_ACCURACY, Metric.BEST_TEST_ACCURACY)
-    _require_same_seeds(measured, ("network",), [(name,) for name in answers.NETWORKS], _HOW_ARTICLE)
+    _require_same_seeds(measured, ("network",), [(name,) for name in headlines.NETWORKS], _HOW_ARTICLE)
     return Part({"article": measured}, provenance.rows("article", runs))
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 from digitcnn import evaluation
 from digitcnn.drawing import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, SKY
 from digitcnn.records import Column, Metric
-from experiments.article import answers, contrasts, results
+from experiments.article import contrasts, results
+from experiments.article.phrases import settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,8 +127,7 @@ def confirmation(tables: contrasts.Tables, axes: Axes) -> None:
         axes.plot(values, [place - 0.16] * len(values), "|", color=color, ms=9, alpha=0.6)
         axes.errorbar(100 * row["mean"], place, xerr=half, fmt="o", color=color, ms=6, capsize=4)
     names = [
-        f"{row[Column.CONFIG]}{' (champion)' if row[Column.CHAMPION] else ''}\n"
-        f"{answers.settings(row).replace(', ', chr(10))}"
+        f"{row[Column.CONFIG]}{' (champion)' if row[Column.CHAMPION] else ''}\n{settings(row).replace(', ', chr(10))}"
         for _, row in table.iterrows()
     ]
     axes.set_yticks(range(len(table)), names)

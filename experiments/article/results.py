@@ -11,7 +11,7 @@ import pandas as pd
 
 from digitcnn import evaluation
 from digitcnn.records import Column, Metric
-from experiments.article import answers, provenance
+from experiments.article import answers, headlines, provenance
 from experiments.article.contrasts import Tables
 
 FILTERS, DEFAULT = "filters", "around_article"
@@ -89,8 +89,8 @@ def has(tables: Tables, question: str) -> bool:
 def headline(tables: Tables) -> list[str]:
     """Return the result in a few lines, one for each headline question whose tables are there."""
     lines = {
-        "article": answers.line_of_article,
-        "batch_size": answers.line_of_batch_size,
-        "default": answers.line_of_default,
+        "article": headlines.line_of_article,
+        "batch_size": headlines.line_of_batch_size,
+        "default": headlines.line_of_default,
     }
     return [f"- {line(tables)}" for question, line in lines.items() if has(tables, question)]
