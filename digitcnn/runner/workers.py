@@ -244,6 +244,8 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
         serve_jobs(owner, trainer)
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
+    except (EOFError, ConnectionError):
+        return  # The owner is gone, and the thread above has not noticed yet.
 
 
 class Owner(Protocol):
@@ -255,7 +257,7 @@ class Owner(Protocol):
 
 
 def serve_jobs(owner: Owner, trainer: Trainer) -> None:
-    """Do the owner's jobs with a trainer that is prepared, until the owner is gone. Raises a job's MemoryError."""
+    """Do the owner's jobs with a prepared trainer, endlessly. Raises a job's MemoryError, and what a lost pipe does."""
     said = time.monotonic()
 
     def say_alive(epoch: int, fraction: float) -> None:
@@ -270,10 +272,7 @@ def serve_jobs(owner: Owner, trainer: Trainer) -> None:
         return decision
 
     while True:
-        try:
-            job = owner.recv()
-        except EOFError:
-            return
+        job = owner.recv()
         try:
             finished = answer_events(trainer.run(job, say_alive), ask)
             owner.send(("finished", (finished, training.resident_memory_mb())))
