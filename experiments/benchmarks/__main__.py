@@ -4,6 +4,7 @@ from pathlib import Path
 
 from digitcnn import runner
 from digitcnn.cli import messages, run_command
+from digitcnn.errors import ConfigError
 from experiments.benchmarks import benchmark
 from experiments.benchmarks.measurement import BenchmarkConfig, markdown, read_table
 
@@ -14,7 +15,10 @@ def compare(config: BenchmarkConfig) -> int:
         benchmark.write_page()
         print(f"written: {benchmark.PAGE}")
         return 0
-    runner.check_run(config)
+    available = len(runner.check_run(config).train)
+    for name, images in (("images", config.images), ("grid_images", config.grid_images)):
+        if images > available:
+            raise ConfigError(f"{name}={images}: must be at most {available}, the training images there are")
     with messages("experiments"):
         measured = benchmark.measure(config)
     path = benchmark.write(measured, config)

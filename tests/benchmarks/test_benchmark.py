@@ -16,7 +16,7 @@ from experiments.benchmarks.measurement import Measurement, markdown, read_table
 from experiments.benchmarks.timing import flops_per_image
 from tests.conftest import Command
 
-SMALL = ("data.train_size=600", "data.validation_size=100", "images=500", "grid_images=1000", "rounds=1", "trials=[2]")
+SMALL = ("data.train_size=1000", "data.validation_size=100", "images=500", "grid_images=1000", "rounds=1", "trials=[2]")
 
 
 @pytest.mark.parametrize(
