@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
@@ -31,12 +32,10 @@ def _on_cluster(config: SweepConfig, nodes: Nodes, trials: int) -> SweepConfig:
     return with_workers(with_study(config, trials=trials, sampler="random"), name="ray", address=nodes.address)
 
 
-def _wait_for_trials(lines: Path, trials: int, process: object) -> None:
-    for _ in range(1200):
-        if lines.exists() and lines.read_text().count(" complete\n") >= trials:
-            return
+def _wait_for_trials(lines: Path, trials: int, owner: BaseProcess) -> None:
+    while not lines.exists() or lines.read_text().count(" complete\n") < trials:
+        assert owner.is_alive(), f"ended with {owner.exitcode} before {trials} trials were complete"
         time.sleep(0.05)
-    raise AssertionError(f"{trials} trials are not complete: {lines.read_text()}")
 
 
 def _assert_no_worker_is_left(nodes: Nodes) -> None:

@@ -106,7 +106,7 @@ def test_commands_record_and_say_nothing_of_a_password(guard: Guard, tmp_path: P
     said = []
     for name, *overrides in (
         ("sweep", *STUDY, "study.trials=2", "study.space.training.epochs=null"),
-        ("confirm", "study=moved", "confirm.top=1", "confirm.seeds=2", "confirm.workers=1"),
+        ("confirm", "study=moved", "confirm.top=1", "confirm.seeds=2", "workers.count=1"),
         ("report", "study=moved"),
         ("reproduce", "run=champion"),
     ):
