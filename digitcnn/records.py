@@ -26,6 +26,10 @@ class Tag:
     # Of a study's own run.
     STUDY_KEY = "study.key"
     STUDY_TRIALS = "study.trials"
+    # What it was last resumed with: the parameters of the same names say what it was begun with.
+    STUDY_SAMPLER = "study.sampler"
+    STUDY_PRUNER = "study.pruner"
+    STUDY_SEED = "study.seed"
     STUDY_ENDED = "study.ended"
     # The id of the run that this one repeats, or whose result it took over.
     REPRODUCES = "reproduces"
@@ -35,10 +39,11 @@ class Tag:
     WEIGHTS_SHA256 = "weights_sha256"
     MODEL_SHA256 = "model_sha256"
     ENGINE = "engine"
-    # Why there is none, and after how many epochs a pruner ended the run.
+    # Why there is none; after how many epochs a run was pruned, and against how many values.
     FAILURE = "failure"
     DIVERGED = "diverged"
     PRUNED_AFTER = "pruned_after"
+    PRUNED_AGAINST = "pruned_against"
     # The environment: the keys of environment.json, one level deep, with `version.PACKAGE` of its packages.
     BACKEND = "backend"
     COMMAND = "command"
@@ -237,6 +242,8 @@ class TrialRecord:
     repeats: int | None = None
     same_as: int | None = None
     epochs_run: int | None = None
+    # The number of values of completed trials that the last of these epochs was judged against, if it was pruned then.
+    pruned_against: int | None = None
     validation_accuracy: float | None = None
     cpu_seconds: float | None = None
 

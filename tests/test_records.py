@@ -41,6 +41,7 @@ _OTHER_MEANINGS = {
     "processor.py": {"flags"},
     "report/charts.py": {"trial"},
     "report/page.py": {"champion", "report.html"},
+    "report/search.py": {"trial"},
     "report/text.py": {"config", "objective", "p", "seed", "verdict"},
     "runner/plan.py": {"trial"},
     "runner/pool.py": {"trial"},

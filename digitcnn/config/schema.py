@@ -265,8 +265,9 @@ class StudyConfig(Config):
     name: Name
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     objective: Objectives
-    sampler: Literal["tpe", "random", "grid", "qmc", "gp", "cmaes", "nsgaii"] = "tpe"
-    pruner: Literal["median", "successive_halving", "hyperband", "none"] = "median"
+    sampler: Literal["tpe", "random", "grid", "qmc", "gp", "nsgaii"] = "tpe"
+    startup_trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    pruner: Literal["none", "median"] = "none"
     timeout: Duration | None = None
     seed: Seed = 0
     retries: Annotated[int, Field(ge=1, le=100)] = 1

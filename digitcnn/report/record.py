@@ -21,6 +21,7 @@ from digitcnn.evaluation import RunManifest
 from digitcnn.records import EPOCH_METRICS, Artifact, Column, IdentityKey, Tag
 from digitcnn.training import arithmetic_flags, load_splits
 
+_RESUMED = (Tag.STUDY_SAMPLER, Tag.STUDY_PRUNER, Tag.STUDY_SEED)
 _MACHINE = (Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM)
 _SOFTWARE = (Tag.PYTHON, Tag.BACKEND, Tag.ENGINE, Tag.FLAGS)
 _CODE_AND_DATA = (Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256)
@@ -41,9 +42,9 @@ class StudyRecord:
     """All that is recorded of a study at one moment.
 
     `table` is the leaderboard, `curves` has a row per trial and epoch with EPOCH_METRICS. The study is over with
-    `total` trials, of which `finished` are. `status` is that of the study's own run, `settings` are its parameters.
-    `environment` holds the recorded values of each name with their numbers of runs. `place` is where the records are,
-    as words of a command.
+    `total` trials, of which `finished` are. `status` is that of the study's own run, `settings` are its parameters,
+    and what its last sweep had instead. `environment` holds the recorded values of each name with their
+    numbers of runs. `place` is where the records are, as words of a command.
     """
 
     study: optuna.Study
@@ -98,7 +99,7 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     # Another study in this MLflow store may have the same name.
     children = [run for run in found if run.data.tags.get(Tag.PARENT, "") == parent_run_id]
     runs = sorted(children, key=lambda run: run.info.start_time)
-    settings = {} if parent is None else dict(parent.data.params)
+    settings = {} if parent is None else _settings(parent.data.params, parent.data.tags)
     total = 0 if parent is None else int(parent.data.tags[Tag.STUDY_TRIALS])
     every = [run.data.tags for run in ([] if parent is None else [parent]) + runs]
     return StudyRecord(
@@ -108,7 +109,7 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
         table=table,
         curves=_curves(store, table),
         total=total,
-        finished=study.count_finished(snapshot),
+        finished=study.count_finished(snapshot, settings.get(Tag.STUDY_SAMPLER, "").rpartition(" ")[2]),
         parent_run_id=parent_run_id,
         status="RUNNING" if parent is None else str(parent.info.status),
         settings=settings,
@@ -117,6 +118,12 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
         place=_place(config),
         confirmation=None if parent_run_id is None else _confirmation(store, parent_run_id),
     )
+
+
+def _settings(parameters: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """Return a study's parameters; of what its last sweep had instead both: `random, then grid`."""
+    resumed = {key: tags[key] for key in _RESUMED if tags.get(key, parameters.get(key)) != parameters.get(key)}
+    return {**parameters, **{key: f"{parameters.get(key)}, then {value}" for key, value in resumed.items()}}
 
 
 def _place(config: TrackingConfig) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     if existing is not None:
         with study.storage_errors(config.tracking.folder):
             study.refuse_another(existing, study.study_identity(config.study, space, baseline, splits.sha256))
-            missing -= study.count_finished(existing)
+            missing -= study.count_finished(existing, config.study.sampler)
     workers, threads, shares = plan_workers(config.workers, missing, threads=baseline.training.threads)
     return SweepPlan(
         config=config,
@@ -158,10 +158,17 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
         inside = "" if parameter.contains(baseline[name]) else ", off the grid"
         lines.append(f"  {name:<{width}}  {parameter}; baseline {named_null(baseline[name])}{inside}")
     existing = study.existing_study(config.tracking.folder, config.study.name)
-    finished = 0 if existing is None else study.count_finished(existing)
+    finished = 0 if existing is None else study.count_finished(existing, config.study.sampler)
     left = max(plan.total - finished, 0)
     recorded = "none recorded yet" if existing is None else f"{finished} recorded"
     lines.append(f"trials to come: {left} of {plan.total} ({recorded})")
+    start = study.startup_trials(config.study)
+    if start:
+        chosen = max(left - max(start - finished, 0), 0)
+        lines.append(f"{config.study.sampler} chooses {chosen} of them, once {start} have ended; the others are random")
+    doubt = study.pruning_doubt(config.study, plan.space, plan.baseline)
+    if doubt:
+        lines.append(f"study.pruner={config.study.pruner}: {doubt}")
     seconds, parameters = _expected(plan, speed)
     images = f"{speed.training:,.0f} images/s a worker, measured"
     time_left = describe_time(left * seconds, config.workers, min(plan.workers, max(left, 1)))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from digitcnn import study, tracking, training
 from digitcnn.config import SweepConfig, flatten
+from digitcnn.files import write_atomically
 from digitcnn.formatting import format_count
-from digitcnn.records import Artifact, StudyAttribute, Tag, TrialRecord
+from digitcnn.records import Artifact, Metric, StudyAttribute, Tag, TrialRecord
 from digitcnn.study import OpenStudy, parse_space
 from digitcnn.values import Ending
 
@@ -86,7 +90,8 @@ def _finish(opened: study.OpenStudy, store: tracking.Store, trial: study.FrozenT
     names = opened.metric_names or []
     if outcome is None or not all(name in outcome.summary for name in names):
         return False
-    study.record_trial(opened, trial, study.outcome_record(outcome.epochs, outcome.summary))
+    record = study.outcome_record(outcome.epochs, outcome.summary)
+    study.record_trial(opened, trial, replace(record, pruned_against=outcome.pruned_against))
     study.tell_recorded(opened, trial, {name: outcome.summary[name] for name in names}, outcome.ending == "pruned")
     return True
 
@@ -112,11 +117,15 @@ def _listed(numbers: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """The recorded result of a run: its ending, its number of epochs, and its final metrics by name."""
+    """The recorded result of a run: its ending, its number of epochs, and its final metrics by name.
+
+    A run that was pruned has the number of values that it was judged against, if it is recorded.
+    """
 
     ending: Ending
     epochs: int
     summary: dict[str, float]
+    pruned_against: int | None = None
 
 
 def recorded_outcome(store: tracking.Store, run_id: str) -> _Outcome | None:
@@ -137,7 +146,8 @@ def recorded_outcome(store: tracking.Store, run_id: str) -> _Outcome | None:
     if status == "FINISHED":
         return _Outcome("completed", int(data.params["training.epochs"]), dict(data.metrics))
     if status == "KILLED" and Tag.PRUNED_AFTER in data.tags:
-        return _Outcome("pruned", int(data.tags[Tag.PRUNED_AFTER]), dict(data.metrics))
+        against = int(data.tags[Tag.PRUNED_AGAINST]) if Tag.PRUNED_AGAINST in data.tags else None
+        return _Outcome("pruned", int(data.tags[Tag.PRUNED_AFTER]), dict(data.metrics), against)
     return None
 
 
@@ -180,14 +190,30 @@ def _tags(opened: OpenStudy, config: SweepConfig) -> dict[str, str]:
     description = training.describe_environment(training.thread_count(config.training), config.backend)
     # A grid may have fewer points than the trials that were asked for.
     total = study.total_trials(config.study, parse_space(config.study.space, config.baseline), config.baseline)
-    tags = {Tag.STUDY: config.study.name, Tag.STUDY_KEY: opened.key, Tag.STUDY_TRIALS: str(total)}
+    tags = {
+        Tag.STUDY: config.study.name,
+        Tag.STUDY_KEY: opened.key,
+        Tag.STUDY_TRIALS: str(total),
+        Tag.STUDY_SAMPLER: config.study.sampler,
+        Tag.STUDY_PRUNER: config.study.pruner,
+        Tag.STUDY_SEED: str(config.study.seed),
+    }
     return tags | tracking.environment_tags(description)
 
 
-def log_study_run(store: tracking.Store, run_id: str, leaderboard: str, metrics: Mapping[str, float]) -> None:
-    """Record a study's leaderboard (CSV) and the values of its best trial."""
-    tracking.put(store, run_id, tracking.metrics(metrics, step=0))
-    tracking.put_files(store, run_id, {Artifact.LEADERBOARD: leaderboard})
+def record_leaderboard(
+    opened: OpenStudy, store: tracking.Store, run_id: str, config: SweepConfig
+) -> tuple[Path, pd.DataFrame]:
+    """Write a study's leaderboard as CSV, record it with the best trial's values; return its path and the table."""
+    table, best = study.rank_trials(opened), study.best_trial(opened)
+    text = table.to_csv(index=False)
+    path = config.tracking.folder / "reports" / config.study.name / Artifact.LEADERBOARD
+    write_atomically(path, text, "the trials are recorded")
+    values = [] if best is None else best.values or []
+    names = [f"{Metric.BEST_TRIAL_PREFIX}{name}" for name in config.study.objective]
+    tracking.put(store, run_id, tracking.metrics(dict(zip(names, values, strict=False)), step=0))
+    tracking.put_files(store, run_id, {Artifact.LEADERBOARD: text})
+    return path, table
 
 
 def end_study_run(opened: OpenStudy, store: tracking.Store, run_id: str, status: tracking.Status, words: str) -> None:

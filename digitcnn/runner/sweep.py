@@ -16,8 +16,7 @@ import pandas as pd
 from digitcnn import study, tracking
 from digitcnn.config import LocalWorkers, parse_duration
 from digitcnn.errors import MachineError
-from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Metric, Tag, TrialRecord
+from digitcnn.records import Tag, TrialRecord
 from digitcnn.runner import study_run
 from digitcnn.runner.plan import SweepPlan
 from digitcnn.runner.pool import (
@@ -97,6 +96,7 @@ class _Sweep:
         # Both are kept here from now on: finding them in the study at every trial's end costs more with each trial.
         self.reusable = study.reusable_trials(study.ended_trials(opened))
         self.best = study.best_trial(opened)
+        self.first_judged = study.first_judged_epoch(plan.space, plan.baseline)
         self.parent = study_run.begin_study_run(opened, store, plan.config)
         self.failure: Exception | None = None
         self.lock = threading.Lock()
@@ -116,7 +116,7 @@ class _Sweep:
             raise
         finally:
             try:
-                path, table = self._write_leaderboard()
+                path, table = study_run.record_leaderboard(self.opened, self.store, self.parent, self.plan.config)
             finally:
                 study_run.end_study_run(self.opened, self.store, self.parent, *self._ending())
         return SweepResult(
@@ -186,9 +186,13 @@ class _Sweep:
         def on_epoch(metrics: EpochMetrics) -> Decision:
             self.shown.epoch(worker.index, trial.number, metrics)
             study.record_trial(self.opened, trial, TrialRecord(epochs_run=metrics.epoch))
-            objective = self.plan.config.study.objective[0]
-            prune = study.report_epoch(trial, objective, metrics.metrics(), metrics.epoch)
-            return "prune" if prune else "continue"
+            values = metrics.metrics()
+            against = study.report_epoch(trial, self.plan.config.study, self.first_judged, values, metrics.epoch)
+            if not against or metrics.epoch == config.training.epochs:
+                return "continue"
+            study.record_trial(self.opened, trial, TrialRecord(pruned_against=against))
+            tracking.put(self.store, run_id, tracking.tags({Tag.PRUNED_AGAINST: str(against)}))
+            return "prune"
 
         try:
             finished = record_training(self.store, worker, config, run_id, on_epoch, self.stop)
@@ -251,6 +255,7 @@ class _Sweep:
                 same_as=original.number,
                 reached=result.reached,
                 epochs_run=result.epochs_run,
+                pruned_against=result.pruned_against,
                 validation_accuracy=result.validation_accuracy,
                 cpu_seconds=result.cpu_seconds,
             ),
@@ -280,16 +285,3 @@ class _Sweep:
         """Return the value and the number of the best trial so far; empty before there is one."""
         best = self.best
         return f"{best.values[0]:.4f} (trial {best.number})" if best is not None and best.values else ""
-
-    def _write_leaderboard(self) -> tuple[Path, pd.DataFrame]:
-        """Write the leaderboard as CSV, record it with the best trial's values; return its path and the table."""
-        config, table = self.plan.config, study.rank_trials(self.opened)
-        text = table.to_csv(index=False)
-        path = config.tracking.folder / "reports" / config.study.name / Artifact.LEADERBOARD
-        write_atomically(path, text, "the trials are recorded")
-        best = study.best_trial(self.opened)
-        values = [] if best is None else best.values or []
-        names = [f"{Metric.BEST_TRIAL_PREFIX}{name}" for name in config.study.objective]
-        metrics = dict(zip(names, values, strict=False))
-        study_run.log_study_run(self.store, self.parent, text, metrics)
-        return path, table

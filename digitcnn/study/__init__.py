@@ -1,4 +1,4 @@
-"""Optuna: the search space, the study, samplers, pruners, the queue of trials and the leaderboard."""
+"""Optuna: the search space, the study, samplers, pruning, the queue of trials and the leaderboard."""
 
 from optuna.trial import FrozenTrial, Trial
 
@@ -15,7 +15,13 @@ from digitcnn.study.leaderboard import (
     rank_trials,
 )
 from digitcnn.study.queue import TrialQueue, count_finished, end_running_trials, tell_recorded
-from digitcnn.study.samplers import check_sampler
+from digitcnn.study.samplers import (
+    check_sampler,
+    first_judged_epoch,
+    pruning_doubt,
+    report_epoch,
+    startup_trials,
+)
 from digitcnn.study.space import (
     Choices,
     Range,
@@ -33,7 +39,6 @@ from digitcnn.study.study import (
     open_study,
     recorded_study,
     refuse_another,
-    report_epoch,
     snapshot_study,
     study_identity,
     total_trials,
@@ -75,6 +80,7 @@ __all__ = [
     "ended_trial",
     "ended_trials",
     "existing_study",
+    "first_judged_epoch",
     "fixed_values",
     "format_cell",
     "frequent_failure",
@@ -86,6 +92,7 @@ __all__ = [
     "parameters_key",
     "pareto_ranks",
     "parse_space",
+    "pruning_doubt",
     "rank_trials",
     "read_trial",
     "record_trial",
@@ -97,6 +104,7 @@ __all__ = [
     "snapshot_study",
     "space_corners",
     "space_size",
+    "startup_trials",
     "storage_errors",
     "study_identity",
     "tell_recorded",

@@ -68,15 +68,19 @@ def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str
         Column.EPOCHS_RUN: record.epochs_run,
         Column.STATE: _STATES[trial.state],
         Column.RUN_ID: record.run_id,
-        Column.NOTE: _note(record),
+        Column.NOTE: _note(record, trial.state),
     }
 
 
-def _note(record: TrialRecord) -> str:
+def _note(record: TrialRecord, state: TrialState) -> str:
     notes = [
         "baseline" if record.baseline else "",
         "" if record.same_as is None else f"same parameters as trial {record.same_as}, not trained again",
         "" if record.repeats is None else f"repeats trial {record.repeats}",
+        # A trial whose worker died before it could end it has the number too.
+        f"judged in epoch {record.epochs_run} against {record.pruned_against} values"
+        if record.pruned_against is not None and state == TrialState.PRUNED
+        else "",
         record.lost or "",
         record.failure or "",
     ]

@@ -56,11 +56,20 @@ def tell_recorded(study: OpenStudy, trial: FrozenTrial, values: Mapping[str, flo
         study.tell(trial.number, list(values.values()))
 
 
-def count_finished(study: Study) -> int:
-    """Return the number of trials that count: completed, pruned, or failed for a reason of their own."""
+def count_finished(study: Study, sampler: str) -> int:
+    """Return the number of trials that count: completed, pruned, or failed for a reason of their own.
+
+    A grid counts its points: trials of equal parameters, which another sampler may have drawn before, are one.
+    """
+    counted = _finished_points(study)
+    return len(set(counted) if sampler == "grid" else counted)
+
+
+def _finished_points(study: Study) -> list[str]:
+    """Return the `parameters_key` of each trial that counts."""
     trials = study.get_trials(deepcopy=False)
     repeated = repeated_numbers(trials)
-    return sum(_counts(trial) and trial.number not in repeated for trial in trials)
+    return [parameters_key(parameters_of(each)) for each in trials if _counts(each) and each.number not in repeated]
 
 
 def _counts(trial: FrozenTrial) -> bool:
@@ -103,7 +112,8 @@ class TrialQueue:
         self.choosing = threading.RLock()
         self._repeat_what_was_lost()
         trials = study.get_trials(deepcopy=False)
-        self.finished = count_finished(study)
+        self.finished = count_finished(study, config.sampler)
+        self.covered = set(_finished_points(study))
         self.completed = sum(trial.state == TrialState.COMPLETE for trial in trials)
         known = {parameters_key(parameters_of(trial)) for trial in trials}
         self.points: Iterator[dict[str, Scalar]] | None = None
@@ -212,10 +222,18 @@ class TrialQueue:
         if self.study._storage.get_trial(trial._trial_id).state != state:
             # Optuna passes over some errors of its store without a word.
             raise StorageInternalError(f"the result of trial {trial.number} was not taken")
+        self._leave(trial, counts=True)
+        with self.choosing:
+            self.completed += state == TrialState.COMPLETE
+
+    def _leave(self, trial: Trial, counts: bool) -> None:
+        """Note that a trial has ended; of those that count with equal parameters a grid counts the first."""
+        key = parameters_key(trial.params)
         with self.choosing:
             self.running -= 1
-            self.finished += 1
-            self.completed += state == TrialState.COMPLETE
+            if counts:
+                self.finished += self.points is None or key not in self.covered
+                self.covered.add(key)
 
     def note_success(self) -> None:
         """Note that a run was trained to its end: what failed before it did so for a reason of its own."""
@@ -226,18 +244,16 @@ class TrialQueue:
     def fail(self, trial: Trial, cause: str) -> None:
         """End a trial that failed for a reason of its own: it would fail again."""
         record_trial(self.study, trial, TrialRecord(failure=cause))
-        self._end(trial, finished=1)
+        self._end(trial, counts=True)
 
     def lose(self, trial: Trial, cause: str) -> None:
         """End a trial without a result; the next sweep tries it again."""
         record_trial(self.study, trial, TrialRecord(lost=cause))
-        self._end(trial, finished=0)
+        self._end(trial, counts=False)
 
-    def _end(self, trial: Trial, finished: int) -> None:
+    def _end(self, trial: Trial, counts: bool) -> None:
         self.study.tell(trial, state=TrialState.FAIL)
-        with self.choosing:
-            self.running -= 1
-            self.finished += finished
+        self._leave(trial, counts)
 
     def end_failed(self, trial: Trial, cause: str, killed: bool, machine_works: Callable[[], bool]) -> bool:
         """End a trial whose run failed, or whose worker died; return True if that is its own fault.

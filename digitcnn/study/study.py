@@ -1,4 +1,4 @@
-"""The Optuna study: created, resumed, found by name, and told of epochs."""
+"""The Optuna study: created, resumed and found by name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import Any
 import optuna
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import Trial
 
 from digitcnn.config import RunConfig, StudyConfig, StudyReference
 from digitcnn.errors import ConfigError
-from digitcnn.records import PRUNING_METRICS, IdentityKey, StudyAttribute, TrialRecord, is_maximized
-from digitcnn.study.samplers import make_pruner, make_sampler
+from digitcnn.records import IdentityKey, StudyAttribute, TrialRecord, is_maximized
+from digitcnn.study.samplers import make_sampler
 from digitcnn.study.space import Space, describe_space, grid_points
 from digitcnn.study.storage import connect, storage_errors, storage_path
 from digitcnn.study.trials import parameters_key
@@ -154,7 +153,6 @@ def open_study(folder: Path, config: StudyConfig, space: Space, baseline: RunCon
     with storage_errors(folder):
         study = _create_or_load(connect(folder), config, wanted)
         study.sampler = make_sampler(config, len(study.get_trials(deepcopy=False)))
-        study.pruner = make_pruner(config, space, baseline)
         start = {name: baseline.parameters()[name] for name in space}
         study.enqueue_trial(start, user_attrs=TrialRecord(baseline=True).attributes(), skip_if_exists=True)
     return study
@@ -183,11 +181,3 @@ def total_trials(config: StudyConfig, space: Space, baseline: RunConfig) -> int:
     points = {parameters_key(point) for point in grid_points(space)}
     points.add(parameters_key({name: baseline.parameters()[name] for name in space}))
     return min(config.trials, len(points))
-
-
-def report_epoch(trial: Trial, objective: str, metrics: Mapping[str, float], epoch: int) -> bool:
-    """Tell the pruner of an epoch; return True if the trial is to end. Always False with several objectives."""
-    if len(trial.study.directions) > 1 or objective not in PRUNING_METRICS:
-        return False
-    trial.report(metrics[PRUNING_METRICS[objective]], epoch)
-    return trial.should_prune()

@@ -29,6 +29,12 @@ _ROWS = 5
 _SUMMARY = ("n", "accuracy (%)", "sd", "95 % interval")
 _TEST = ("p", "verdict")
 _CLAIMED = 0.99
+# Earlier versions pruned before this epoch.
+_EARLY = 4
+_PRUNED_EARLY = (
+    "\n{number} of its trials were pruned before their fourth epoch, by a rule that is gone: so early the number of "
+    "updates decides."
+)
 
 
 def networks(tables: Tables) -> dict[str, str]:
@@ -229,6 +235,7 @@ def default(tables: Tables) -> dict[str, str]:
     ]
     champion = confirmation[confirmation[Column.CHAMPION]].iloc[0]
     basis = evaluation.basis_sentence(confirmation)
+    early = table[(table[Column.STATE] == "pruned") & (table[Column.EPOCHS_RUN] < _EARLY)]
     return {
         "trials": f"{len(table)} trials ({states})",
         "table": report.markdown_table([column_heading(name) for name in columns], rows),
@@ -236,4 +243,5 @@ def default(tables: Tables) -> dict[str, str]:
         "confirmed": report.markdown_table([grid.head[0], "settings", *grid.head[1:]], configs),
         "champion": f"The champion is {evaluation.champion_sentence(confirmation)} ({settings(champion)}).",
         "basis": f"{basis[0].upper()}{basis[1:]}.",
+        "pruning": "" if early.empty else _PRUNED_EARLY.format(number=len(early)),
     }

@@ -99,7 +99,7 @@ def test_broken_machine_ends_the_sweep_and_counts_no_trial(
             "what had run is recorded"
         )
         opened, client, _ = open_records(root)
-        assert study.count_finished(opened) == 0
+        assert study.count_finished(opened, "tpe") == 0
         parent = client.get_run(opened.user_attrs["parent_run_id"])
         assert (parent.info.status, parent.data.tags["study.ended"]) == ("FAILED", "failed after 0 of 3 trials")
         assert_nothing_runs(root)
@@ -227,5 +227,5 @@ def test_sweep_that_the_system_lets_have_too_little_memory_says_so(
     error = next(line for line in lines.read_text().splitlines() if line.startswith("error: "))
     memory = r"1 worker( of [\d,]+ MB)? on [\d,]+ MB; try a smaller training.batch_size;"
     assert re.search(f"3 trials failed in a row: killed, probably out of memory: {memory}", error)
-    assert study.count_finished(open_records(config.tracking.folder)[0]) == 0
+    assert study.count_finished(open_records(config.tracking.folder)[0], "tpe") == 0
     assert work(config, InstantTrainer()).completed == 3

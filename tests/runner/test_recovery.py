@@ -88,7 +88,7 @@ def test_repair_prunes_a_trial_whose_run_was_pruned(copied: SweepConfig, store: 
     assert told.state == TrialState.PRUNED
     assert told.user_attrs["epochs_run"] == 2
     assert told.user_attrs["reached"] == {"validation_accuracy": epoch(2).validation_accuracy}
-    assert study.count_finished(opened) == 3
+    assert study.count_finished(opened, "tpe") == 3
 
 
 def test_repair_ends_runs_as_their_trials_ended(

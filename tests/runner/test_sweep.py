@@ -21,7 +21,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.runner.run import _load_once as load_once
 from digitcnn.study.space import distributions
 from tests.conftest import Command, command_line, with_study
-from tests.support.studies import space_of
+from tests.support.studies import open_in, space_of
 from tests.support.sweeps import Quiet, assert_stores_agree, open_records, work, worker_processes
 from tests.support.trainers import InstantTrainer, SuicidalTrainer
 
@@ -43,7 +43,29 @@ def test_sweep_records_the_same_in_both_stores(sweep_config: SweepConfig) -> Non
     assert parent.data.tags["version.optuna"] == optuna.__version__
     assert parent.data.metrics["best_trial.validation_accuracy"] == opened.best_value
     assert {"leaderboard.csv", "config.yaml"} <= {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert study.count_finished(opened) == 12
+    assert study.count_finished(opened, "tpe") == 12
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_sweep_records_against_how_many_values_a_trial_was_pruned(sweep_config: SweepConfig) -> None:
+    """Given a grid whose last point is the worst, one trial at a time."""
+    tree = with_study(sweep_config, workers=1, pruner="median", sampler="grid", trials=9).model_dump()
+    tree["training"]["epochs"] = 8
+    tree["study"]["space"] = {"training": {"batch_size": [20, 50, 100, 150, 200]}}
+    config = load_config(SweepConfig, tree)
+    config.tracking.folder.mkdir()
+    opened = open_in(config, config.tracking.folder, runner.check_run(config.baseline).sha256)
+    for batch_size in (50, 100, 150, 200):
+        opened.enqueue_trial({"training.batch_size": batch_size}, skip_if_exists=True)
+    result = work(config, InstantTrainer())
+    opened, client, _ = open_records(config.tracking.folder)
+    pruned = opened.trials[4]
+    assert (pruned.params["training.batch_size"], pruned.state) == (20, TrialState.PRUNED)
+    assert (pruned.user_attrs["epochs_run"], pruned.user_attrs["pruned_against"]) == (4, 4)
+    tags = client.get_run(pruned.user_attrs["run_id"]).data.tags
+    assert (tags["pruned_after"], tags["pruned_against"]) == ("4", "4")
+    assert result.leaderboard["note"].tolist()[-1] == "judged in epoch 4 against 4 values"
+    assert_stores_agree(config.tracking.folder, models=False)
 
 
 def test_sweep_does_not_train_identical_parameters_twice(sweep_config: SweepConfig) -> None:
@@ -112,7 +134,7 @@ def test_sweep_replaces_a_killed_worker_and_repeats_its_trial(sweep_config: Swee
         assert (repeated.params, repeated.state) == (trial.params, TrialState.COMPLETE)
         tags = client.get_run(trial.user_attrs["run_id"]).data.tags
         assert tags["failure"] == "its worker process ended (SIGKILL)"
-    assert study.count_finished(opened) == 6
+    assert study.count_finished(opened, "tpe") == 6
     assert_stores_agree(sweep_config.tracking.folder, models=False)
 
 
@@ -172,7 +194,7 @@ def test_sweep_command_survives_the_death_of_a_worker(tmp_path: Path, command: C
             killed = True
     assert process.wait(timeout=300) == 0, lines
     opened, _, _ = open_records(tmp_path / "records", "real")
-    assert study.count_finished(opened) == 4
+    assert study.count_finished(opened, "tpe") == 4
     assert_stores_agree(tmp_path / "records", "real")
     text = "".join(lines)
     assert "difference" in text

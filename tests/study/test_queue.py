@@ -31,7 +31,7 @@ def test_queue_tries_a_failed_trial_again_after_another_has_succeeded(
     queue = run_trials(opened, sweep_config, objective, 6)
     # The baseline was tried twice (one retry) and then counts as one failed trial of six.
     assert len(attempts) == 2
-    assert (queue.finished, queue.completed, study.count_finished(opened)) == (6, 5, 6)
+    assert (queue.finished, queue.completed, study.count_finished(opened, "tpe")) == (6, 5, 6)
     records = [study.read_trial(opened.trials[number]) for number in attempts]
     assert [(each.lost, each.failure) for each in records] == [("out of luck", None), (None, "out of luck")]
     between = [trial for trial in opened.trials if attempts[0] < trial.number < attempts[1]]
@@ -57,7 +57,7 @@ def test_queue_repeats_trials_that_a_killed_sweep_left_running(sweep_config: Swe
     assert [trial.number for trial in study.end_running_trials(opened)] == [0, 1, 2]
     assert study.end_running_trials(opened) == []
     run_all(opened, sweep_config)
-    assert study.count_finished(opened) == 6
+    assert study.count_finished(opened, "tpe") == 6
     repeats = [trial for trial in opened.trials if "repeats" in trial.user_attrs]
     assert [trial.params for trial in repeats] == [opened.trials[0].params, sampled.params]
     assert repeats[0].user_attrs["baseline"]
@@ -66,7 +66,7 @@ def test_queue_repeats_trials_that_a_killed_sweep_left_running(sweep_config: Swe
 def test_queue_starts_no_trial_when_time_is_up(sweep_config: SweepConfig, tmp_path: Path) -> None:
     opened = open_in(sweep_config, tmp_path)
     run_trials(opened, sweep_config, lambda _: [0.0], 6, deadline=time.monotonic())
-    assert study.count_finished(opened) == 0
+    assert study.count_finished(opened, "tpe") == 0
 
 
 class _BrokenSampler(RandomSampler):
@@ -94,5 +94,5 @@ def test_trial_whose_sampler_raises_is_lost_and_the_error_is_raised(
     # The same study with a sampler that works gets to its total.
     opened = open_in(sweep_config, tmp_path)
     run_all(opened, sweep_config)
-    assert study.count_finished(opened) == 6
+    assert study.count_finished(opened, "tpe") == 6
     assert len(opened.get_trials(states=(TrialState.COMPLETE,))) == 6

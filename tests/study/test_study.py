@@ -21,7 +21,7 @@ def test_open_study_resumes_to_its_total_with_new_parameters(sweep_config: Sweep
     for total in (5, 5, 9):
         opened = open_in(with_study(config, trials=total), tmp_path)
         run_all(opened, config, total)
-        assert study.count_finished(opened) == len(opened.trials) == total
+        assert study.count_finished(opened, "tpe") == len(opened.trials) == total
     # The same seed goes on where it left off: nothing is drawn twice.
     assert len({trial.params["training.batch_size"] for trial in opened.trials}) == 9
 

@@ -118,13 +118,15 @@ KILLED = {
 }
 # The same when no trial is left to do.
 KILLED_AT_THE_END = {
-    "the leaderboard is recorded": Point(study_run, "log_study_run", after=False),
+    "the leaderboard is recorded": Point(study_run, "record_leaderboard", after=False),
     "the study's run is closed": Point(tracking, "close_run", after=False, when=lambda *a, **_: a[2] == "FINISHED"),
 }
 SIGNALLED = {
     "SIGTERM while the workers start": Point(tracking, "open_store", number=signal.SIGTERM),
     "SIGINT when a trial is asked for": Point(optuna.Study, "ask", number=signal.SIGINT),
-    "SIGHUP while the leaderboard is recorded": Point(study_run, "log_study_run", after=False, number=signal.SIGHUP),
+    "SIGHUP while the leaderboard is recorded": Point(
+        study_run, "record_leaderboard", after=False, number=signal.SIGHUP
+    ),
 }
 
 

@@ -162,7 +162,7 @@ def assert_nothing_runs(root: Path) -> None:
 def assert_whole(root: Path, total: int, models: bool = False) -> None:
     """Assert that the study is at its total, both stores agree, nothing runs, and each lost trial was repeated."""
     opened = open_records(root)[0]
-    assert study.count_finished(opened) == total
+    assert study.count_finished(opened, "tpe") == total
     assert_nothing_runs(root)
     assert_stores_agree(root, models=models)
     repeated = {trial.user_attrs.get("repeats"): trial for trial in opened.trials}
