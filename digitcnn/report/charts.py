@@ -34,7 +34,8 @@ def title_of(metric: str) -> str:
     return TITLES.get(metric, metric.replace("_", " "))
 
 
-def _scaled(metric: str, values: Any) -> Any:
+def scaled(metric: str, values: Any) -> Any:
+    """Return values of a metric as charts show them: accuracies in percent."""
     return values * 100 if metric.endswith("accuracy") else values
 
 
@@ -43,10 +44,10 @@ def with_chart_units(study: optuna.Study) -> optuna.Study:
     names = study.metric_names or ["value"]
     shown = optuna.create_study(directions=study.directions)
     for trial in study.get_trials(deepcopy=False):
-        scaled = copy.copy(trial)
+        copied = copy.copy(trial)
         if trial.state == TrialState.COMPLETE:
-            scaled.values = [_scaled(name, value) for name, value in zip(names, trial.values, strict=True)]
-        shown.add_trial(scaled)
+            copied.values = [scaled(name, value) for name, value in zip(names, trial.values, strict=True)]
+        shown.add_trial(copied)
     shown.set_metric_names([title_of(name) for name in names])
     return shown
 
@@ -69,7 +70,7 @@ def history(shown: optuna.Study, objective: int) -> go.Figure:
     figure.update_traces(marker={"color": BLUE, "size": size}, selector={"mode": "markers"})
     figure.update_traces(name="trial", selector={"name": name})
     figure.update_traces(name="best so far", line={"color": ORANGE, "shape": "hv"}, selector={"mode": "lines"})
-    return _finish(figure, "trial", name)
+    return finish(figure, "trial", name)
 
 
 def learning_curves(curves: pd.DataFrame, metric: str, best: int | None, baseline: int | None) -> go.Figure:
@@ -85,14 +86,14 @@ def learning_curves(curves: pd.DataFrame, metric: str, best: int | None, baselin
         if len(part):
             label = "baseline, ranked first" if best == baseline else name
             figure.add_trace(_curve(part, metric, name=label, line={"color": color, "width": 2.6, "dash": dash}))
-    values = _scaled(metric, known[metric].astype(float))
+    values = scaled(metric, known[metric].astype(float))
     if len(values) > _MAX_UNCUT:
         # The first epochs of the worst trials would leave a hair's breadth for what matters.
         low, high = values.quantile((0.1, 1.0) if metric.endswith("accuracy") else (0.0, 0.9))
         margin = 0.05 * (high - low)
         figure.update_yaxes(range=[low - margin, high + margin])
     figure.update_xaxes(tickformat="d", **({"dtick": 1} if curves[Column.EPOCH].max() <= 15 else {}))
-    return _finish(figure, "epoch", title_of(metric))
+    return finish(figure, "epoch", title_of(metric))
 
 
 def _bundle(part: pd.DataFrame, metric: str, name: str, color: str, strength: float) -> list[Any]:
@@ -117,7 +118,7 @@ def _curve(part: pd.DataFrame, metric: str, **look: Any) -> Any:
     trials: list[Any] = []
     for trial, rows in part.groupby(Column.TRIAL):
         x += [*rows[Column.EPOCH].tolist(), None]
-        y += [*_scaled(metric, rows[metric].astype(float)).tolist(), None]
+        y += [*scaled(metric, rows[metric].astype(float)).tolist(), None]
         trials += [trial] * (len(rows) + 1)
     hover = "trial %{customdata}, epoch %{x}: %{y:.4g}"
     mode = "lines+markers" if len(part) <= _MAX_UNCUT else "lines"
@@ -136,7 +137,7 @@ def parallel_coordinates(shown: optuna.Study, table: pd.DataFrame) -> go.Figure:
     parameters = sorted({name for number in best for name in trials[number].params})
     labels = [name.replace(" (", "<br>(") for name in names] + [name.replace(".", ".<br>") for name in parameters]
     figure.update_xaxes(ticktext=labels, tickangle=0)
-    _finish(figure, None, None)
+    finish(figure, None, None)
     figure.update_layout(margin={"l": 70, "r": 10, "t": 20, "b": 50}, hovermode="closest")
     (key,) = figure.select_traces({"mode": "markers"})
     # A new one: Optuna's has a tick for every single rank.
@@ -163,7 +164,7 @@ def importances(shown: optuna.Study) -> go.Figure | None:
         bars.update(marker_color=(BLUE, ORANGE, GREY)[index], width=0.6 / len(shown.directions))
         figure.add_trace(bars.update(hovertemplate="%{y}: %{x:.0f} %<extra></extra>"))
     figure.update_yaxes(automargin=True, ticksuffix="  ")
-    return _finish(figure, "importance (% of all)", None, height=140 + 44 * len(names))
+    return finish(figure, "importance (% of all)", None, height=140 + 44 * len(names))
 
 
 def slices(shown: optuna.Study, objective: int) -> list[go.Figure]:
@@ -174,7 +175,7 @@ def slices(shown: optuna.Study, objective: int) -> list[go.Figure]:
     for parameter in sorted({key for trial in completed for key in trial.params}):
         figure = optuna.visualization.plot_slice(shown, params=[parameter], target=target, target_name=name)
         figure.update_traces(marker={"showscale": False, "size": 7})
-        _finish(figure, parameter, name, height=280)
+        finish(figure, parameter, name, height=280)
         figures.append(figure.update_layout(margin={"l": 55, "r": 5, "t": 10, "b": 45}))
     return figures
 
@@ -205,14 +206,14 @@ def tradeoff(
     ):
         if part.empty:
             continue
-        points = go.Scatter(x=_scaled(x, part[x]).tolist(), y=_scaled(y, part[y]).tolist(), name=name, **look)
+        points = go.Scatter(x=scaled(x, part[x]).tolist(), y=scaled(y, part[y]).tolist(), name=name, **look)
         points.text = [
             f"trial {row[Column.TRIAL]}<br>" + "<br>".join(f"{key} {row[key]}" for key in parameters)
             for row in part.to_dict("records")
         ]
         mode = "lines+markers" if "line" in look else "markers"
         figure.add_trace(points.update(mode=mode, hovertemplate="%{text}<br>%{y:.4g} at %{x:.4g}<extra></extra>"))
-    return _finish(figure, title_of(x), title_of(y))
+    return finish(figure, title_of(x), title_of(y))
 
 
 def intervals(confirmed: pd.DataFrame) -> go.Figure:
@@ -236,7 +237,7 @@ def intervals(confirmed: pd.DataFrame) -> go.Figure:
         margin = side * 100 * float(confirmed[Column.MARGIN].iloc[0])
         figure.add_vline(x=margin, line={"color": GREY, "width": 1.2, "dash": "dot"})
     figure.update_yaxes(automargin=True, ticksuffix="  ", range=[-0.6, len(rows) - 0.4])
-    return _finish(figure, "difference (points of test accuracy)", None, height=110 + 46 * len(rows))
+    return finish(figure, "difference (points of test accuracy)", None, height=110 + 46 * len(rows))
 
 
 def confusion(counts: NDArray[np.int64]) -> go.Figure:
@@ -254,7 +255,7 @@ def confusion(counts: NDArray[np.int64]) -> go.Figure:
         xgap=1,
         ygap=1,
     )
-    figure = _finish(go.Figure(cells), "predicted class", "true class", height=460)
+    figure = finish(go.Figure(cells), "predicted class", "true class", height=460)
     figure.update_xaxes(type="category", showgrid=False, dtick=1)
     return figure.update_yaxes(type="category", showgrid=False, dtick=1, autorange="reversed")
 
@@ -263,7 +264,7 @@ def _colorbar(title: str) -> dict[str, Any]:
     return {"title": {"text": title, "side": "right", "font": {"size": 13}}, "thickness": 10, "outlinewidth": 0}
 
 
-def _finish(figure: go.Figure, x: str | None, y: str | None, height: int = 380) -> go.Figure:
+def finish(figure: go.Figure, x: str | None, y: str | None, height: int = 380) -> go.Figure:
     """Give a chart the look of all. Titles are the page's: there they wrap on a narrow screen."""
     figure.update_layout(
         title=None,

@@ -19,7 +19,7 @@ from digitcnn.config import ReportConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, Metric, is_maximized
-from digitcnn.report import charts, text
+from digitcnn.report import charts, search, text
 from digitcnn.report.record import Mistake, StudyRecord, most_confident_mistakes, read_study
 
 _MAX_MISTAKES = 24
@@ -36,7 +36,7 @@ def write_report(config: ReportConfig) -> Path:
         found = read_study(store, config.study, config.tracking)
         contents = {
             Artifact.REPORT_PAGE: page(found, store),
-            Artifact.REPORT_TEXT: text.summary(found),
+            Artifact.REPORT_TEXT: text.summary(found, search.early_sentence(search.early_epochs_of(found))),
             Artifact.LEADERBOARD: found.table.to_csv(index=False),
             Artifact.CURVES: found.curves.to_csv(index=False),
         }
@@ -58,6 +58,8 @@ def page(found: StudyRecord, store: tracking.Store) -> str:
     objectives = [charts.title_of(name) for name in found.objectives]
     values = scripts | {
         "text": text,
+        "search": search,
+        "early": search.early_epochs_of(found),
         "found": found,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "histories": [(f"history{index}", name) for index, name in enumerate(objectives)],
@@ -97,6 +99,8 @@ def _charts(found: StudyRecord) -> dict[str, Any]:
     if found.completed.empty:
         return drawn
     shown = charts.with_chart_units(found.study)
+    if len(found.objectives) == 1:
+        drawn["tuning"] = search.tuning_curve(found)
     for index in range(len(found.objectives)):
         drawn[f"history{index}"] = charts.history(shown, index)
         for number, figure in enumerate(charts.slices(shown, index)):

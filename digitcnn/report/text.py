@@ -276,11 +276,11 @@ def environment(found: StudyRecord) -> Grid:
     return Grid(("what", "recorded by the runs"), body)
 
 
-def summary(found: StudyRecord) -> str:
-    """Return the report in short, as Markdown for a README."""
+def summary(found: StudyRecord, early: str) -> str:
+    """Return the report in short, as Markdown for a README; `early` says what early epochs tell of the end."""
     confirmed = [] if found.confirmation is None else confirmation_sentences(found.confirmation)
     lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]
-    lines += [f"- {_escaped(line)}" for line in [*confirmed, *of_search(found)]]
+    lines += [f"- {_escaped(line)}" for line in [*confirmed, *of_search(found), *filter(None, [early])]]
     if len(found.table):
         grid = ranking(found.table.drop(columns=[Column.RUN_ID, Column.NOTE]).head(_ROWS_OF_SUMMARY))
         lines += ["", markdown_table(grid.head, grid.body)]

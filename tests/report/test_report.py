@@ -7,7 +7,9 @@ import io
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.study import parse_space
 from digitcnn.study.space import distributions
 from digitcnn.tracking import queries
-from tests.conftest import ONE_WORKER, Command, small_run
+from tests.conftest import ONE_WORKER, Command, small_run, with_study
 from tests.support.servers import mlflow_server
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import InstantTrainer
@@ -206,7 +208,15 @@ def test_page_is_drawn_by_a_browser_that_asks_for_nothing(confirmed: Path, tmp_p
     assert requested == []
     assert "<title>Study small</title>" in drawn
     names = _Page(page).figures
-    assert {"intervals", "history0", "parallel", "tradeoff0", "confusion", "curves_validation_accuracy"} <= set(names)
+    assert {
+        "intervals",
+        "history0",
+        "tuning",
+        "parallel",
+        "tradeoff0",
+        "confusion",
+        "curves_validation_accuracy",
+    } <= set(names)
     charts_drawn = re.findall(r'<div class="chart[^"]*js-plotly-plot" id="(\w+)"', drawn)
     assert sorted(charts_drawn) == sorted(names)
     asking = tmp_path / "asking.html"
@@ -245,6 +255,7 @@ def test_write_report_records_its_files_on_the_studys_run(confirmed: Path) -> No
         }
     summary = (folder / "report.md").read_text()
     assert "| rank | trial | training.batch_size |" in summary
+    assert "Can early epochs be trusted? Epoch 1 has a rank correlation of " in summary
     assert "the baseline has " in summary
 
 
@@ -362,6 +373,34 @@ def test_report_command_writes_files_and_shows_differences(confirmed: Path, comm
     assert "the same in all:" in ended.stdout
 
 
+@pytest.mark.usefixtures("quick_workers")
+def test_studies_of_samplers_and_pruners_that_are_gone_stay_readable(root: Path, small_npz: Path) -> None:
+    """Given a study of an earlier version, searched by cmaes and pruned by hyperband, whose trials Optuna marked so."""
+    config = _config(root, small_npz)
+    work(config, InstantTrainer())
+    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+        for key, value in (("sampler", "cmaes"), ("pruner", "hyperband")):
+            database.execute("update params set value = ? where key = ?", (value, f"study.{key}"))
+            database.execute("delete from tags where key = ?", (f"study.{key}",))
+    with closing(sqlite3.connect(root / "optuna.db")) as database, database:
+        for attribute in ("hyperband:bracket", "cma:optimizer:0"):
+            database.execute(
+                "insert into trial_system_attributes (trial_id, key, value_json) select trial_id, ?, '80' from trials",
+                (attribute,),
+            )
+    assert "Search: sampler cmaes (seed 0), pruner hyperband" in _Page(_written(root) / "report.html").text
+    store = tracking.open_store(config.tracking)
+    best = evaluation.find_run(store, "best", StudyReference(name="small"), config.tracking)
+    assert tracking.trained_run(store, best).data.params["training.batch_size"] == "50"
+    settings = {"study": {"name": "small"}, "tracking": {"root": str(root)}}
+    assert len(evaluation.plan_confirmation(load_config(ConfirmConfig, settings)).candidates) > 1
+    # It goes on with a sampler that there is.
+    assert runner.plan_sweep(with_study(config, trials=5)).total == 5
+    for key, value in (("sampler", "cmaes"), ("pruner", "hyperband"), ("pruner", "successive_halving")):
+        with pytest.raises(ConfigError, match=f"^study.{key}={value}: must be '.* or '[a-z]+'$"):
+            with_study(config, **{key: value})
+
+
 def test_write_report_counts_a_small_grid_as_finished(tmp_path: Path, small_npz: Path) -> None:
     # Given
     space = {"training": {"batch_size": [20, 50]}}
@@ -370,3 +409,4 @@ def test_write_report_counts_a_small_grid_as_finished(tmp_path: Path, small_npz:
     text = (_written(tmp_path) / "report.md").read_text()
     # Then
     assert "2 of 2 trials finished" in text
+    assert "Can early epochs be trusted?" not in text
