@@ -33,6 +33,8 @@ class Tag:
     STUDY_ENDED = "study.ended"
     # The id of the run that this one repeats, or whose result it took over.
     REPRODUCES = "reproduces"
+    # With the name of a study that took the run over as one of its trials: it has no other run there.
+    TAKEN_BY_PREFIX = "taken_by."
     SAME_AS_RUN = "same_as_run"
     # The result.
     DATA_SHA256 = "data_sha256"
@@ -241,6 +243,8 @@ class TrialRecord:
     # The number of the lost trial that this one tries again, and of the one whose result it took over.
     repeats: int | None = None
     same_as: int | None = None
+    # The trial of another study, or the run, whose record this trial is.
+    taken_from: str | None = None
     epochs_run: int | None = None
     # The number of values of completed trials that the last of these epochs was judged against, if it was pruned then.
     pruned_against: int | None = None

@@ -56,7 +56,8 @@ _SPACE = """
 | `null` | not searched: leaves an entry of the file out |
 
 An entry on the command line replaces the file's entry as a whole. A study with another space, another objective or
-another value that is not searched needs another `study.name`.
+another value that is not searched needs another `study.name`; `study.extends=NAME` takes the trials of an earlier one
+along, as far as they lie in the new space and have the same other values.
 """
 
 

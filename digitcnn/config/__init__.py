@@ -28,6 +28,7 @@ from digitcnn.config.schema import (
     TrainingConfig,
     WorkersConfig,
     expand_user,
+    listed,
     parse_duration,
 )
 from digitcnn.config.urls import value_without_credentials, without_credentials
@@ -60,6 +61,7 @@ __all__ = [
     "expand_user",
     "flatten",
     "known_keys",
+    "listed",
     "load_config",
     "nearest_key",
     "nested",

@@ -46,6 +46,11 @@ def parse_duration(duration: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+def listed(text: str) -> list[str]:
+    """Return the words of a list that was typed as a text: `[1a2b3c,champion]`, with or without brackets."""
+    return [part.strip() for part in text.strip().removeprefix("[").removesuffix("]").split(",")]
+
+
 def expand_user(path: str) -> Path:
     """Return the path with ~ and ~USER replaced where there is such a user: Path.expanduser raises for any other."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
@@ -272,4 +277,13 @@ class StudyConfig(Config):
     seed: Seed = 0
     retries: Annotated[int, Field(ge=1, le=100)] = 1
     retry_failed: bool = False
+    extends: Name | None = None
+    take: str | None = None
     space: dict[str, Any]
+
+    @field_validator("extends")
+    @classmethod
+    def _is_another(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value == info.data.get("name"):
+            raise ValueError("must be another study; give this one a study.name of its own")
+        return value

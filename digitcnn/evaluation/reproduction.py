@@ -28,8 +28,7 @@ DRIFT = ((200, 5.6e-4), (400, 0.0038), (600, 0.0164), (800, 0.0164), (1000, 0.01
 # A tolerance is so many times the measured drift, and so many images.
 _SAFETY, _IMAGES = 5.0, 5
 _CODE = "code"
-_MIN_ID = 6
-_REFERENCES = ("champion", "best with study=NAME", "a run id", f"at least its first {_MIN_ID} characters")
+_REFERENCES = ("champion", "best with study=NAME", *tracking.RUN_IDS)
 
 
 @dataclass(frozen=True)
@@ -100,16 +99,9 @@ def find_run(
         return tracking.champion_run(store)
     if reference == "best":
         return _best_run(of, config)
-    if not re.fullmatch(rf"[0-9a-f]{{{_MIN_ID},32}}", reference):
-        # Only `run` may be a file; `compare` puts recorded runs side by side.
-        allowed = [*_REFERENCES, "a manifest's FILE.yaml"] if key == "run" else _REFERENCES
-        raise ConfigError(f"{key}={reference}: must be {', '.join(allowed[:-1])}, or {allowed[-1]}")
-    found = tracking.search_runs(store, f"attributes.run_id LIKE '{reference}%'")
-    if not found:
-        raise ConfigError(f"{key}={reference}: no such run is recorded")
-    if len(found) > 1:
-        raise ConfigError(f"{key}={reference}: several runs begin with that; give more of the id")
-    return str(found[0].info.run_id)
+    # Only `run` may be a file; `compare` puts recorded runs side by side.
+    allowed = (*_REFERENCES, "a manifest's FILE.yaml") if key == "run" else _REFERENCES
+    return tracking.find_run_id(store, reference, key, allowed)
 
 
 def _best_run(of: StudyReference, config: TrackingConfig) -> str:

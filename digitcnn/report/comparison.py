@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from digitcnn import evaluation, tracking
-from digitcnn.config import StudyReference, TrackingConfig
+from digitcnn.config import StudyReference, TrackingConfig, listed
 from digitcnn.errors import ConfigError
 from digitcnn.records import Tag
 from digitcnn.report.record import with_known_flags
@@ -29,7 +29,7 @@ class RunComparison:
 
 def compare_runs(named: str, study: StudyReference, config: TrackingConfig) -> RunComparison:
     """Compare two or more runs, `[RUN,RUN,...]`. Raise ConfigError if one cannot be found or is named twice."""
-    wanted = [part.strip() for part in named.strip().removeprefix("[").removesuffix("]").split(",")]
+    wanted = listed(named)
     if len(wanted) < 2 or not all(wanted):
         raise ConfigError(f"compare={named}: must name at least two runs, such as [1a2b3c,4d5e6f]")
     with tracking.store_errors(config):

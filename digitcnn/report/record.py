@@ -98,6 +98,9 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     parent = next((run for run in found if run.info.run_id == parent_run_id), None)
     # Another study in this MLflow store may have the same name.
     children = [run for run in found if run.data.tags.get(Tag.PARENT, "") == parent_run_id]
+    records = [study.read_trial(trial) for trial in snapshot.get_trials(deepcopy=False)]
+    taken = [str(record.run_id) for record in records if record.taken_from is not None]
+    children += tracking.runs_of_ids(store, taken).values()
     runs = sorted(children, key=lambda run: run.info.start_time)
     settings = {} if parent is None else _settings(parent.data.params, parent.data.tags)
     total = 0 if parent is None else int(parent.data.tags[Tag.STUDY_TRIALS])

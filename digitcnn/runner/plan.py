@@ -17,6 +17,7 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.formatting import format_count, format_duration, named_null
 from digitcnn.runner.pool import RunFailed, WorkerDied, run_workers
 from digitcnn.runner.run import check_run
+from digitcnn.runner.takeover import Takeover, plan_takeover
 from digitcnn.runner.workers import LocalPool, plan_workers
 from digitcnn.study import Space, draw_points, parse_space, space_corners, space_size
 from digitcnn.training import (
@@ -42,7 +43,7 @@ _BYTES_BESIDE_WEIGHTS = 40_000
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A checked sweep; nothing has been created yet. `shares` tells of its workers."""
+    """A checked sweep; nothing has been created yet. `shares` tells of its workers, `taken` of what it takes over."""
 
     config: SweepConfig
     data_sha256: str
@@ -51,6 +52,7 @@ class SweepPlan:
     workers: int
     shares: str
     threads: int
+    taken: Takeover
 
     @property
     def baseline(self) -> RunConfig:
@@ -78,6 +80,8 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         with study.storage_errors(config.tracking.folder):
             study.refuse_another(existing, study.study_identity(config.study, space, baseline, splits.sha256))
             missing -= study.count_finished(existing, config.study.sampler)
+    taken = plan_takeover(config, space, splits.sha256, existing)
+    missing -= len(taken.trials)
     workers, threads, shares = plan_workers(config.workers, missing, threads=baseline.training.threads)
     return SweepPlan(
         config=config,
@@ -87,6 +91,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         workers=workers,
         shares=shares,
         threads=threads,
+        taken=taken,
     )
 
 
@@ -159,8 +164,10 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
         lines.append(f"  {name:<{width}}  {parameter}; baseline {named_null(baseline[name])}{inside}")
     existing = study.existing_study(config.tracking.folder, config.study.name)
     finished = 0 if existing is None else study.count_finished(existing, config.study.sampler)
+    finished += len(plan.taken.trials)
     left = max(plan.total - finished, 0)
-    recorded = "none recorded yet" if existing is None else f"{finished} recorded"
+    recorded = f"{finished} recorded" if finished or existing else "none recorded yet"
+    lines += filter(None, [plan.taken.line])
     lines.append(f"trials to come: {left} of {plan.total} ({recorded})")
     start = study.startup_trials(config.study)
     if start:

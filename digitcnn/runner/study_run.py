@@ -142,7 +142,12 @@ def recorded_outcome(store: tracking.Store, run_id: str) -> _Outcome | None:
     found = tracking.with_retries(store, read)
     if not found:
         return None
-    data, status = found[0].data, found[0].info.status
+    return outcome_of(found[0])
+
+
+def outcome_of(run: Any) -> _Outcome | None:
+    """Return the outcome of a run; None unless it FINISHED or was pruned."""
+    data, status = run.data, run.info.status
     if status == "FINISHED":
         return _Outcome("completed", int(data.params["training.epochs"]), dict(data.metrics))
     if status == "KILLED" and Tag.PRUNED_AFTER in data.tags:

@@ -67,8 +67,13 @@ def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = No
         stopped_by_signals(pool) as received,
     ):
         store = tracking.open_store(config.tracking, pool.stop.is_set)
-        opened = study.open_study(folder, config.study, plan.space, config.baseline, plan.data_sha256)
         with study.storage_errors(folder), tracking.store_errors(config.tracking):
+            for trial in plan.taken.trials:
+                link = {f"{Tag.TAKEN_BY_PREFIX}{config.study.name}": str(trial.record.taken_from)}
+                tracking.put(store, str(trial.record.run_id), tracking.tags(link))
+            opened = study.open_study(
+                folder, config.study, plan.space, config.baseline, plan.data_sha256, plan.taken.trials
+            )
             tracking.close_abandoned_runs(store)
             return _Sweep(plan, shown, pool, store, opened, received).work()
 

@@ -76,6 +76,7 @@ def _note(record: TrialRecord, state: TrialState) -> str:
     notes = [
         "baseline" if record.baseline else "",
         "" if record.same_as is None else f"same parameters as trial {record.same_as}, not trained again",
+        f"from {record.taken_from}" if record.taken_from else "",
         "" if record.repeats is None else f"repeats trial {record.repeats}",
         # A trial whose worker died before it could end it has the number too.
         f"judged in epoch {record.epochs_run} against {record.pruned_against} values"

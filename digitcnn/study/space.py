@@ -44,6 +44,10 @@ class Choices:
         """The parameter as Optuna draws it."""
         return CategoricalDistribution(self.values)
 
+    def parse(self, text: str) -> Scalar:
+        """Return the choice that is recorded as a text, or the text itself."""
+        return next((value for value in self.values if str(value) == text), text)
+
     def contains(self, value: Scalar) -> bool:
         """Return True for one of the choices."""
         return value in self.values
@@ -95,6 +99,13 @@ class Range:
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=self.log, step=int(self.step or 1))
         return FloatDistribution(low, high, log=self.log, step=self.step)
+
+    def parse(self, text: str) -> Scalar:
+        """Return the number that is recorded as a text, or the text itself."""
+        try:
+            return type(self.low)(text)
+        except ValueError:
+            return text
 
     def contains(self, value: Scalar) -> bool:
         """Return True for a value that the range reaches."""

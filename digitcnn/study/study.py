@@ -18,9 +18,9 @@ from digitcnn.config import RunConfig, StudyConfig, StudyReference
 from digitcnn.errors import ConfigError
 from digitcnn.records import IdentityKey, StudyAttribute, TrialRecord, is_maximized
 from digitcnn.study.samplers import make_sampler
-from digitcnn.study.space import Space, describe_space, grid_points
+from digitcnn.study.space import Space, describe_space, distributions, grid_points
 from digitcnn.study.storage import connect, storage_errors, storage_path
-from digitcnn.study.trials import parameters_key
+from digitcnn.study.trials import EndedTrial, as_recorded, parameters_key
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 # The baseline may lie off a range's steps on purpose; optuna warns of that and of its own experimental parts.
@@ -82,8 +82,8 @@ def existing_study(folder: Path, name: str) -> OpenStudy | None:
     return None
 
 
-def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
-    """Return the study that a reference names in a records folder. Raises ConfigError if there is none."""
+def recorded_study(reference: StudyReference, folder: Path, key: str = "study.name") -> OpenStudy:
+    """Return the study that a config's `key` names in a records folder. Raises ConfigError if there is none."""
     found = existing_study(folder, reference.name)
     with storage_errors(folder):
         if found is not None and StudyAttribute.IDENTITY in found.user_attrs:
@@ -91,7 +91,7 @@ def recorded_study(reference: StudyReference, folder: Path) -> OpenStudy:
         names = _recorded_names(folder)
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     others = f"; there are {', '.join(names[:_MAX_NAMES])}{more}" if names else ""
-    raise ConfigError(f"study.name={reference.name}: no such study is recorded in {folder}{others}")
+    raise ConfigError(f"{key}={reference.name}: no such study is recorded in {folder}{others}")
 
 
 def _recorded_names(folder: Path) -> list[str]:
@@ -133,8 +133,11 @@ def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
         if before.get(key) != now.get(key):
             begun = f"was begun with {before[key]}" if key in before else "was begun without it"
             wanted_now = f"{key}={now[key]}" if key in now else f"{key} is left out"
+            extends = f", with study.extends={study.study_name} to take its trials along"
+            searched = key.startswith(("study.space", "study.objective"))
             raise ConfigError(
                 f"{wanted_now}: study {study.study_name} {begun}; choose another study.name for a new study"
+                f"{extends if searched else ''}"
             )
 
 
@@ -147,12 +150,24 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {"study.objective": identity[IdentityKey.OBJECTIVE], **space, **identity[IdentityKey.BASELINE]}
 
 
-def open_study(folder: Path, config: StudyConfig, space: Space, baseline: RunConfig, data_sha256: str) -> OpenStudy:
-    """Create or resume a study in a records folder; trial 0 is the baseline. Raises ConfigError for another study."""
+def open_study(
+    folder: Path,
+    config: StudyConfig,
+    space: Space,
+    baseline: RunConfig,
+    data_sha256: str,
+    taken: Sequence[EndedTrial] = (),
+) -> OpenStudy:
+    """Create or resume a study in a records folder, and add trials that it takes over; trial 0 is the baseline.
+
+    Raises ConfigError for another study.
+    """
     wanted = study_identity(config, space, baseline, data_sha256)
     with storage_errors(folder):
         study = _create_or_load(connect(folder), config, wanted)
         study.sampler = make_sampler(config, len(study.get_trials(deepcopy=False)))
+        for trial in taken:
+            study.add_trial(as_recorded(trial, distributions(space)))
         start = {name: baseline.parameters()[name] for name in space}
         study.enqueue_trial(start, user_attrs=TrialRecord(baseline=True).attributes(), skip_if_exists=True)
     return study

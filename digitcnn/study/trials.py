@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
+from optuna.distributions import BaseDistribution
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from digitcnn.records import Metric, TrialRecord
 from digitcnn.study.space import Scalar
@@ -78,6 +79,18 @@ def ended_trials(study: Study) -> list[EndedTrial]:
     """Return the completed and the pruned trials, in the order of their numbers."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     return [_ended(trial, None if trial.state == TrialState.PRUNED else list(trial.values)) for trial in trials]
+
+
+def as_recorded(trial: EndedTrial, searched: dict[str, BaseDistribution]) -> FrozenTrial:
+    """Return a trial with a result as `Study.add_trial` takes it, its parameters drawn from some distributions."""
+    return create_trial(
+        state=TrialState.PRUNED if trial.values is None else TrialState.COMPLETE,
+        values=trial.values,
+        params=trial.parameters,
+        distributions=searched,
+        user_attrs=trial.record.attributes(),
+        intermediate_values=trial.reports,
+    )
 
 
 def reusable_trials(ended: Iterable[EndedTrial]) -> dict[str, EndedTrial]:

@@ -24,8 +24,10 @@ from digitcnn.tracking.operations import (
 )
 from digitcnn.tracking.outbox import Queued
 from digitcnn.tracking.queries import (
+    RUN_IDS,
     champion_run,
     confirmation_runs,
+    find_run_id,
     find_runs,
     has_run,
     logged_model,
@@ -35,6 +37,7 @@ from digitcnn.tracking.queries import (
     read_predictions,
     read_text,
     register_champion,
+    runs_of_ids,
     search_runs,
     study_runs,
     trained_run,
@@ -55,6 +58,7 @@ from digitcnn.tracking.results import MODEL_FILE, package_result
 
 __all__ = [
     "MODEL_FILE",
+    "RUN_IDS",
     "Queued",
     "Run",
     "Status",
@@ -71,6 +75,7 @@ __all__ = [
     "deliver_run",
     "discard_refused",
     "environment_tags",
+    "find_run_id",
     "find_runs",
     "has_run",
     "is_away",
@@ -91,6 +96,7 @@ __all__ = [
     "register_champion",
     "relocate_artifacts",
     "retry_refused",
+    "runs_of_ids",
     "search_runs",
     "store_errors",
     "study_runs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 CHAMPION_MODEL = "digitcnn"
 CHAMPION_ALIAS = "champion"
 _MAX_RUNS = 1000
+_MIN_ID = 6
+RUN_IDS = ("a run id", f"at least its first {_MIN_ID} characters")
 # MLflow limits the runs and the values of one request for metric histories.
 _MAX_HISTORIES = 100
 _MAX_VALUES = 25_000
@@ -77,6 +80,31 @@ def _pages(ask: Callable[[str | None], Any]) -> list[Any]:
 def find_runs(store: Store, filters: str) -> list[Any]:
     """Return what `search_runs` finds; wait for a store that is away."""
     return with_retries(store, lambda: search_runs(store, filters))
+
+
+def find_run_id(store: Store, beginning: str, key: str, allowed: Sequence[str] = RUN_IDS) -> str:
+    """Return the id of the run that begins so. Raises ConfigError if there is no such run, or more than one.
+
+    It names the config's `key`, and what is `allowed` there.
+    """
+    if not re.fullmatch(rf"[0-9a-f]{{{_MIN_ID},32}}", beginning):
+        raise ConfigError(f"{key}={beginning}: must be {', '.join(allowed[:-1])}, or {allowed[-1]}")
+    found = search_runs(store, f"attributes.run_id LIKE '{beginning}%'")
+    if not found:
+        raise ConfigError(f"{key}={beginning}: no such run is recorded")
+    if len(found) > 1:
+        raise ConfigError(f"{key}={beginning}: several runs begin with that; give more of the id")
+    return str(found[0].info.run_id)
+
+
+def runs_of_ids(store: Store, run_ids: Sequence[str]) -> dict[str, Any]:
+    """Return runs by their ids, without those that are not recorded or were deleted."""
+    found = []
+    for first in range(0, len(run_ids), _MAX_HISTORIES):
+        ids = ", ".join(f"'{run_id}'" for run_id in run_ids[first : first + _MAX_HISTORIES])
+        found += search_runs(store, f"attributes.run_id IN ({ids})")
+    by_id = {run.info.run_id: run for run in found}
+    return {run_id: by_id[run_id] for run_id in run_ids if run_id in by_id}
 
 
 def has_run(store: Store, run_id: str) -> bool:

@@ -50,6 +50,10 @@ STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
         ({"study": {**STUDY, "name": "a\nb"}}, "study.name=a\nb: must be 1 to 100 letters"),
         ({"study": {**STUDY, "sampler": "x"}}, "study.sampler=x: must be 'tpe', 'random', 'grid'"),
         ({"study": {**STUDY, "pruner": "x"}}, "study.pruner=x: must be 'none' or 'median'"),
+        (
+            {"study": {**STUDY, "extends": STUDY["name"]}},
+            "must be another study; give this one a study.name of its own",
+        ),
         ({"study": {**STUDY, "timeout": "5"}}, "study.timeout=5: must be a duration such as 90s, 15m or 2h"),
         ({"study": {**STUDY, "trials": 0}}, "study.trials=0: must be greater than or equal to 1"),
         ({"study": {**STUDY, "workers": 2}}, "study.workers: unknown key; is now workers.count"),

@@ -45,6 +45,8 @@ def test_open_study_refuses_another_study_of_that_name(
         open_in(changed, tmp_path)
     assert message in str(caught.value)
     assert "choose another study.name" in str(caught.value)
+    # Other trials do not fit where another value is not searched.
+    assert ("with study.extends=small to take" in str(caught.value)) == ("study" in change)
 
 
 def _moved(config: SweepConfig) -> SweepConfig:

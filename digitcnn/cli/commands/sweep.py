@@ -18,6 +18,8 @@ def search(config: SweepConfig) -> int:
         speed = runner.measure_speed(plan.baseline, config.workers, plan.workers)
         print("\n".join(runner.describe_sweep(plan, speed)))
         return 0
+    if plan.taken.line:
+        print(plan.taken.line)
     screen = display.SweepScreen(plan.baseline.backend)
     try:
         result = runner.run_sweep(plan, screen)

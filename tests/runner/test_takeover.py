@@ -1,0 +1,117 @@
+"""Studies that take over what is recorded: trials of another study, and runs by hand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from optuna.trial import TrialState
+
+from digitcnn import report, runner, study, tracking
+from digitcnn.config import ReportConfig, StudyReference, SweepConfig, load_config
+from digitcnn.errors import ConfigError
+from tests.conftest import with_study
+from tests.support.sweeps import open_records, work
+from tests.support.trainers import InstantTrainer
+
+SMALL_BATCHES = {"training": {"batch_size": {"low": 1, "high": 100}, "epochs": {"low": 4, "high": 40}}}
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_study_takes_over_the_trials_that_lie_in_its_space(copied: SweepConfig, opened: study.OpenStudy) -> None:
+    """Given a study of batch sizes: another of smaller ones, and of epochs as well, begins with those that fit."""
+    sizes = {trial.params["training.batch_size"]: trial for trial in opened.trials}
+    fitting = {size: trial for size, trial in sizes.items() if size <= 100}
+    assert 50 in fitting
+    assert len(fitting) < len(sizes)
+    config = with_study(copied, name="wider", extends="small", trials=len(fitting) + 1, space=SMALL_BATCHES)
+    plan = runner.plan_sweep(config)
+    line = f"study wider takes over {len(fitting)} of 3 recorded trials; left: "
+    assert plan.taken.line == f"{line}{3 - len(fitting)} with training.batch_size other than 1 to 100"
+    assert study.existing_study(copied.tracking.folder, "wider") is None
+    # When
+    result = work(config, InstantTrainer())
+    # Then
+    wider, client, runs = open_records(copied.tracking.folder, "wider")
+    assert (result.finished, len(wider.trials)) == (len(fitting) + 1, len(fitting) + 1)
+    taken = [trial for trial in wider.trials if "taken_from" in trial.user_attrs]
+    assert {trial.params["training.batch_size"] for trial in taken} == set(fitting)
+    for trial in taken:
+        source = fitting[trial.params["training.batch_size"]]
+        assert trial.params["training.epochs"] == 40
+        assert (trial.state, trial.values) == (TrialState.COMPLETE, source.values)
+        assert trial.user_attrs["run_id"] == source.user_attrs["run_id"]
+        assert trial.user_attrs["cpu_seconds"] == source.user_attrs["cpu_seconds"]
+        assert trial.intermediate_values == source.intermediate_values
+        assert (
+            client.get_run(source.user_attrs["run_id"]).data.tags["taken_by.wider"] == f"trial {source.number} of small"
+        )
+    # Nothing is copied, and trial 0 is the baseline.
+    own = [run for run in runs if run.data.tags.get("study") == "wider" and "trial" in run.data.tags]
+    assert len(own) == 1
+    assert (wider.trials[0].user_attrs["baseline"], wider.trials[0].params["training.batch_size"]) == (True, 50)
+    notes = result.leaderboard.set_index("trial")["note"]
+    assert notes[0] == "baseline; from trial 0 of small"
+    page = report.write_report(ReportConfig(study=StudyReference(name="wider"), tracking=config.tracking))
+    curves = (page.parent / "learning_curves.csv").read_text()
+    assert all(trial.user_attrs["run_id"] in curves for trial in wider.trials)
+    # The same command again has them.
+    again = runner.plan_sweep(config)
+    assert again.taken.trials == ()
+    assert f"takes over 0 of 3 recorded trials, and has {len(fitting)} of them" in again.taken.line
+
+
+def test_study_takes_over_trials_for_more_objectives(copied: SweepConfig, opened: study.OpenStudy) -> None:
+    """Given a trial that was pruned, which has no place in a study of two objectives."""
+    config = with_study(copied, name="front", extends="small", objective=["validation_accuracy", "cpu_seconds"])
+    pruned = opened.trials[2].user_attrs["run_id"]
+    store = tracking.open_store(config.tracking)
+    store.client.set_tag(pruned, "pruned_after", "7")
+    store.client.set_terminated(pruned, "KILLED")
+    taken = runner.plan_sweep(config).taken
+    assert [trial.values for trial in taken.trials] == [
+        [*trial.values, trial.user_attrs["cpu_seconds"]] for trial in opened.trials[:2]
+    ]
+    assert taken.line.endswith("; left: 1 pruned before its end")
+    # By the same objective it was pruned as this study would have done.
+    (*_, last) = runner.plan_sweep(with_study(copied, name="same", extends="small")).taken.trials
+    assert (last.values, last.record.epochs_run) == (None, 7)
+    assert last.record.reached == {"validation_accuracy": opened.trials[2].value}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"extends": "smal"}, "study.extends=smal: no such study is recorded in"),
+        ({"extends": "small"}, "none of its trials fits into new: 3 with model.conv1_filters other than 5"),
+        ({"take": "[champion]"}, "study.take=champion: must be a run id, or at least its first 6 characters"),
+        ({"take": "123456"}, "study.take=123456: no such run is recorded"),
+    ],
+)
+def test_takeover_is_refused_in_one_line(values: dict[str, object], message: str, copied: SweepConfig) -> None:
+    tree = with_study(copied, **{"name": "new", **values}).model_dump()
+    # Another value that is not searched.
+    tree["model"]["conv1_filters"] = 5
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        runner.plan_sweep(load_config(SweepConfig, tree))
+
+
+def test_study_takes_over_runs_by_hand(copied: SweepConfig) -> None:
+    by_hand = [
+        runner.record_run(copied.baseline.replace({"training.batch_size": size}), tags={}, trainer=InstantTrainer())
+        for size in (20, 99)
+    ]
+    good, other = (run.run_id for run in by_hand)
+    taken = runner.plan_sweep(with_study(copied, name="new", take=f"[{good[:8]}]")).taken
+    (trial,) = taken.trials
+    assert (trial.parameters, trial.values) == (
+        {"training.batch_size": 20},
+        [by_hand[0].result.summary["validation_accuracy"]],
+    )
+    assert trial.record.taken_from == f"run {good[:8]}"
+    assert len(trial.reports) == 40
+    allowed = "one of 20, 50, 100, 150, 200"
+    with pytest.raises(
+        ConfigError, match=f"^study.take={other[:8]}: is a run with training.batch_size other than {allowed}$"
+    ):
+        runner.plan_sweep(with_study(copied, name="new", take=f"[{good},{other}]"))
