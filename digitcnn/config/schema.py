@@ -101,8 +101,11 @@ def _check_objective(value: list[str]) -> list[str]:
 
 Count = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
 Filters = Annotated[int, Field(ge=1, le=4096)]
+OptionalFilters = Annotated[int, Field(ge=0, le=4096)]
 Kernel = Annotated[int, Field(ge=1, le=99)]
+Pooling = Annotated[int, Field(ge=1, le=99)]
 Units = Annotated[int, Field(ge=1, le=65_536)]
+OptionalUnits = Annotated[int, Field(ge=0, le=65_536)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Processes = Annotated[int, Field(ge=1, le=1024)]
 # The descriptions are docs/configuration.md's.
@@ -147,14 +150,29 @@ class DataConfig(Config):
 
 
 class CnnConfig(Config):
-    """The article's convolutional network."""
+    """The article's convolutional network, with up to four blocks of a convolution, ReLU and max-pooling.
+
+    Blocks 2 to 4 are left out with 0 filters, the dense layer with 0 units; a pooling of 1 leaves the pixels as they
+    are. `batch_normalization` stands between a convolution and its ReLU, `dropout` before the last layer.
+    """
 
     name: Literal["cnn"] = "cnn"
     conv1_filters: Filters = 32
     conv1_kernel: Kernel = 3
-    conv2_filters: Filters = 64
+    conv1_pooling: Pooling = 2
+    conv2_filters: OptionalFilters = 64
     conv2_kernel: Kernel = 3
-    dense_units: Units = 512
+    conv2_pooling: Pooling = 2
+    conv3_filters: OptionalFilters = 0
+    conv3_kernel: Kernel = 3
+    conv3_pooling: Pooling = 2
+    conv4_filters: OptionalFilters = 0
+    conv4_kernel: Kernel = 3
+    conv4_pooling: Pooling = 2
+    padding: Literal["valid", "same"] = "valid"
+    batch_normalization: bool = False
+    dense_units: OptionalUnits = 512
+    dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.0
 
 
 class MlpConfig(Config):

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -173,7 +174,7 @@ def _arrays(weights: bytes, model: keras.Model) -> list[NDArray[np.float32]]:
     try:
         with h5py.File(io.BytesIO(weights), "r") as file:
             for layer in model.layers:
-                kind = type(layer).__name__.lower()
+                kind = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()
                 # Keras numbers the layers of a class: layers/dense/vars/0, layers/dense_1/vars/0.
                 folder = f"layers/{kind}_{before[kind]}/vars" if before[kind] else f"layers/{kind}/vars"
                 before[kind] += 1

@@ -14,7 +14,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 
-from digitcnn.config import RunConfig, StudyConfig, StudyReference
+from digitcnn.config import RunConfig, StudyConfig, StudyReference, load_config, nested
 from digitcnn.errors import ConfigError
 from digitcnn.records import IdentityKey, StudyAttribute, TrialRecord, is_maximized
 from digitcnn.study.samplers import make_sampler
@@ -147,7 +147,9 @@ def _directions(objectives: Sequence[str]) -> list[StudyDirection]:
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     space = {f"study.space.{name}": value for name, value in identity[IdentityKey.SPACE].items()}
-    return {"study.objective": identity[IdentityKey.OBJECTIVE], **space, **identity[IdentityKey.BASELINE]}
+    # A study of an earlier version has the defaults of the keys that there were not.
+    baseline = fixed_values(load_config(RunConfig, nested(identity[IdentityKey.BASELINE])))
+    return {"study.objective": identity[IdentityKey.OBJECTIVE], **space, **baseline}
 
 
 def open_study(

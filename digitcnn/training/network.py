@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from digitcnn.config import MlpConfig, ModelConfig
+from digitcnn.config import CnnConfig, MlpConfig, ModelConfig
 from digitcnn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 
 # A network of this many parameters takes 2 GB with Adam's two moments and the gradient: more than a worker's share.
 MAX_PARAMETERS = 134_000_000
+_BLOCKS, _SIZES = ("conv1", "conv2", "conv3", "conv4"), ("filters", "kernel", "pooling")
 
 
-class Convolution(NamedTuple):
-    """A convolution without padding, ReLU and 2 x 2 max-pooling."""
+class Block(NamedTuple):
+    """A convolution, ReLU and max-pooling; with batch normalization before the ReLU if it is normalized."""
 
     name: str
     filters: int
     kernel: int
+    pooling: int
+    padding: str
+    normalized: bool
 
 
 class Hidden(NamedTuple):
@@ -31,15 +35,14 @@ class Hidden(NamedTuple):
     units: int
 
 
-def _structure(config: ModelConfig) -> tuple[list[Convolution], list[Hidden]]:
+def _structure(config: ModelConfig) -> tuple[list[Block], list[Hidden]]:
     """Return the layers between the scaled image and the softmax over the classes."""
     if isinstance(config, MlpConfig):
         return [], [Hidden("dense1", config.dense1_units), Hidden("dense2", config.dense2_units)]
-    convolutions = [
-        Convolution("conv1", config.conv1_filters, config.conv1_kernel),
-        Convolution("conv2", config.conv2_filters, config.conv2_kernel),
-    ]
-    return convolutions, [Hidden("dense", config.dense_units)]
+    values, shared = config.model_dump(), (config.padding, config.batch_normalization)
+    blocks = [Block._make([name, *(values[f"{name}_{key}"] for key in _SIZES), *shared]) for name in _BLOCKS]
+    hidden = [Hidden("dense", config.dense_units)]
+    return [block for block in blocks if block.filters], [layer for layer in hidden if layer.units]
 
 
 def build_model(config: ModelConfig, height: int, width: int, classes: int, seed: int) -> keras.Model:
@@ -52,38 +55,60 @@ def build_model(config: ModelConfig, height: int, width: int, classes: int, seed
     from keras import layers
 
     keras.utils.set_random_seed(seed)
-    convolutions, hidden = _structure(config)
+    blocks, hidden = _structure(config)
     # A layer draws the seed of its weights when it is made: this order is part of every recorded run.
     output = layers.Dense(classes, "softmax", name="probabilities")
     stack = [keras.Input((height, width), dtype="uint8", name="image"), layers.Rescaling(1 / 255, name="scale")]
-    if convolutions:
+    if blocks:
         stack.append(layers.Reshape((height, width, 1), name="channel"))
-    for name, filters, kernel in convolutions:
-        stack.append(layers.Conv2D(filters, kernel, activation="relu", name=name))
-        stack.append(layers.MaxPooling2D(name=name.replace("conv", "pool")))
+    for block in blocks:
+        stack += _block_layers(block)
     stack.append(layers.Flatten(name="flatten"))
     stack += [layers.Dense(units, "relu", name=name) for name, units in hidden]
+    if isinstance(config, CnnConfig) and config.dropout:
+        stack.append(layers.Dropout(config.dropout, name="dropout"))
     return keras.Sequential([*stack, output], name=config.name)
 
 
+def _block_layers(block: Block) -> list[keras.Layer]:
+    from keras import layers
+
+    name, number = block.name, block.name.removeprefix("conv")
+    sizes = {"filters": block.filters, "kernel_size": block.kernel, "padding": block.padding, "name": name}
+    if block.normalized:
+        # Its own bias replaces the convolution's.
+        stack = [layers.Conv2D(**sizes, use_bias=False), layers.BatchNormalization(name=f"normalization{number}")]
+        stack.append(layers.ReLU(name=f"relu{number}"))
+    else:
+        stack = [layers.Conv2D(**sizes, activation="relu")]
+    return stack if block.pooling == 1 else [*stack, layers.MaxPooling2D(block.pooling, name=f"pool{number}")]
+
+
 class _Product(NamedTuple):
-    """A layer as a matrix product: `outputs` sums of `inputs` weighted values and a bias, at every position."""
+    """A layer as a matrix product: `outputs` sums of `inputs` weighted values at every position.
+
+    Each output has so many parameters beside its weights: a bias, or what batch normalization keeps.
+    """
 
     inputs: int
     outputs: int
     positions: int
+    beside: int = 1
 
 
 def _products(config: ModelConfig, height: int, width: int, classes: int) -> Iterator[_Product]:
-    """Yield the layers that have weights. Raises ConfigError if a kernel leaves no pixels of the images."""
-    convolutions, hidden = _structure(config)
+    """Yield the layers that have weights. Raises ConfigError if a block leaves no pixels of the images."""
+    blocks, hidden = _structure(config)
     image, channels = f"{height} x {width}", 1
-    for name, filters, kernel in convolutions:
-        height, width = (height - kernel + 1) // 2, (width - kernel + 1) // 2
+    for name, filters, kernel, pooling, padding, normalized in blocks:
+        lost = kernel - 1 if padding == "valid" else 0
+        height, width = (height - lost) // pooling, (width - lost) // pooling
         if height < 1 or width < 1:
-            raise ConfigError(f"model.{name}_kernel={kernel}: leaves no pixels of images of {image}")
-        # Four outputs are computed for each that pooling keeps.
-        yield _Product(kernel**2 * channels, filters, 4 * height * width)
+            key = f"kernel={kernel}" if pooling == 1 or pooling <= kernel else f"pooling={pooling}"
+            raise ConfigError(f"model.{name}_{key}: leaves no pixels of images of {image}")
+        # Pooling keeps one of so many outputs.
+        positions = pooling**2 * height * width
+        yield _Product(kernel**2 * channels, filters, positions, 4 if normalized else 1)
         channels = filters
     inputs = height * width * channels
     for units in [*(layer.units for layer in hidden), classes]:
@@ -93,7 +118,7 @@ def _products(config: ModelConfig, height: int, width: int, classes: int) -> Ite
 
 def count_parameters(config: ModelConfig, height: int, width: int, classes: int) -> int:
     """Return the number of weights and biases of the network for images of height x width."""
-    return sum((layer.inputs + 1) * layer.outputs for layer in _products(config, height, width, classes))
+    return sum((layer.inputs + layer.beside) * layer.outputs for layer in _products(config, height, width, classes))
 
 
 def count_multiplications(config: ModelConfig, height: int, width: int, classes: int) -> int:

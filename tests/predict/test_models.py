@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from digitcnn import tracking
-from digitcnn.config import MlpConfig, RunConfig, TrackingConfig
+from digitcnn.config import CnnConfig, MlpConfig, ModelConfig, RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.predict import models
 from digitcnn.training import build_model, weights_sha256
@@ -359,8 +359,16 @@ def test_loading_follows_a_run_to_the_one_that_was_trained(recorded: Recorded, s
     assert weights_sha256(found) == weights_sha256(recorded.load())
 
 
-def test_rebuild_restores_a_network_of_any_size(recorded: Recorded, tmp_path: Path) -> None:
-    config = MlpConfig(dense1_units=7, dense2_units=7)
+@pytest.mark.parametrize(
+    "config",
+    [
+        MlpConfig(dense1_units=7, dense2_units=7),
+        CnnConfig(
+            conv1_filters=2, conv2_filters=3, conv2_pooling=1, batch_normalization=True, dense_units=5, dropout=0.5
+        ),
+    ],
+)
+def test_rebuild_restores_a_network_of_any_size(config: ModelConfig, recorded: Recorded, tmp_path: Path) -> None:
     network = build_model(config, 12, 9, 4, seed=3)
-    network.save(tmp_path / "mlp.keras")
-    assert weights_sha256(models.rebuild((tmp_path / "mlp.keras").read_bytes(), config)) == weights_sha256(network)
+    network.save(tmp_path / "saved.keras")
+    assert weights_sha256(models.rebuild((tmp_path / "saved.keras").read_bytes(), config)) == weights_sha256(network)

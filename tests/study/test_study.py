@@ -82,6 +82,22 @@ def test_open_study_goes_on_with_one_that_was_begun_without_a_digest(sweep_confi
     assert open_in(sweep_config, tmp_path).identity["data_sha256"] == "a" * 64
 
 
+def test_open_study_goes_on_with_one_that_was_begun_before_a_key_was_there(
+    sweep_config: SweepConfig, tmp_path: Path
+) -> None:
+    """Its value is then the default; names of earlier versions mean what they mean in a config."""
+    begun = open_in(sweep_config, tmp_path)
+    identity = begun.identity
+    del identity["baseline"]["model.dropout"]
+    identity["baseline"]["training.engine"] = "auto"
+    begun.set_user_attr("identity", identity)
+    open_in(sweep_config, tmp_path)
+    other = sweep_config.model_copy(update={"model": sweep_config.model.model_copy(update={"dropout": 0.5})})
+    begun.set_user_attr("identity", identity)
+    with pytest.raises(ConfigError, match="model.dropout=0.5: study small was begun with 0.0; choose another"):
+        open_in(other, tmp_path)
+
+
 def test_open_study_refuses_a_foreign_study(sweep_config: SweepConfig, tmp_path: Path) -> None:
     optuna.create_study(study_name="small", storage=sqlite_url(tmp_path / "optuna.db")).ask()
     with pytest.raises(ConfigError, match="was not made by digitcnn"):

@@ -186,17 +186,21 @@ def test_fast_trains_any_layer_as_keras_does(layer: str, arguments: dict[str, An
         np.testing.assert_allclose(our, their, rtol=0, atol=1e-4)
 
 
-def test_rewriting_changes_no_bit_of_outputs_and_gradients() -> None:
+@pytest.mark.parametrize("batch_normalization", [False, True])
+def test_rewriting_changes_no_bit_of_outputs_and_gradients(batch_normalization: bool) -> None:
     import keras
     import tensorflow as tf
 
     from digitcnn.training.engines.rewriting import rewrite_for_training
 
     examples = _examples(blank=True)
-    model = build_model(CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32), 28, 28, 10, 5)
+    config = CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32, batch_normalization=batch_normalization)
+    model = build_model(config, 28, 28, 10, 5)
     rewritten = rewrite_for_training(model, "float32")
     rewritten.set_weights(model.get_weights())
-    assert [type(layer).__name__ for layer in rewritten.layers].count("ReLU") == 2
+    kinds = [type(layer).__name__ for layer in rewritten.layers]
+    assert kinds.count("ReLU") == 2
+    assert all(kinds[index - 1] == "MaxPooling2D" for index, kind in enumerate(kinds) if kind == "ReLU")
     found = []
     for each in (model, rewritten):
         with tf.GradientTape() as tape:

@@ -10,10 +10,26 @@ from digitcnn.config import CnnConfig, MlpConfig, ModelConfig, RunConfig
 from digitcnn.errors import ConfigError
 from digitcnn.training import build_model, weights_sha256
 
+# Fewer and more blocks, with all that may be beside them.
+DEEPER = (
+    CnnConfig(conv1_pooling=3, conv2_filters=0, batch_normalization=True, dense_units=0, dropout=0.25),
+    CnnConfig(
+        **{f"conv{number}_filters": 4 for number in range(1, 5)},
+        conv1_pooling=1,
+        padding="same",
+        batch_normalization=True,
+    ),
+)
+
 
 @pytest.mark.parametrize(
     ("model", "parameters"),
-    [(CnnConfig(), 843_658), (MlpConfig(), 104_938), (CnnConfig(conv1_filters=5, conv2_kernel=4, dense_units=3), None)],
+    [
+        (CnnConfig(), 843_658),
+        (MlpConfig(), 104_938),
+        (CnnConfig(conv1_filters=5, conv2_kernel=4, dense_units=3), None),
+        *((model, None) for model in DEEPER),
+    ],
 )
 def test_count_parameters_counts_as_keras_does(model: ModelConfig, parameters: int | None) -> None:
     training.import_keras(1)
@@ -30,10 +46,24 @@ def test_build_model_gives_the_articles_list_of_standard_layers() -> None:
     ]
 
 
+def test_build_model_gives_the_blocks_that_are_asked_for() -> None:
+    training.import_keras(1)
+    names = [layer.name for layer in build_model(DEEPER[0], 28, 28, 10, 0).layers]
+    assert names == [
+        *("scale", "channel", "conv1", "normalization1", "relu1", "pool1", "flatten", "dropout", "probabilities")
+    ]
+    names = [layer.name for layer in build_model(DEEPER[1], 28, 28, 10, 0).layers]
+    assert [name for name in names if "conv" in name or "pool" in name] == [
+        *("conv1", "conv2", "pool2", "conv3", "pool3", "conv4", "pool4")
+    ]
+
+
 def test_check_fits_refuses_kernels_and_networks_that_are_too_large() -> None:
     training.check_fits(CnnConfig(conv1_kernel=3, conv2_kernel=12), 28, 28, 10)
     with pytest.raises(ConfigError, match="model.conv2_kernel=13: leaves no pixels of images of 28 x 28"):
         training.check_fits(CnnConfig(conv1_kernel=3, conv2_kernel=13), 28, 28, 10)
+    with pytest.raises(ConfigError, match="model.conv2_pooling=9: leaves no pixels of images of 9 x 9"):
+        training.check_fits(CnnConfig(conv2_pooling=9, padding="same"), 9, 9, 10)
     with pytest.raises(ConfigError, match="must have at most"):
         training.check_fits(CnnConfig(conv2_filters=4096, dense_units=65_536), 28, 28, 10)
 

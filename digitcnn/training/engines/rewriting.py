@@ -24,6 +24,9 @@ def rewrite_for_training(model: keras.Sequential, precision: Precision) -> keras
         pooled = isinstance(following, layers.MaxPooling2D) and not moved
         if pooled and isinstance(layer, layers.Conv2D) and layer.activation is keras.activations.relu:
             config["activation"], moved = "linear", True
+        if pooled and isinstance(layer, layers.ReLU):
+            moved = True
+            continue
         rewritten.append(type(layer).from_config(config))
         if isinstance(layer, layers.MaxPooling2D) and moved:
             rewritten.append(layers.ReLU(dtype=config["dtype"]))
