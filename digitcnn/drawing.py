@@ -1,6 +1,12 @@
-"""Shared by all pictures: the palette, and the shading of a confusion matrix."""
+"""Shared by all pictures: their style, the palette, and the shading of a confusion matrix."""
 
 from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +16,26 @@ BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "
 INK, DARK_GREY, GREY = "#222222", "#777777", "#9a9a9a"
 # The counts of more classes would not fit into the cells of a confusion matrix.
 MAX_LABELLED_CLASSES = 20
+
+
+def settle_matplotlib() -> None:
+    """Let matplotlib obey no file and no variable of a person's, and draw for no screen: before its import."""
+    if "matplotlib" not in sys.modules:
+        # Wrong names in them, and wrong encodings, are errors.
+        os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+        # It would say that a home folder cannot be written, or what is misspelt in the folder that it is started in.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def plain_style() -> Iterator[None]:
+    """Let figures be drawn and saved in matplotlib's own style while the body lasts, whatever a matplotlibrc says."""
+    settle_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def mistake_shares(confusion: NDArray[np.int64]) -> NDArray[np.float64]:

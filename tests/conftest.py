@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -149,15 +149,17 @@ def with_workers(config: SweepConfig, **values: object) -> SweepConfig:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Runs `digitcnn NAME OVERRIDES...` in an empty folder and returns how it ended."""
+    """Runs `digitcnn NAME OVERRIDES...` in an empty folder, with other variables, and returns how it ended."""
 
-    def run(name: str, *overrides: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        name: str, *overrides: str, timeout: float = 300, variables: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         folder = tmp_path / "elsewhere"
         folder.mkdir(exist_ok=True)
         return subprocess.run(
             command_line(name, *overrides),
             cwd=folder,
-            env=os.environ | {"COLUMNS": "160"},
+            env=os.environ | {"COLUMNS": "160"} | dict(variables or {}),
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -53,10 +53,10 @@ _OTHER_MEANINGS = {
     "tracking/operations.py": {"parameters"},
     "tracking/queries.py": {"champion", "run_id"},
     "training/__init__.py": {"weights_sha256"},
-    "training/backends.py": {"cpu"},
     "training/environment.py": {"git", "python"},
     "training/machine.py": {"cpu"},
     "training/network.py": {"image"},
+    "training/variables.py": {"cpu"},
 }
 
 

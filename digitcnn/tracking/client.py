@@ -31,6 +31,12 @@ _RETRY_SECONDS = 5.0
 _LATER = (408, 429)
 # Those of the local store, whose other codes may also mean that its database fails.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+# How a server is reached, and what it asks for. Any other variable of MLflow would decide what the config says, such as
+# the store and the registry, or what is recorded.
+_SERVER_VARIABLES = re.compile(
+    "MLFLOW_(TRACKING_(USERNAME|PASSWORD|TOKEN|AUTH|AWS_SIGV4|INSECURE_TLS|(SERVER|CLIENT)_CERT_PATH)"
+    "|(HTTP|S3|GCS|BOTO|KERBEROS|PYARROW)_.*|.*MULTIPART.*|ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT)"
+)
 # MLflow's client would try for four minutes, and wait two for each answer: what fails is kept and delivered later.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -101,8 +107,6 @@ def open_store(
 
 
 def _open(config: TrackingConfig, stopped: Callable[[], bool], reading: bool) -> Store:
-    for variable, value in _SETTINGS.items():
-        os.environ.setdefault(variable, value)
     import mlflow
     import requests
 
@@ -148,9 +152,19 @@ def _experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
     return str(experiment.experiment_id)
 
 
+def settle_variables() -> None:
+    """Remove MLflow's variables from this process but for those of a server, and set our own: before its import."""
+    for name in [each for each in os.environ if each.lstrip("_").startswith("MLFLOW_")]:
+        if not _SERVER_VARIABLES.fullmatch(name):
+            del os.environ[name]
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 @contextlib.contextmanager
 def store_errors(config: TrackingConfig) -> Iterator[None]:
     """Turn a failure of the MLflow store in the body into a MachineError of one line, StoreAway if it is away."""
+    settle_variables()
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitcnn.config import RunConfig
-from digitcnn.drawing import BLUE, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares
+from digitcnn.drawing import BLUE, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares, plain_style
 from digitcnn.records import Artifact, Column, Metric
+from digitcnn.tracking.client import settle_variables
 from digitcnn.values import EpochMetrics, RunFinished, TrainingResult
 
 if TYPE_CHECKING:
@@ -33,15 +34,16 @@ def package_result(
     """Return all that is recorded of a result. Touches no store; `packages` are the installed versions by name."""
     judged = "" if config.data.validation == "holdout" else ", judged on the test set"
     name = f"{config.model.name}, batch size {config.training.batch_size}{judged}"
-    figures = {
-        Artifact.CURVES_PICTURE: learning_curves(result.epochs, name, "test" if judged else "validation"),
-        Artifact.CONFUSION_PICTURE: confusion_matrix(result.confusion, f"{name}, after the last epoch"),
-    }
     files = {}
-    for file, figure in figures.items():
-        picture = io.BytesIO()
-        figure.savefig(picture)
-        files[file] = picture.getvalue()
+    with plain_style():
+        figures = {
+            Artifact.CURVES_PICTURE: learning_curves(result.epochs, name, "test" if judged else "validation"),
+            Artifact.CONFUSION_PICTURE: confusion_matrix(result.confusion, f"{name}, after the last epoch"),
+        }
+        for file, figure in figures.items():
+            picture = io.BytesIO()
+            figure.savefig(picture)
+            files[file] = picture.getvalue()
     if result.final_test_only:
         files[Artifact.PREDICTIONS] = _predictions_csv(result).encode()
     return RunFinished(
@@ -57,6 +59,7 @@ def package_result(
 
 def _package_model(model: keras.Model, packages: Mapping[str, str]) -> dict[str, bytes]:
     """Return the files of a model in MLflow's format by their relative paths."""
+    settle_variables()
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec

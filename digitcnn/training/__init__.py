@@ -4,12 +4,10 @@ from digitcnn.training.backends import BACKEND_PACKAGES, check_installed, import
 from digitcnn.training.data import load_splits, provide_arrays, read_arrays
 from digitcnn.training.engines import make_engine
 from digitcnn.training.environment import (
-    arithmetic_flags,
     command_line,
     describe_environment,
     git_state,
     package_versions,
-    repeatable_flags,
 )
 from digitcnn.training.loop import batches_per_epoch, samples_per_epoch, train
 from digitcnn.training.machine import (
@@ -28,6 +26,7 @@ from digitcnn.training.network import (
     count_parameters,
     weights_sha256,
 )
+from digitcnn.training.variables import arithmetic_flags, repeatable_flags
 
 __all__ = [
     "BACKEND_PACKAGES",

@@ -12,6 +12,7 @@ from pathlib import Path
 from digitcnn.config import Backend, TrainingConfig
 from digitcnn.errors import ConfigError
 from digitcnn.training.machine import available_cores
+from digitcnn.training.variables import settle_variables
 
 # The packages that decide a backend's arithmetic, and must be installed for it.
 BACKEND_PACKAGES: dict[Backend, tuple[str, ...]] = {
@@ -19,8 +20,6 @@ BACKEND_PACKAGES: dict[Backend, tuple[str, ...]] = {
     "jax": ("jax", "jaxlib"),
     "torch": ("torch",),
 }
-# The last one is read by JAX alone.
-_THREAD_VARIABLES = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "PJRT_NPROC")
 
 
 def thread_count(config: TrainingConfig) -> int:
@@ -72,14 +71,8 @@ def _silent_stderr() -> Iterator[None]:
 
 def _load(backend: Backend, threads: int) -> None:
     """Import Keras on a backend, with its threads and without a GPU."""
-    os.environ |= {"KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1"}
-    os.environ |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if backend == "jax":
-        os.environ["JAX_PLATFORMS"] = "cpu"
+    settle_variables(backend, threads)
     if backend == "torch":
-        # Its threads would spin while they wait: 13 s of processor time instead of 6 for 5,100 images, measured.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import torch
 
         # MKL_NUM_THREADS would win over OMP_NUM_THREADS.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from digitcnn import evaluation
-from digitcnn.drawing import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, SKY
+from digitcnn.drawing import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, SKY, plain_style
 from digitcnn.records import Column, Metric
 from experiments.article import contrasts, results
 from experiments.article.phrases import settings
@@ -26,12 +27,17 @@ def draw(tables: contrasts.Tables) -> bytes | None:
 
     Batch size at two budgets; filter counts and their cost; the default study confirmed.
     """
-    from matplotlib.figure import Figure
-
     panels = {"batch_size": batch_size, "filters": filters, "default": confirmation}
     shown = [panels[question] for question in results.PANELS if results.has(tables, question)]
     if not shown:
         return None
+    with plain_style():
+        return _drawn(shown, tables)
+
+
+def _drawn(shown: Sequence[Callable[[contrasts.Tables, Axes], None]], tables: contrasts.Tables) -> bytes:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5 * len(shown), 4.9), layout="constrained", dpi=110)
     figure.supxlabel(_CAPTION, fontsize=10)
     for panel, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):

@@ -19,6 +19,7 @@ from digitcnn.config import TrackingConfig
 from digitcnn.study import only_process
 from digitcnn.tracking import open_store, relocate_artifacts
 from tests.conftest import Command, command_line
+from tests.support.planted import plant
 from tests.support.recorded import STRANGE, config_in, record_a_run
 from tests.support.servers import free_port
 
@@ -26,12 +27,12 @@ from tests.support.servers import free_port
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of the UI of records that were made for it; Ctrl-C ends it in good order."""
-    root = tmp_path_factory.mktemp("records")
+    root, elsewhere = tmp_path_factory.mktemp("records"), tmp_path_factory.mktemp("elsewhere")
     open_store(TrackingConfig(root=str(root)))
     port = free_port()
     server = subprocess.Popen(
         command_line("ui", f"port={port}", f"tracking.root={root}"),
-        env=os.environ | {"MLFLOW_SERVER_ALLOWED_HOSTS": "*", "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"},
+        env=os.environ | plant(elsewhere),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

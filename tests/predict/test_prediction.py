@@ -27,6 +27,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.predict import models
 from digitcnn.predict.prediction import Prediction
 from tests.conftest import REPOSITORY, Command
+from tests.support.planted import plant
 from tests.support.servers import free_port
 
 # Only run=best asks for it.
@@ -59,7 +60,8 @@ def test_predict_classifies_usable_pictures_and_names_the_others(
         Image.fromarray(255 - digit).resize((150, 150)).save(folder / name, "PNG")
     (folder / "letter\x1b[31m.png").write_text("Dear all")
     words = ["missing.png", f"image={names[0]}", *names[1:], "letter\x1b[31m.png", "show=true", "format=json"]
-    ended = command("predict", *words, f"tracking.root={config.root}", f"run={run_id[:10]}")
+    here = (f"tracking.root={config.root}", f"run={run_id[:10]}")
+    ended = command("predict", *words, *here, variables=plant(tmp_path / "planted"))
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert ended.stderr.splitlines() == [
         "error: missing.png: cannot be read: No such file or directory",
@@ -168,16 +170,20 @@ def test_predict_reads_over_97_of_100_redrawn_digits_right(
 
 
 @contextlib.contextmanager
-def _served(config: TrackingConfig) -> Iterator[str]:
-    """The address of the champion's server, which runs while the body does."""
+def _served(config: TrackingConfig, home: Path) -> Iterator[str]:
+    """The address of the champion's server, which runs while the body does, with other settings of Keras."""
     port = free_port()
+    home.mkdir()
+    (home / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float64", "epsilon": 0.1}')
     scripts = Path(sys.executable).parent
     process = subprocess.Popen(
         [
             *(str(scripts / "mlflow"), "models", "serve", "-m", "models:/digitcnn@champion", "--env-manager", "local"),
             *("--host", "127.0.0.1", "--port", str(port)),
         ],
-        env=os.environ | {"MLFLOW_TRACKING_URI": config.store_uri, "PATH": f"{scripts}:{os.environ['PATH']}"},
+        env=os.environ
+        | {"MLFLOW_TRACKING_URI": config.store_uri, "PATH": f"{scripts}:{os.environ['PATH']}"}
+        | {"KERAS_HOME": str(home)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -212,7 +218,7 @@ def test_predict_answers_as_the_served_champion_does(
     found = predict.predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config))
     seen = [str(each.seen) for each in found]
     body = subprocess.run([sys.executable, "-c", CALL, *seen], capture_output=True, text=True, check=True).stdout
-    with _served(config) as address:
+    with _served(config, tmp_path / "home") as address:
         curl = shutil.which("curl")
         if curl is not None:
             call = [curl, "-s", "-H", "Content-Type: application/json", "-d", "@-", f"{address}/invocations"]

@@ -106,9 +106,12 @@ def _served(config: UiConfig) -> Iterator[subprocess.Popen[str]]:
 
     Ctrl-C in the terminal thus reaches it as SIGTERM, on which it ends without a traceback.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_SERVER_")}
+    # They could name another store, place or page.
+    theirs = ("MLFLOW_", "_MLFLOW_", "UVICORN_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     # Deprecation warnings of MLflow's libraries concern their developers only.
-    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment |= {"PYTHONWARNINGS": "ignore"}
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", config.tracking.store_uri),
@@ -140,8 +143,10 @@ def _end(server: subprocess.Popen[str]) -> None:
 
 
 def _answers(address: str) -> bool:
+    # Without the proxy of http_proxy, which knows nothing of this machine's own ports.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(address, timeout=2):
+        with opener.open(address, timeout=2):
             return True
     except OSError:
         return False
