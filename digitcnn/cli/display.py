@@ -7,11 +7,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -22,7 +22,6 @@ from digitcnn.formatting import format_count, format_duration, format_percent, n
 from digitcnn.output import StartLines
 from digitcnn.values import EpochMetrics
 
-# As their makers write them.
 _BACKENDS = {"tensorflow": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}
 
 
@@ -32,6 +31,11 @@ def text_console() -> Console:
     What FORCE_COLOR says is no reason to command a terminal that is not there.
     """
     return Console(force_terminal=sys.stdout.isatty(), markup=False, emoji=False, highlight=False)
+
+
+def least_width(table: Table, console: Console) -> int:
+    """Return the width at which no word of a table is cut, measured where there is room: else all would fit."""
+    return console.measure(table, options=console.options.update(max_width=10_000)).minimum
 
 
 def _is_live(console: Console) -> bool:
@@ -83,12 +87,7 @@ class _TrainingTable:
         self.epochs = epochs
         self.seen: list[EpochMetrics] = []
         self.began: float | None = None
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=40),
-            TextColumn("{task.fields[left]}"),
-            auto_refresh=False,
-        )
+        self.bar = _bar("{task.fields[left]}")
         self.task = self.bar.add_task(f"starting {backend}", total=epochs, left="")
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
@@ -102,16 +101,12 @@ class _TrainingTable:
         done = epoch - 1 + fraction
         left = (now - self.began) / done * (self.epochs - done) if done > 0.05 else None
         text = "" if left is None else f"{format_duration(left)} left"
-        self.bar.update(
-            self.task, completed=done, description=f"epoch {min(epoch, self.epochs)}/{self.epochs}", left=text
-        )
+        words = f"epoch {min(epoch, self.epochs)}/{self.epochs}"
+        self.bar.update(self.task, completed=done, description=words, left=text)
 
-    def __rich__(self) -> Group:
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for heading in ("epoch", "train loss", "train accuracy", "val. loss", "val. accuracy", "images/s", "seconds"):
-            table.add_column(heading, justify="right")
-        for metrics in self.seen[-20:]:
-            table.add_row(
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        rows = [
+            (
                 str(metrics.epoch),
                 f"{metrics.train_loss:.4f}",
                 f"{format_percent(metrics.train_accuracy)} %",
@@ -120,7 +115,35 @@ class _TrainingTable:
                 f"{metrics.images_per_second:,.0f}",
                 f"{metrics.epoch_seconds:.1f}",
             )
-        return Group(*([table] if self.seen else []), self.bar)
+            for metrics in self.seen[-20:]
+        ]
+        if rows:
+            headings = "epoch, train loss, train accuracy, val. loss, val. accuracy, images/s, seconds"
+            yield _fitting(headings, "train accuracy, val. loss, train loss, images/s, seconds", rows, console)
+        yield self.bar
+
+
+def _bar(right: str) -> Progress:
+    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=40), TextColumn(right)
+    return Progress(*columns, auto_refresh=False)
+
+
+def _fitting(headings: str, dispensable: str, rows: Sequence[Sequence[str | Text]], console: Console) -> Table:
+    """Return a table of columns with such headings, without those of the dispensable ones that have no room."""
+    left_out, kept = dispensable.split(", "), dict(zip(headings.split(", "), zip(*rows, strict=True), strict=True))
+    while True:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name, cells in kept.items():
+            if name == "parameters":
+                table.add_column(name)
+            else:
+                # Else Rich would make it narrower than its words.
+                table.add_column(name, justify="right", no_wrap=True, min_width=max(map(len, [name, *cells])))
+        for row in zip(*kept.values(), strict=True):
+            table.add_row(*row)
+        if not left_out or least_width(table, console) <= console.width:
+            return table
+        del kept[left_out.pop()]
 
 
 @dataclass
@@ -149,12 +172,7 @@ class SweepScreen:
         self.rows: dict[int, _Row] = {}
         self.best = self.starting = ""
         self.lock = threading.Lock()
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=40),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}  {task.fields[left]}"),
-            auto_refresh=False,
-        )
+        self.bar = _bar("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}  {task.fields[left]}")
         self.started = time.monotonic()
         self.at_start = 0.0
 
@@ -235,29 +253,24 @@ class SweepScreen:
         if self.live is None:
             print(printable(text), flush=True)
 
-    def __rich__(self) -> Group:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         with self.lock:
-            table = Table(box=None, padding=(0, 2, 0, 0))
-            for heading in ("worker", "job", "parameters", "epoch", "accuracy", "images/s"):
-                table.add_column(heading, justify="left" if heading == "parameters" else "right")
-            for worker in range(self.workers):
-                row = self.rows.get(worker)
-                if row is None:
-                    table.add_row(str(worker), "", Text("idle", style="dim"), "", "", "")
-                    continue
-                table.add_row(
-                    str(worker),
-                    row.job,
-                    row.parameters,
-                    f"{row.epoch}/{row.epochs}",
-                    _percent(row.accuracy),
-                    "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
-                )
+            rows = [(str(worker), *self._cells(self.rows.get(worker))) for worker in range(self.workers)]
             self.bar.update(self.task, left=self._time_left())
-            leading = [Text(f"best {self.metric}: {self.best}")] if self.best else []
+            leading = f"best {self.metric}: {self.best}" if self.best else ""
             if self.starting:
-                leading = [Text(f"{self.starting}: {format_duration(time.monotonic() - self.started)}")]
-            return Group(self.bar, *leading, table)
+                leading = f"{self.starting}: {format_duration(time.monotonic() - self.started)}"
+        yield self.bar
+        yield from [Text(leading)] if leading else []
+        if rows:
+            headings = "worker, job, parameters, epoch, accuracy, images/s"
+            yield _fitting(headings, "worker, parameters, images/s", rows, console)
+
+    def _cells(self, row: _Row | None) -> tuple[str | Text, ...]:
+        if row is None:
+            return "", Text("idle", style="dim"), "", "", ""
+        speed = "" if row.images_per_second is None else f"{row.images_per_second:,.0f}"
+        return row.job, row.parameters, f"{row.epoch}/{row.epochs}", _percent(row.accuracy), speed
 
     def _time_left(self) -> str:
         """Estimate the time left from the trials that this sweep has ended; epochs under way are parts of a trial."""

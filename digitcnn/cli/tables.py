@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from digitcnn.cli.display import text_console
+from digitcnn.cli.display import least_width, text_console
 from digitcnn.formatting import format_count, printable
 from digitcnn.records import Column, Metric
 
@@ -54,7 +54,14 @@ def print_reproduction(metrics: Sequence[ComparedMetric]) -> None:
             f"{difference:+.2g}" if difference else "0",
             f"{each.tolerance:.2g}",
         )
-    text_console().print(drawn)
+    _print_whole(drawn, text_console())
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table without cutting a word of it: where it is wider than the terminal, that breaks its lines."""
+    if least_width(table, console) > console.width:
+        console.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.print(table)
 
 
 def print_comparison(comparison: RunComparison) -> None:
@@ -95,7 +102,7 @@ def _row_per_run(table: pd.DataFrame, console: Console) -> tuple[Table, list[str
     names = sorted(map(str, table.index), key=lambda name: (not name.endswith("accuracy"), "." not in name))
     shown = names[:1]
     for name in names[1:]:
-        if _width(_rows(table, [*shown, name]), console) <= console.width:
+        if least_width(_rows(table, [*shown, name]), console) <= console.width:
             shown.append(name)
     return _rows(table, shown), [name for name in names if name not in shown]
 
@@ -119,11 +126,6 @@ def _cell(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _width(drawn: Table, console: Console) -> int:
-    """Return the width at which no word is cut, measured where there is room: else all would be said to fit."""
-    return console.measure(drawn, options=console.options.update(max_width=10_000)).minimum
-
-
 def print_leaderboard(
     table: pd.DataFrame, parameters: Sequence[str], objectives: Sequence[str], rows: int = 20
 ) -> None:
@@ -134,17 +136,17 @@ def print_leaderboard(
     console = _console()
     columns = [str(column) for column in table.columns]
     for dispensable in (Column.EPOCHS_RUN, Metric.CPU_SECONDS, Column.RUN_ID):
-        if _least_width(table[columns].head(rows), parameters, console) <= console.width:
+        if _leaderboard_width(table[columns].head(rows), parameters, console) <= console.width:
             break
         columns = [column for column in columns if column != dispensable or column in objectives]
-    console.print(_drawn(table[columns].head(rows), parameters))
+    _print_whole(_drawn(table[columns].head(rows), parameters), console)
     if len(table) > rows:
         console.print(f"... and {len(table) - rows} more")
 
 
-def _least_width(table: pd.DataFrame, parameters: Sequence[str], console: Console) -> int:
+def _leaderboard_width(table: pd.DataFrame, parameters: Sequence[str], console: Console) -> int:
     """Return the width at which no word is cut; notes are folded."""
-    return _width(_drawn(table.assign(note="") if Column.NOTE in table else table, parameters), console)
+    return least_width(_drawn(table.assign(note="") if Column.NOTE in table else table, parameters), console)
 
 
 def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
@@ -157,7 +159,7 @@ def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
         heading = parameter_in_words(column) if column in parameters else column_heading(column)
         words = column in (Column.STATE, Column.RUN_ID, Column.NOTE)
         # Room for "baseline", which a narrow terminal would take from the last column first.
-        least = 8 if column == Column.NOTE else max([0, *map(len, texts)])
+        least = 8 if column == Column.NOTE else max(map(len, [*heading.split(), *texts]))
         drawn.add_column(heading, justify="left" if words else "right", min_width=least, overflow="fold")
     for row in zip(*columns.values(), strict=True):
         drawn.add_row(*map(printable, row))

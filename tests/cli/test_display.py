@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from rich.live import Live
 from rich.text import Text
 
 from digitcnn.cli import messages, tables
-from digitcnn.cli.display import SweepScreen
+from digitcnn.cli.display import SweepScreen, _TrainingTable
+from digitcnn.evaluation import ComparedMetric
 from digitcnn.report import RunComparison
+from digitcnn.values import EpochMetrics
 
 LOGGER = logging.getLogger("digitcnn.somewhere")
 
@@ -124,3 +127,48 @@ def test_comparison_is_readable_with_any_number_of_runs(
         assert any(line.startswith("no room for") for line in lines)
     else:
         assert any(line.startswith("training.batch_size") and line.split()[1:3] == ["32", "33"] for line in lines)
+
+
+def _terminal(width: int) -> Console:
+    return Console(force_terminal=True, width=width, color_system=None, file=io.StringIO())
+
+
+EPOCH = EpochMetrics(1, 2.1234, 0.5, 1.9876, 0.9, 12.3, 1234.0)
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 80, 200])
+def test_live_tables_show_whole_words_at_any_width(width: int) -> None:
+    # Given
+    training, screen = _TrainingTable(12, "TensorFlow"), SweepScreen("tensorflow")
+    screen.console = _terminal(width)
+    console = _terminal(width)
+    # When
+    training.on_epoch(EPOCH)
+    training.on_progress(1, 0.5)
+    screen.began("around_article", 12, 0, 2, "validation_accuracy")
+    screen.trial_began(0, 0, {"training.batch_size": 250, "model.conv1_filters": 32}, 12)
+    screen.epoch(0, 0, EPOCH)
+    screen.close()
+    console.print(training, screen)
+    # Then
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= width
+    assert "\u2026" not in shown
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    for heading, row in (("epoch", "val. accuracy"), ("1", "90.00 %"), ("trial 0", "90.00 %")):
+        assert any(heading in line and row in line for line in lines), heading
+
+
+def test_tables_of_results_are_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given 30 columns, whose terminal breaks the lines itself."""
+    monkeypatch.setenv("COLUMNS", "30")
+    row = {"rank": 1, "trial": 0, "training.batch_size": 250, "validation_accuracy": 0.9876, "state": "complete"}
+    tables.print_leaderboard(
+        pd.DataFrame([{**row, "note": "baseline"}]), ["training.batch_size"], ["validation_accuracy"]
+    )
+    tables.print_reproduction([ComparedMetric(1, "validation_accuracy", 0.98, 0.97, 0.001)])
+    words = capsys.readouterr().out.split()
+    for word in ("accuracy", "98.76", "complete", "baseline", "difference", "validation_accuracy", "0.970000", "-0.01"):
+        assert word in words

@@ -138,12 +138,13 @@ time.sleep(0.5)
 
 # The command with a trainer that needs no Keras in its workers.
 SWEEP = """
-import functools, sys
+import functools, os
 from digitcnn import runner
 from digitcnn.cli import main
-from tests.support.trainers import InstantTrainer
+from tests.support import trainers
 if __name__ == "__main__":
-    runner.run_sweep = functools.partial(runner.run_sweep, trainer=InstantTrainer())
+    trainer = getattr(trainers, os.environ.get("TRAINER", "InstantTrainer"))()
+    runner.run_sweep = functools.partial(runner.run_sweep, trainer=trainer)
     main()
 """
 
@@ -178,6 +179,19 @@ def test_sweep_goes_on_after_its_reader_has_gone(
     # Then
     assert status == 0
     assert _statuses(tmp_path / "records") == ["FINISHED"] * 4
+
+
+def test_sweep_without_a_result_names_the_cause(
+    sweep_program: Path, small_overrides: list[str], tmp_path: Path
+) -> None:
+    line = [sys.executable, str(sweep_program), "sweep", "study=quick", *small_overrides]
+    line += ["data.train_size=500", "study.trials=2"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TRAINER": "DivergingTrainer"}
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "error: no trial has completed: the loss became nan in epoch 1 (2 of 2 that failed)\n"
+    assert "next:" not in ended.stdout
+    assert _statuses(tmp_path / "records") == ["FAILED"] * 3
 
 
 def test_training_goes_on_after_its_reader_has_gone(small_overrides: list[str], tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from optuna.trial import TrialState
 
 from digitcnn import study
 from digitcnn.config import RunConfig, SweepConfig
-from digitcnn.errors import MachineError, TrainingDiverged
+from digitcnn.errors import MachineError
 from digitcnn.runner import Trainer
 from tests.conftest import with_study, with_workers
 from tests.support.processes import start
 from tests.support.sweeps import assert_nothing_runs, assert_whole, open_records, work
-from tests.support.trainers import BrokenTrainer, InstantTrainer, SuicidalTrainer
+from tests.support.trainers import BrokenTrainer, DivergingTrainer, InstantTrainer, SuicidalTrainer
 
 _CRASHING = 100
 
@@ -131,14 +131,6 @@ def test_retry_failed_queues_failed_trials_again(sweep_config: SweepConfig, tmp_
     assert work(config, broken).completed == 2
     assert work(with_study(config, retry_failed=True), broken).completed == 3
     assert_whole(config.tracking.folder, 3)
-
-
-@dataclass(frozen=True)
-class DivergingTrainer(InstantTrainer):
-    """Diverges in every trial."""
-
-    def before_epoch(self, job: RunConfig, epoch: int) -> None:
-        raise TrainingDiverged("the loss became nan in epoch 1")
 
 
 @pytest.mark.usefixtures("quick_workers")

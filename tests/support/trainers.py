@@ -140,6 +140,14 @@ class SuicidalTrainer(InstantTrainer):
 
 
 @dataclass(frozen=True)
+class DivergingTrainer(InstantTrainer):
+    """Diverges in every trial."""
+
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
+        raise TrainingDiverged("the loss became nan in epoch 1")
+
+
+@dataclass(frozen=True)
 class BrokenTrainer(InstantTrainer):
     """Raises the same error in every trial, or in those of some batch sizes, as long as there is no `mend` file."""
 

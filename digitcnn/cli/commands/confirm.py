@@ -1,16 +1,19 @@
 """Test a study's best trials on the test set: `digitcnn confirm study=NAME [KEY=VALUE ...]`."""
 
+import contextlib
 import functools
 
 from digitcnn import evaluation
 from digitcnn.cli import display, tables
 from digitcnn.cli.command import run_command, settled
 from digitcnn.config import ConfirmConfig
+from digitcnn.output import StartLines
 
 
 def confirm(config: ConfirmConfig) -> int:
     """Confirm a study with the progress on the screen, or only say how with `preview=true`; return the exit status."""
-    plan = evaluation.plan_confirmation(config)
+    with contextlib.closing(StartLines("the confirmation")):
+        plan = evaluation.plan_confirmation(config)
     if config.preview:
         print("\n".join(evaluation.describe_confirmation(plan)))
         return 0

@@ -7,6 +7,7 @@ import sys
 from digitcnn.cli.command import delivered, run_command
 from digitcnn.config import PredictConfig
 from digitcnn.formatting import printable
+from digitcnn.output import StartLines
 from digitcnn.predict import predict, prediction_in_words, predictions_as_csv, predictions_as_json
 
 
@@ -15,7 +16,8 @@ def classify(config: PredictConfig) -> int:
     # A file's name need not be text: for machines it is written as it is.
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     # Whatever is said of the records or of a picture is no part of JSON or CSV.
-    with contextlib.redirect_stdout(sys.stderr):
+    start = contextlib.closing(StartLines("TensorFlow", on_error_stream=True))
+    with contextlib.redirect_stdout(sys.stderr), start:
         found = predict(config)
     if config.format == "json":
         print(predictions_as_json(found))

@@ -1,5 +1,6 @@
 """Search around the baseline and record every trial: `digitcnn sweep [KEY=VALUE ...]`."""
 
+import contextlib
 import functools
 import shlex
 import sys
@@ -9,11 +10,13 @@ from digitcnn.cli import display, tables
 from digitcnn.cli.command import run_command, settled
 from digitcnn.config import SweepConfig
 from digitcnn.formatting import printable
+from digitcnn.output import StartLines
 
 
 def search(config: SweepConfig) -> int:
     """Run a sweep with its progress on the screen, or only describe it with `preview=true`; return the exit status."""
-    plan = runner.plan_sweep(config)
+    with contextlib.closing(StartLines("the study")):
+        plan = runner.plan_sweep(config)
     if config.preview:
         speed = runner.measure_speed(plan.baseline, config.workers, plan.workers)
         print("\n".join(runner.describe_sweep(plan, speed)))
