@@ -8,6 +8,7 @@ from digitcnn.runner.pool import (
     Trainer,
     Worker,
     WorkerDied,
+    plan_workers,
     run_workers,
     stopped_by_signals,
     threads_per_worker,
@@ -24,7 +25,7 @@ from digitcnn.runner.run import (
 )
 from digitcnn.runner.study_run import repair_records
 from digitcnn.runner.sweep import run_sweep
-from digitcnn.runner.workers import LocalPool, make_pool, plan_workers
+from digitcnn.runner.workers import LocalPool, make_pool
 
 __all__ = [
     "FinishedRun",

@@ -15,10 +15,10 @@ from digitcnn import study, training
 from digitcnn.config import Backend, LocalWorkers, RunConfig, SweepConfig, WorkersConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.formatting import format_count, format_duration, named_null
-from digitcnn.runner.pool import RunFailed, WorkerDied, run_workers
+from digitcnn.runner.pool import RunFailed, WorkerDied, plan_workers, run_workers
 from digitcnn.runner.run import check_run
 from digitcnn.runner.takeover import Takeover, plan_takeover
-from digitcnn.runner.workers import LocalPool, plan_workers
+from digitcnn.runner.workers import LocalPool
 from digitcnn.study import Space, draw_points, parse_space, space_corners, space_size
 from digitcnn.training import (
     build_model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import signal
 import threading
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from digitcnn import signals, training
-from digitcnn.errors import StoreAway
+from digitcnn.config import LocalWorkers, WorkersConfig
+from digitcnn.errors import ConfigError, StoreAway
 from digitcnn.formatting import format_count, format_duration
 from digitcnn.values import Decision, Event, Events, RunFinished
 
@@ -201,3 +203,23 @@ def worker_count(wanted: int | None, jobs: int, job: str = "trial") -> tuple[int
 def threads_per_worker(workers: int) -> int:
     """Return the number of threads that each of some workers has, on cores of its own where there are enough."""
     return len(core_shares(workers)[-1])
+
+
+def plan_workers(
+    config: WorkersConfig, jobs: int, job: str = "trial", threads: int | None = None
+) -> tuple[int, int, str]:
+    """Return the number of workers for some jobs, the threads of each, and both in words with what decides them.
+
+    Of a cluster it is the most that may come. Raises ConfigError if Ray is needed and not installed.
+    """
+    if isinstance(config, LocalWorkers):
+        workers, limit = worker_count(config.count, jobs, job)
+        threads = threads or threads_per_worker(workers)
+        return workers, threads, f"{format_count(workers, 'worker')} of {format_count(threads, 'thread')}: {limit}"
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("workers=ray: needs Ray, which is not installed; pip install 'digitcnn[ray]'")
+    workers = min(config.count or config.max or MAX_WORKERS, max(jobs, 1))
+    number = format_count(workers, "worker") if config.count else f"up to {format_count(workers, 'worker')}"
+    limit = "on a Ray cluster" if config.count else "as many as the Ray cluster has CPUs free"
+    threads = threads or config.cpus
+    return workers, threads, f"{number} of {format_count(threads, 'thread')}: {limit}"

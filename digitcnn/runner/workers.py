@@ -6,7 +6,6 @@ A worker gets a config and yields the events of its run. The owner answers each 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import multiprocessing
 import os
@@ -22,7 +21,6 @@ from digitcnn.config import LocalWorkers, RunConfig, WorkersConfig, parse_durati
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
 from digitcnn.formatting import format_count
 from digitcnn.runner.pool import (
-    MAX_WORKERS,
     Patience,
     Pool,
     RunDiverged,
@@ -33,8 +31,6 @@ from digitcnn.runner.pool import (
     WorkerDied,
     answer_events,
     core_shares,
-    threads_per_worker,
-    worker_count,
 )
 from digitcnn.values import Decision, Event, RunFinished
 
@@ -178,6 +174,7 @@ class LocalPool:
     """Some worker processes on this machine, each with its share of the cores; see Pool."""
 
     def __init__(self, trainer: Trainer, workers: int, threads: int, patience: float = 120.0) -> None:
+        training.check_limits(workers, threads)
         self.stop, self.finished = threading.Event(), threading.Event()
         shared = Patience(patience)
         self.workers = [
@@ -200,26 +197,6 @@ class LocalPool:
             worker.close()
 
 
-def plan_workers(
-    config: WorkersConfig, jobs: int, job: str = "trial", threads: int | None = None
-) -> tuple[int, int, str]:
-    """Return the number of workers for some jobs, the threads of each, and both in words with what decides them.
-
-    Of a cluster it is the most that may come. Raises ConfigError if Ray is needed and not installed.
-    """
-    if isinstance(config, LocalWorkers):
-        workers, limit = worker_count(config.count, jobs, job)
-        threads = threads or threads_per_worker(workers)
-        return workers, threads, f"{format_count(workers, 'worker')} of {format_count(threads, 'thread')}: {limit}"
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError("workers=ray: needs Ray, which is not installed; pip install 'digitcnn[ray]'")
-    workers = min(config.count or config.max or MAX_WORKERS, max(jobs, 1))
-    number = format_count(workers, "worker") if config.count else f"up to {format_count(workers, 'worker')}"
-    limit = "on a Ray cluster" if config.count else "as many as the Ray cluster has CPUs free"
-    threads = threads or config.cpus
-    return workers, threads, f"{number} of {format_count(threads, 'thread')}: {limit}"
-
-
 def make_pool(config: WorkersConfig, trainer: Trainer, run: RunConfig, workers: int, threads: int) -> Pool:
     """Return a pool of so many workers, for runs with the data and the backend of one. Raises as RayPool does."""
     if isinstance(config, LocalWorkers):
@@ -239,7 +216,13 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
     threading.Thread(target=_end_with_owner, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    trainer.prepare(threads)
+    try:
+        trainer.prepare(threads)
+    except Exception as error:
+        # The first job's end; whatever is wrong, another process would fare no better.
+        owner.recv()
+        owner.send(("machine", f"a worker cannot begin: {error}"))
+        return
     try:
         serve_jobs(owner, trainer)
     except MemoryError:

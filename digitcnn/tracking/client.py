@@ -159,6 +159,9 @@ def settle_variables() -> None:
             del os.environ[name]
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    if os.path.expanduser("~") == "~":  # noqa: PTH111
+        # Neither HOME nor a user that the system knows, as in a container: MLflow's import fails without a home.
+        os.environ["HOME"] = os.devnull
 
 
 @contextlib.contextmanager

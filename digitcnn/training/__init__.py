@@ -12,6 +12,7 @@ from digitcnn.training.environment import (
 from digitcnn.training.loop import batches_per_epoch, samples_per_epoch, train
 from digitcnn.training.machine import (
     available_cores,
+    check_limits,
     oom_kills,
     resident_memory_mb,
     room_for_trainings,
@@ -37,6 +38,7 @@ __all__ = [
     "build_model",
     "check_fits",
     "check_installed",
+    "check_limits",
     "command_line",
     "count_multiplications",
     "count_parameters",

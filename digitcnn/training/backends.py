@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from digitcnn.config import Backend, TrainingConfig
-from digitcnn.errors import ConfigError
-from digitcnn.training.machine import available_cores
+from digitcnn.errors import ConfigError, MachineError
+from digitcnn.training.machine import available_cores, check_limits
 from digitcnn.training.variables import settle_variables
 
 # The packages that decide a backend's arithmetic, and must be installed for it.
@@ -40,7 +40,8 @@ def import_keras(threads: int | None = None, backend: Backend | None = None) -> 
     """Import Keras on a backend with this many threads, without the notices that frameworks print.
 
     Both are settled before the import, as they cannot be changed after it. Without a backend: TensorFlow; without a
-    number: one a core; or as this process has begun. Raises ConfigError if it has begun with others.
+    number: one a core; or as this process has begun. Raises ConfigError if it has begun with others, MachineError if
+    they cannot be imported.
     """
     if "keras" in sys.modules:
         import keras
@@ -51,8 +52,14 @@ def import_keras(threads: int | None = None, backend: Backend | None = None) -> 
         if threads is not None and before != str(threads):
             raise ConfigError(f"training.threads={threads}: this process has begun with {before or 'other'} threads")
         return
-    with _silent_stderr():
-        _load(backend or "tensorflow", threads or available_cores())
+    backend, threads = backend or "tensorflow", threads or available_cores()
+    check_limits(1, threads)
+    try:
+        with _silent_stderr():
+            _load(backend, threads)
+    except Exception as error:
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise MachineError(f"Keras cannot be imported on {backend}: {cause}") from error
 
 
 @contextlib.contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import psutil
 
+from digitcnn.errors import MachineError
 from digitcnn.formatting import format_count
 
 _ROOT = Path("/")
@@ -18,6 +21,9 @@ _MB = 2**20
 # and TensorFlow 2.21 on an Intel Xeon with AMX, held 1,094 and 1,057; of these 611 and 574 were their own memory, the
 # rest TensorFlow's files.
 TRAINING_MB = 1100
+# What such a process takes beside Python's own: address space (MB), threads for each that computes, and other threads.
+# Measured with the default network: 2,000 to 2,150 MB, 3 and up to 4.
+_ADDRESS_SPACE_MB, _THREADS_EACH, _OTHER_THREADS = 2200, 3, 6
 
 
 def usable_cores(root: Path = _ROOT) -> tuple[int, ...]:
@@ -52,6 +58,31 @@ def room_for_trainings(root: Path = _ROOT) -> tuple[int, str]:
     if cores * TRAINING_MB <= memory:
         return cores, format_count(cores, "core")
     return max(int(memory / TRAINING_MB), 1), f"{memory:,.0f} MB free memory, {TRAINING_MB:,} MB a worker"
+
+
+def check_limits(processes: int, threads: int) -> None:
+    """Raise MachineError unless so many processes can train here, each with that many threads that compute.
+
+    TensorFlow would end its process with its stack. What limits there are, is tried: a shell's and a cgroup's.
+    """
+    number, ended, started = processes * (_THREADS_EACH * threads + _OTHER_THREADS), threading.Event(), []
+    try:
+        for _ in range(number):
+            started.append(threading.Thread(target=ended.wait, daemon=True))
+            started[-1].start()
+    except RuntimeError:
+        raise MachineError(
+            f"cannot start the {number} threads that training takes: ulimit -u, or a cgroup's pids.max, allows fewer; "
+            "take fewer with workers.count or training.threads"
+        ) from None
+    finally:
+        ended.set()
+    try:
+        mmap.mmap(-1, _ADDRESS_SPACE_MB * _MB, flags=mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)).close()
+    except OSError:
+        raise MachineError(
+            f"cannot have the {_ADDRESS_SPACE_MB:,} MB of address space that training takes: ulimit -v allows less"
+        ) from None
 
 
 def oom_kills(root: Path = _ROOT) -> int:

@@ -150,3 +150,11 @@ def test_commit_is_that_of_our_code_within_a_git_hook_too(tmp_path: Path, monkey
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
     assert training.git_state.__wrapped__() == expected
+
+
+def test_user_whom_the_system_does_not_know_has_a_home_that_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given no HOME, as in a container: MLflow's import would fail."""
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    settle_mlflow()
+    assert os.environ["HOME"] == os.devnull

@@ -133,6 +133,28 @@ def test_retry_failed_queues_failed_trials_again(sweep_config: SweepConfig, tmp_
     assert_whole(config.tracking.folder, 3)
 
 
+@dataclass(frozen=True)
+class UnpreparedTrainer(InstantTrainer):
+    """Cannot begin, as where a library is broken or a limit of the system is too low."""
+
+    def prepare(self, threads: int) -> None:
+        raise ImportError("libtensorflow.so: cannot open\nshared object file")
+
+
+@pytest.mark.usefixtures("quick_workers")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_that_cannot_begin_ends_the_sweep_with_its_words(
+    workers: int, sweep_config: SweepConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = with_study(sweep_config, workers, trials=3)
+    with pytest.raises(MachineError, match="a worker cannot begin: libtensorflow.so: cannot open"):
+        work(config, UnpreparedTrainer())
+    assert study.count_finished(open_records(config.tracking.folder)[0]) == 0
+    assert_nothing_runs(config.tracking.folder)
+    assert "Traceback" not in capfd.readouterr().err
+    assert work(config, InstantTrainer()).completed == 3
+
+
 @pytest.mark.usefixtures("quick_workers")
 def test_study_run_says_how_its_sweep_ended(sweep_config: SweepConfig, messages: list[str]) -> None:
     """Given a sweep whose time is up, then one at its total, and one in which nothing completed."""

@@ -44,7 +44,7 @@ VARIABLES = {
     "HDF5_DRIVER": "nonsense",
     "HDF5_VOL_CONNECTOR": "nonsense",
     "MPLBACKEND": "nonsense",
-    "MPLCONFIGDIR": "/nonexistent",
+    "MPLCONFIGDIR": "/dev/null/matplotlib",
     "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
     "MLFLOW_REGISTRY_URI": "http://127.0.0.1:9",
     "MLFLOW_RUN_ID": "0" * 32,

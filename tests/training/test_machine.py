@@ -218,3 +218,31 @@ def test_room_for_trainings_is_what_cores_and_memory_allow(
     files: dict[str, str], room: tuple[int, str], tmp_path: Path
 ) -> None:
     assert room_for_trainings(_written(tmp_path, files)) == room
+
+
+LIMITED = """
+import resource, psutil, digitcnn.training
+limit = psutil.Process().memory_info().vms + {room} * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+digitcnn.training.check_limits({processes}, 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("room", "processes", "line"),
+    [
+        (3000, 1, ""),
+        (1000, 1, "MachineError: cannot have the 2,200 MB of address space that training takes: ulimit -v allows less"),
+        # There is no room for their stacks.
+        (
+            100,
+            64,
+            "MachineError: cannot start the 576 threads that training takes: ulimit -u, or a cgroup's pids.max, ",
+        ),
+    ],
+)
+def test_check_limits_tries_what_training_takes(room: int, processes: int, line: str) -> None:
+    program = LIMITED.format(room=room, processes=processes)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == (1 if line else 0), ended.stderr
+    assert line in ended.stderr
