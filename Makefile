@@ -2,8 +2,12 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-# KEY=VALUE words of the command line go to the command: `make study study=quick study.trials=4`.
-OVERRIDES = $(foreach word,$(filter-out PYTHON=%,$(MAKEOVERRIDES)),'$(word)')
+# KEY=VALUE words of the command line go to the command: `make study study=quick 'study.space.training.epochs=[2, 4]'`.
+# Make keeps them with a \ before each space and each \, and with $$ for $.
+empty :=
+space := $(empty) $(empty)
+WORDS = $(filter-out PYTHON=%,$(subst \$(space),<space>,$(subst \\,<backslash>,$(MAKEOVERRIDES))))
+OVERRIDES = $(foreach word,$(WORDS),'$(subst <backslash>,\,$(subst <space>,$(space),$(subst $$$$,$$,$(subst ','\'',$(word)))))')
 
 .PHONY: help study train ui results docs test smoke soak lint lock audit .venv
 

@@ -1,4 +1,4 @@
-"""Why a command ends early, with one line: a person's mistake, a failing machine, or a loss that is no number."""
+"""Why a command ends early, with one line: a person's mistake, a failing machine, a loss that is no number, or done."""
 
 # How the line of a failing machine ends where it says what it spared.
 RECORDS_SAFE = "what had been recorded is safe"
@@ -18,3 +18,7 @@ class StoreAway(MachineError):
 
 class TrainingDiverged(Exception):
     """The loss became NaN or infinite: the run has no result. Trying again would give the same."""
+
+
+class AlreadyRecorded(Exception):
+    """The work of a job is recorded. The message is one line. Exit status 0."""

@@ -20,7 +20,7 @@ DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent
 CONF = REPOSITORY / "conf"
 COMMANDS: dict[str, type[Config]] = {
-    "train": config.RunConfig,
+    "train": config.TrainConfig,
     "sweep": config.SweepConfig,
     "confirm": config.ConfirmConfig,
     "reproduce": config.ReproduceConfig,

@@ -13,8 +13,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from pydantic import BaseModel
 
+from digitcnn.config import known_keys, value_without_credentials, without_credentials
 from digitcnn.errors import ConfigError
+from digitcnn.formatting import printable
 
+# What follows the name of a secret, typed as KEY=VALUE or within braces, up to the end: values may hold spaces.
+_SECRET_NAME = r"(?:env_set|password|token|secret)"
+_SECRET = re.compile(
+    rf"((?<![\w./-])[\w.]*{_SECRET_NAME}[\w.]*=|[{{,]\s*['\"]?[\w.]*{_SECRET_NAME}[\w.]*['\"]?\s*:).*",
+    re.IGNORECASE | re.DOTALL,
+)
 _KEY = re.compile(r"(?:\+{0,2}|~)([A-Za-z_][\w-]*(?:[./@:][\w-]+)*)")
 
 
@@ -48,8 +56,14 @@ def parse_arguments(arguments: Sequence[str], schema: type[BaseModel], words: st
         rest = _without_words(rest, words, line.words)
     multirun = flags["multirun"] or any(argument.startswith("hydra.mode=") for argument in rest)
     texts = text_keys(schema)
+    groups = {key.partition(".")[0] for key in known_keys(schema) if "." in key}
     for argument in rest:
-        line.overrides.extend(_whole_space_entry(_written(argument, texts, multirun)))
+        group, _, value = argument.partition("=")
+        if value == "null" and group in groups:
+            raise ConfigError(f"{argument}: must be the name of a file in conf/{group}")
+        # Hydra takes null in a defaults list, and not here.
+        written = "~experiment" if argument == "experiment=null" else _written(argument, texts, multirun)
+        line.overrides.extend(_whole_space(written))
     return line
 
 
@@ -57,7 +71,9 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """Return Hydra's flags by name, and the other arguments as `overrides`. Raises ConfigError for unknown flags."""
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --hydra-help lists Hydra's flags")
+        key = re.search(r"unrecognized arguments: --?(\w[\w.]+)", message)
+        hint = f"a key is written {key[1]}=VALUE; " if key else ""
+        raise ConfigError(f"{message}; {hint}--hydra-help lists Hydra's flags")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -109,13 +125,14 @@ def _listed(value: str) -> list[str]:
     return [str(text) for text in texts] if isinstance(texts, list) else [value]
 
 
-def _whole_space_entry(argument: str) -> list[str]:
-    """Let `study.space.training.epochs=[1,2]` replace an entry of the space as a whole, or add one.
+def _whole_space(argument: str) -> list[str]:
+    """Let `study.space={...}` and `study.space.training.epochs=[1,2]` replace what was there as a whole.
 
-    Hydra would merge the new value into the old one: a list of choices into a range is an error there. The two keys
-    are written differently, since a multirun keeps the last value of each spelling alone.
+    Hydra would merge the new value into the old one: the search would go on over the old keys, and a list of choices in
+    a range is an error there. The two keys are written differently, since a multirun keeps the last value of each
+    spelling alone.
     """
-    entry = re.fullmatch(r"\+{0,2}(study\.space\.\w+\.\w+)=.+", argument, re.DOTALL)
+    entry = re.fullmatch(r"\+{0,2}(study\.space(?:\.\w+){0,2})=.+", argument, re.DOTALL)
     return [f"++{entry[1]}=null", argument.lstrip("+")] if entry else [argument]
 
 
@@ -151,3 +168,23 @@ def _parsed(override: str) -> Override | None:
     except Exception:
         # Whatever its grammar does not take; what that is, Hydra says itself when it composes.
         return None
+
+
+def without_typed_credentials(argument: str) -> str:
+    """Return an argument without credentials."""
+    key = argument[: argument.find("=") + 1]
+    key = "" if "://" in key else key
+    value = argument.removeprefix(key)
+    # In a list, a mapping or an interpolation an address has an end.
+    hide = without_credentials if value.startswith(("[", "{", "$")) else value_without_credentials
+    return key + hide(value)
+
+
+def without_secrets(text: str) -> str:
+    """Return the text without what follows the name of a secret."""
+    return _SECRET.sub(r"\1***", text)
+
+
+def showable(text: str) -> str:
+    """Return the text as one line that holds no secrets and that a terminal does not obey."""
+    return printable(without_secrets(without_credentials(text)))

@@ -23,20 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from digitcnn.cli.arguments import CommandLine, parse_arguments
-from digitcnn.cli.composition import config_of, set_up_hydra
+from digitcnn.cli.arguments import CommandLine, parse_arguments, showable, without_secrets, without_typed_credentials
+from digitcnn.cli.composition import config_of, named_by_key, set_up_hydra
 from digitcnn.cli.display import training_display
 from digitcnn.cli.help import command_help
-from digitcnn.config import (
-    Config,
-    TrackingConfig,
-    TrainingConfig,
-    known_keys,
-    nearest_key,
-    value_without_credentials,
-    without_credentials,
-)
-from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, TrainingDiverged
+from digitcnn.config import Config, TrackingConfig, TrainingConfig, known_keys, nearest_key
+from digitcnn.errors import RECORDS_SAFE, AlreadyRecorded, ConfigError, MachineError, TrainingDiverged
 from digitcnn.formatting import printable
 from digitcnn.output import lost_output, messages, survive_readers
 from digitcnn.signals import capture_signals, end_in_order, end_process
@@ -48,12 +40,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 # Any other error is one of ours, and shown with its traceback.
 KNOWN_ERRORS = (ConfigError, MachineError, TrainingDiverged, OSError, HydraException, OmegaConfBaseException)
 
-# What follows the name of a secret, typed as KEY=VALUE or within braces, up to the end: values may hold spaces.
-_SECRET_NAME = r"(?:env_set|password|token|secret)"
-_SECRET = re.compile(
-    rf"((?<![\w./-])[\w.]*{_SECRET_NAME}[\w.]*=|[{{,]\s*['\"]?[\w.]*{_SECRET_NAME}[\w.]*['\"]?\s*:).*",
-    re.IGNORECASE | re.DOTALL,
-)
+_UNKNOWN = re.compile(r"Could not override '([^']+)'")
 _LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core")
 
 
@@ -83,11 +70,11 @@ def run_command(
     end_in_order()
     # From here on nobody sees a credential that was typed: no key takes an address with one. Hydra alone is given the
     # values of secrets, such as a variable of its jobs' environment.
-    typed = [_without_credentials(argument) for argument in typed]
-    sys.argv = [*(sys.argv[:1] if arguments is None else ["digitcnn", name]), *map(_without_secrets, typed)]
+    typed = [without_typed_credentials(argument) for argument in typed]
+    sys.argv = [*(sys.argv[:1] if arguments is None else ["digitcnn", name]), *map(without_secrets, typed)]
     for launcher in _LAUNCHERS:
         logging.getLogger(launcher).addFilter(_make_showable)
-    with tempfile.TemporaryDirectory() as folder:
+    with _temporary_folder() as folder:
         jobs = Path(folder, "jobs")
         jobs.mkdir()
         try:
@@ -97,12 +84,19 @@ def run_command(
             line = parse_arguments(typed, schema, words)
             job = _job(task, schema, line, everything, jobs)
             set_up_hydra(folder)
-            sys.argv = [sys.argv[0], *line.argv()]
             primary = None if config_path is None else str(config_path)
+            main = hydra.main(version_base=None, config_path=primary, config_name=name)(job)
             if line.flags["help"]:
                 print(command_help(name, typed, config_path))
             else:
-                hydra.main(version_base=None, config_path=primary, config_name=name)(job)()
+                while True:
+                    sys.argv = [sys.argv[0], *line.argv()]
+                    try:
+                        main()
+                        break
+                    except HydraException as error:
+                        if any(jobs.iterdir()) or not _adds_unlisted(error, schema, line):
+                            raise
         except KeyboardInterrupt:
             _say("interrupted: what had run is recorded")
             sys.exit(128 + signal.SIGINT)
@@ -115,28 +109,27 @@ def run_command(
         sys.exit(_ended(jobs))
 
 
-def _without_credentials(argument: str) -> str:
-    """Return an argument without credentials."""
-    key = argument[: argument.find("=") + 1]
-    key = "" if "://" in key else key
-    value = argument.removeprefix(key)
-    # In a list, a mapping or an interpolation an address has an end.
-    hide = without_credentials if value.startswith(("[", "{", "$")) else value_without_credentials
-    return key + hide(value)
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        _say(f"error: no folder for temporary files: {error.strerror or error}; set TMPDIR to one")
+        sys.exit(1)
 
 
-def _without_secrets(text: str) -> str:
-    return _SECRET.sub(r"\1***", text)
-
-
-def _showable(text: str) -> str:
-    """Return the text as one line that holds no secrets and that a terminal does not obey."""
-    return printable(_without_secrets(without_credentials(text)))
+def _adds_unlisted(error: HydraException, schema: type[Config], line: CommandLine) -> bool:
+    """Return True if Hydra refused a key of the schema because no config file lists it, and the line adds it now."""
+    lacking = _UNKNOWN.search(str(error))
+    if lacking is None or (lacking[1] not in known_keys(schema) and not lacking[1].startswith("study.space.")):
+        return False
+    before, start = line.overrides[:], f"{lacking[1]}="
+    line.overrides[:] = [f"++{each}" if each.startswith(start) else each for each in before]
+    return line.overrides != before
 
 
 def _make_showable(record: logging.LogRecord) -> bool:
     """Let a launcher's line name the overrides of its jobs without what nobody should see."""
-    record.msg, record.args = _showable(record.getMessage().expandtabs(4)), ()
+    record.msg, record.args = showable(record.getMessage().expandtabs(4)), ()
     return True
 
 
@@ -153,14 +146,18 @@ def _job(
     def run(composed: DictConfig) -> int:
         sys.argv = shown
         settings = HydraConfig.get() if HydraConfig.initialized() else None
-        many = settings is not None and settings.mode == RunMode.MULTIRUN
+        many = is_multirun()
         # Unresolved: an interpolation that leads nowhere is for the task to say.
         overrides = [] if settings is None else OmegaConf.to_container(settings.overrides.task)
         kept_in = jobs / str(settings.job.num if settings is not None and many else 0)
-        kept_in.write_text(f"1 {' '.join(_showable(str(override)) for override in overrides or ())}")
+        kept_in.write_text(f"1 {' '.join(showable(str(override)) for override in overrides or ())}")
         try:
             with messages():
                 status = task(config_of(composed, schema, line, folder))
+        except AlreadyRecorded as error:
+            print(error)
+            kept_in.write_text("recorded")
+            return 0
         except Exception as error:
             if everything:
                 raise
@@ -169,16 +166,24 @@ def _job(
                 traceback.print_exc()
         if not many or status >= 128:
             sys.exit(status)
-        kept_in.write_text(str(status) + kept_in.read_text()[1:])
+        kept_in.write_text(f"{min(status, 1)}{kept_in.read_text()[1:]}")
         return status
 
     return run
 
 
+def is_multirun() -> bool:
+    """Return True within a job of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def _ended(jobs: Path) -> int:
     """Return the exit status of a multirun: 1, with one line that names them, if some of its jobs failed."""
     ends = {int(path.name): path.read_text().partition(" ") for path in jobs.iterdir()}
-    failed = [f"{number} ({overrides})" for number, (status, _, overrides) in sorted(ends.items()) if status != "0"]
+    failed = [f"{number} ({overrides})" for number, (status, _, overrides) in sorted(ends.items()) if status == "1"]
+    recorded = sum(status == "recorded" for status, _, _ in ends.values())
+    if recorded:
+        print(f"{recorded} of {len(ends)} were recorded before; all=true trains them again")
     if failed:
         _say(f"error: {len(failed)} of {len(ends)} jobs failed: {', '.join(failed)}")
     return 1 if failed else 0
@@ -195,7 +200,7 @@ def tell(error: Exception, schema: type[Config]) -> int:
         status = 1
     elif not isinstance(error, ConfigError | ValueError | YAMLError):
         text = f"{type(error).__name__}: {error}"
-    _say(f"error: {_showable(' '.join(text.split()))}")
+    _say(f"error: {showable(' '.join(text.split()))}")
     return status
 
 
@@ -203,7 +208,9 @@ def _hydra_line(error: Exception, schema: type[Config]) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
-    unknown = re.search(r"Could not override '([^']+)'", text)
+    unknown = _UNKNOWN.search(text)
+    if unknown and unknown[1] in known_keys(schema):
+        return f"{unknown[1]}: not every config of this multirun lists it; write ++{unknown[1]}=VALUE"
     if unknown:
         return f"{unknown[1]}: unknown key; {nearest_key(unknown[1], known_keys(schema))}"
     missing = re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text)
@@ -214,12 +221,14 @@ def _hydra_line(error: Exception, schema: type[Config]) -> str:
             group, option = address[1], "***"
         return f"{group}={option}: no such file in conf/{group}; must be one of {', '.join(missing[3].split())}"
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-    return text + cause
+    return named_by_key(" ".join((text + cause).split()))
 
 
 def _unreadable(error: OverrideParseException) -> str:
     """Return a line for an override that Hydra's grammar does not take; of a secret nothing of what was typed."""
-    override = _showable(error.override)
+    override = showable(error.override)
+    if "missing EQUAL" in str(error):
+        return f"{override}: must be KEY=VALUE, without spaces around ="
     reason = " ".join(str(error).partition("See https://hydra.cc")[0].split())
     if override != printable(error.override):
         return f"cannot be read: {override}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.resources
 import io
+import re
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +15,6 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -37,6 +38,8 @@ class _OurConfigs(SearchPathPlugin):
         search_path.append("digitcnn", f"file://{CONF}")
 
 
+# The texts of the config files that were read and are not ours, by their paths.
+_READ: dict[Path, str] = {}
 # The last words of every command's keys that hold a text.
 _TEXTS = tuple(
     {key.rpartition(".")[2] for kind in (SweepConfig, PredictConfig, ReportConfig) for key in text_keys(kind)}
@@ -62,6 +65,8 @@ class FileConfigSource(file_config_source.FileConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
         text, content = read_config(path)
+        if not path.is_relative_to(CONF):
+            _READ[path] = text
         try:
             header = self._get_header_dict(text[:512])
         except ValueError as error:
@@ -96,6 +101,9 @@ def set_up_hydra(sweep_folder: str) -> None:
 
     `sweep_folder` is where a multirun's own files go: it cannot do without.
     """
+    _READ.clear()
+    # Of a folder in hydra.searchpath that is not there: else a file of another folder might be taken for one of it.
+    warnings.filterwarnings("error", message="provider=.* is not available", category=UserWarning)
     Plugins.instance().register(_OurConfigs)
     SourcesRegistry.instance().types["file"] = FileConfigSource
     defaults = [{"job_logging": "none"} if "job_logging" in entry else entry for entry in HydraConf().defaults]
@@ -116,13 +124,13 @@ def config_of(composed: DictConfig, schema: type[AnyConfig], line: CommandLine, 
     plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     values = {str(key): value for key, value in plain.items()} | line.words
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     for group, holder in values.items():
         for key in holder if isinstance(holder, dict) else ():
             if group == "experiment" or key in schema.model_fields:
-                chosen = f"{group}={choices[group]}: " if choices.get(group) else ""
-                hint = f"a file that sets {key} must begin with the line # @package _global_"
-                raise ConfigError(f"{chosen}{group}.{key} is no key; {hint}")
+                hint = (
+                    f"a file that sets {key} begins with the line # @package _global_ and has {key} at its left margin"
+                )
+                raise ConfigError(f"{group}.{key} is no key; {hint}{_place(key)}")
     values.pop("experiment", None)
     for group, key, packaged in (("tracking", "root", None), ("data", "path", "mnist")):
         holder = values.get(group)
@@ -131,4 +139,27 @@ def config_of(composed: DictConfig, schema: type[AnyConfig], line: CommandLine, 
         # An address is refused as it was written: joined with the folder it would no longer look like one.
         if holder[key] not in ("", packaged) and "://" not in holder[key]:
             holder[key] = str(folder / expand_user(holder[key]))
-    return load_config(schema, values)
+    try:
+        return load_config(schema, values)
+    except ConfigError as error:
+        key = re.match(r"[\w.]*", str(error))
+        raise ConfigError(f"{error}{_place(key[0] if key else '', line)}") from None
+
+
+def named_by_key(text: str) -> str:
+    """Return OmegaConf's message with its key in front, and where a file of one's own sets it."""
+    text = re.sub(r" object_type=\w+| full_key:(?= object_type| *\)?$)", "", text)
+    found = re.fullmatch(r"(.*?) full_key: ([\w.]+)(.*)", text)
+    return text if found is None else f"{found[2]}: {found[1]}{found[3]}{_place(found[2])}"
+
+
+def _place(key: str, line: CommandLine | None = None) -> str:
+    """Return where a file of one's own sets a key that was not typed, as the end of a message, or an empty text."""
+    if line is not None and any(each.lstrip("+").startswith(f"{key}=") for each in line.overrides):
+        return ""
+    sets = re.compile(rf"\s*['\"]?{re.escape(key.rpartition('.')[2])}['\"]?\s*:|.*[{{,]\s*{re.escape(key)}\s*:")
+    for path, text in reversed(_READ.items()):
+        for number, each in enumerate(text.splitlines(), start=1):
+            if sets.match(each):
+                return f" ({path}, line {number})"
+    return ""

@@ -37,6 +37,8 @@ def main() -> None:
     """Run the command that was typed; exits with its status, or with 2 and one line for a command that there is not."""
     survive_readers()
     name, *arguments = sys.argv[1:] or [""]
+    # Hydra's flag would say which Hydra this is.
+    name = "--version" if name in COMMANDS and "--version" in arguments else name
     try:
         if name in COMMANDS and not {"-h", "--help"} & set(arguments):
             _imported(name)(arguments=arguments)

@@ -8,6 +8,7 @@ from digitcnn.config.commands import (
     ReproduceConfig,
     StudyReference,
     SweepConfig,
+    TrainConfig,
     UiConfig,
 )
 from digitcnn.config.loading import Config, flatten, known_keys, load_config, nearest_key, nested
@@ -55,6 +56,7 @@ __all__ = [
     "StudyReference",
     "SweepConfig",
     "TrackingConfig",
+    "TrainConfig",
     "TrainingConfig",
     "UiConfig",
     "WorkersConfig",

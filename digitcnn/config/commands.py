@@ -1,4 +1,4 @@
-"""Schema of every command; of `train` it is RunConfig."""
+"""Schema of every command."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def _check_local(value: str) -> str:
 
 # What a person names: a run, runs or a file, whatever its name.
 Local = Annotated[str, AfterValidator(_check_local)]
+
+
+class TrainConfig(RunConfig):
+    """One training run; of a multirun the jobs that are recorded are not trained again, unless `all` of them are."""
+
+    all: bool = False
+
+    @property
+    def run(self) -> RunConfig:
+        """The run alone."""
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
 
 
 class SweepConfig(RunConfig):

@@ -71,9 +71,6 @@ def nearest_key(name: str, names: list[str]) -> str:
     """Return a hint that names the nearest of some keys, or those of its group, or the groups."""
     if name in _RENAMED:
         return f"is now {_RENAMED[name]}"
-    if name in names:
-        group, dot, _ = name.partition(".")
-        return f"only another {group}=NAME has it" if dot else f"+{name}=VALUE adds it to this config"
     # A key without its group, such as batch_size, means the one key that ends so.
     same_end = [known for known in names if known.endswith(f".{name}")]
     close = same_end if len(same_end) == 1 else difflib.get_close_matches(name, names, n=1, cutoff=0.75)
@@ -118,12 +115,16 @@ def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
     key, keys, choices = _typed_key(kind, problem["loc"])
     value = problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {nearest_key(key, keys)}"
+        group = key.partition(".")[0]
+        hint = f"only another {group}=NAME has it" if key in known_keys(kind) else nearest_key(key, keys)
+        return f"{key}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{key}: missing"
     if choices:
         chosen = value.get("name") if isinstance(value, Mapping) else None
         return f"{key}.name={chosen}: must be one of {', '.join(choices)}"
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        problem["msg"] = "must hold keys and values"
     shown = value_without_credentials(str(named_null(value)))
     shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
     if key == "tracking.uri" and "://" not in shown:

@@ -22,6 +22,7 @@ from digitcnn.runner.run import (
     check_run,
     record_run,
     record_training,
+    recorded_before,
 )
 from digitcnn.runner.study_run import repair_records
 from digitcnn.runner.sweep import run_sweep
@@ -49,6 +50,7 @@ __all__ = [
     "plan_workers",
     "record_run",
     "record_training",
+    "recorded_before",
     "repair_records",
     "run_sweep",
     "run_workers",

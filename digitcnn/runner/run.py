@@ -45,6 +45,14 @@ def check_run(config: RunConfig) -> Splits:
     return splits
 
 
+def recorded_before(config: RunConfig) -> str | None:
+    """Return the id of a finished run that was trained as the config says, or None. Raises as `check_run` does."""
+    splits = check_run(config)
+    store = tracking.open_store(config.tracking)
+    with tracking.store_errors(config.tracking):
+        return tracking.same_training(store, config, splits.sha256)
+
+
 @functools.lru_cache(maxsize=1)
 def _load_once(config: DataConfig) -> Splits:
     """Return the splits of a data config, kept for the next run of this process: a sweep's trials share them."""

@@ -147,6 +147,14 @@ def was_trained_with(run: Any, config: RunConfig) -> bool:
     return all(run.data.params.get(name) == value for name, value in wanted.items())
 
 
+def same_training(store: Store, config: RunConfig, data_sha256: str) -> str | None:
+    """Return the newest finished run of the command train with a config and its data, if there is one."""
+    for run in find_runs(store, f"attributes.status = 'FINISHED' AND tags.{Tag.DATA_SHA256} = '{data_sha256}'"):
+        if was_trained_with(run, config) and not {Tag.STUDY, Tag.REPRODUCES} & set(run.data.tags):
+            return str(run.info.run_id)
+    return None
+
+
 def trained_run(store: Store, run_id: str) -> Any:
     """Return a run; of a trial that took over the result of an earlier one, the run that was trained."""
     run = store.client.get_run(run_id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from digitcnn.cli.arguments import parse_arguments, text_keys
 from digitcnn.cli.command import KNOWN_ERRORS, tell
 from digitcnn.cli.composition import CONF, config_of, set_up_hydra
 from digitcnn.config import Config, PredictConfig, SweepConfig, known_keys
+from tests.conftest import REPOSITORY
 from tests.support.commands import run_here
 
 HOSTILE = [
@@ -185,6 +188,25 @@ def test_config_of_resolves_interpolations_and_resolvers(monkeypatch: pytest.Mon
     )
     assert (found.study.name, found.training.epochs, found.tracking.root) == ("e3", 3, "/here/elsewhere")
     assert found.tracking.uri == "https://host/ann/e3"
+
+
+def test_arguments_replace_the_space_as_a_whole() -> None:
+    found = _compose("sweep", SweepConfig, ["study.space={training: {epochs: {low: 2, high: 3}}}"])
+    assert found.study.space == {"training": {"epochs": {"low": 2, "high": 3}}}
+    found = _compose("sweep", SweepConfig, ["study.space.training={epochs: [1, 2]}"])
+    assert found.study.space["training"] == {"epochs": [1, 2]}
+    assert set(found.study.space["model"]) == {"conv1_filters", "conv2_filters"}
+
+
+@pytest.mark.parametrize("target", ["train", "study", "ui"])
+def test_make_passes_on_what_was_typed(target: str) -> None:
+    typed = {
+        *("data.path=/my data/x.npz", "study.space.training.epochs={low: 2, high: 8}", "study.name=it's"),
+        *("tracking.root=$HOME/${oc.env:X}/$(id)`id`", "a=b\\c", "a.b=b\\ c", "c=x  y", "d=*;#&|", "training.epochs=3"),
+    }
+    line = ["make", "-n", "--old-file=.venv/complete", "PYTHON=python3 -x", target, *sorted(typed)]
+    ended = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert set(shlex.split(ended.stdout)[2:]) == typed
 
 
 @pytest.mark.parametrize("entry", ["[1, 2]", "{low: 2, high: 3}", "null"])

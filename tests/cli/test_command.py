@@ -6,6 +6,7 @@ import functools
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,9 +120,13 @@ def test_command_has_hydras_flags(here: Application, arguments: list[str], shown
         (["data=é"], "data=é: holds a character that Hydra takes only within quotes"),
         (["+hydra.job.env_set.A=[s3cret"], "cannot be read: +hydra.job.env_set.A=***"),
         (["training.epochs=1,2"], "add --multirun"),
+        (["training.epochs", "3"], "training.epochs: must be KEY=VALUE, without spaces around ="),
+        (["--study", "quick"], "unrecognized arguments: --study; a key is written study=VALUE; --hydra-help"),
+        (["model=null"], "model=null: must be the name of a file in conf/model"),
+        (["hydra.searchpath=[file:///nowhere]"], "path=/nowhere is not available"),
         (["training.epochs=${nowhere}"], "Interpolation key 'nowhere' not found"),
         (["model=resnet"], "model=resnet: no such file in conf/model; must be one of cnn, mlp"),
-        (["--colour"], "unrecognized arguments: --colour; --hydra-help lists Hydra's flags"),
+        (["--colour"], "unrecognized arguments: --colour; a key is written colour=VALUE; --hydra-help"),
         (["--resolve"], "--resolve"),
         (["--multirun", "--cfg", "job"], "Only one of"),
         (["--config-dir=nowhere"], "nowhere' not found"),
@@ -135,6 +140,15 @@ def test_command_refuses_a_mistake_in_one_line(here: Application, arguments: lis
     assert ended.stderr.startswith("error: ")
     assert line in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_command_without_a_folder_for_temporary_files_is_one_line(
+    here: Application, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    ended = here()
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "error: no folder for temporary files: No such file or directory; set TMPDIR to one\n"
 
 
 def test_command_writes_what_hydra_is_asked_to_write(application: Application, tmp_path: Path) -> None:
@@ -156,8 +170,7 @@ def test_command_takes_files_with_a_byte_order_mark_and_crlf(here: Application, 
     [
         (
             b"training:\n  epochs: 3\n",
-            "experiment=mine: experiment.training is no key; a file that sets training must begin with the line "
-            "# @package _global_\n",
+            "experiment.training is no key; a file that sets training begins with the line # @package _global_ and ",
         ),
         ("# é\n".encode("latin-1"), "mine.yaml: must be UTF-8"),
         ("training:\n".encode("utf-16"), "mine.yaml: must be UTF-8"),
@@ -175,11 +188,69 @@ def test_command_names_a_config_file_that_is_of_no_use(
     assert ended.stderr.count("\n") == 1
 
 
-def test_command_says_how_to_add_a_key_that_the_config_lacks(here: Application, tmp_path: Path) -> None:
-    (tmp_path / "sweep.yaml").write_text("backend: jax\n")
-    ended = here(f"--config-path={tmp_path}", "preview=true")
-    line = "error: preview: unknown key; +preview=VALUE adds it to this config\n"
-    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", line)
+def _own(tmp_path: Path, files: dict[str, str]) -> str:
+    """Write config files of one's own; return the flag that names their folder."""
+    (tmp_path / "own").mkdir()
+    for name, text in files.items():
+        path = tmp_path / "own" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return f"--config-dir={tmp_path}/own"
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "shown"),
+    [
+        ({"training/short.yaml": "epochs: 3\n"}, ["training=short", "training.batch_size=100"], "job 3 around"),
+        (
+            {"study/mini.yaml": "name: mini\nobjective: validation_accuracy\n"},
+            ["study=mini", "study.timeout=1h", "study.space={training: {epochs: [1, 2]}}", "training.epochs=3"],
+            "job 3 mini digitcnn 1h",
+        ),
+        ({"training/short.yaml": "{}\n"}, ["-m", "training=short", "training.epochs=3,4"], "job 4 around"),
+        ({}, ["study.space.training.epochs.step=2", "experiment=null", "training.epochs=3"], "job 3 around"),
+    ],
+)
+def test_command_sets_keys_of_the_schema_that_no_file_lists(
+    here: Application, tmp_path: Path, files: dict[str, str], arguments: list[str], shown: str
+) -> None:
+    ended = here(_own(tmp_path, files), *arguments)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert shown in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("training:\n  epochs: 50%\n", "training.epochs=50%: must be a valid integer ({file}, line 3)"),
+        ("training:\n  epoch: 3\n", "training.epoch: unknown key; did you mean training.epochs? ({file}, line 3)"),
+        ("validation: test\n", "validation: unknown key; did you mean data.validation? ({file}, line 2)"),
+        ("training:\n", "training=null: must hold keys and values ({file}, line 2)"),
+        ("training:\n  epochs = 3\n", "training=epochs = 3: must hold keys and values ({file}, line 2)"),
+        (
+            "training:\n  training:\n    epochs: 3\n",
+            "training.training is no key; a file that sets training begins with the line # @package _global_ and has "
+            "training at its left margin ({file}, line 2)",
+        ),
+        (
+            "training:\n  epochs: ${nowhere}\n",
+            "training.epochs: Interpolation key 'nowhere' not found ({file}, line 3)",
+        ),
+        ("training: [epochs]\n", "In 'experiment/mine': ConfigTypeError raised while composing config"),
+        ("training:\n  batch_size: [1\n", '"{file}", line 3, column 15'),
+        ("training:\n\tepochs: 3\n", '"{file}", line 3, column 1'),
+        ("training:\n  epochs: 3\n  epochs: 4\n", 'found duplicate key epochs in "{file}", line 4'),
+        ("training: {{seed: ???}}\n", '"{file}", line 2'),
+    ],
+)
+def test_command_names_the_line_of_a_file_of_ones_own(here: Application, tmp_path: Path, text: str, line: str) -> None:
+    folder = _own(tmp_path, {"experiment/mine.yaml": f"# @package _global_\n{text}"})
+    ended = here(folder, "experiment=mine")
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert line.format(file=tmp_path / "own" / "experiment" / "mine.yaml") in ended.stderr
+    # What was typed is in no file.
+    typed = here(folder, "experiment=mine", "training.epochs=many")
+    assert "many" not in typed.stderr or "(" not in typed.stderr
 
 
 @pytest.mark.parametrize("group", ["study", "tracking"])
@@ -191,8 +262,13 @@ def test_command_names_a_group_file_without_its_package(
     (tmp_path / group / "mine.yaml").write_text(content)
     ended = here(f"--config-dir={tmp_path}", f"{group}=mine")
     key = content.partition(":")[0]
-    hint = f"{group}.{key} is no key; a file that sets {key} must begin with the line # @package _global_"
-    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {group}=mine: {hint}\n")
+    hint = f"a file that sets {key} begins with the line # @package _global_ and has {key} at its left margin"
+    place = f"({tmp_path}/{group}/mine.yaml, line 1)"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        2,
+        "",
+        f"error: {group}.{key} is no key; {hint} {place}\n",
+    )
 
 
 @pytest.mark.parametrize("text", ["2024", "007", "on", "1e5", "1.0", "0x10", "'on'", "1_000"])

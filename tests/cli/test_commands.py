@@ -48,6 +48,8 @@ REFUSED = [
     ("sweep", "study.workers=2", "study.workers: unknown key; is now workers.count"),
     ("confirm", "confirm.workers=2", "confirm.workers: unknown key; is now workers.count"),
     ("sweep", "workers.max=2", "workers.max: unknown key; only another workers=NAME has it"),
+    ("sweep", "study=null", "study=null: must be the name of a file in conf/study"),
+    ("sweep", "study.space={}", "study.space: is empty; must vary at least one key"),
     ("sweep", "study=nothing", "study=nothing: no such file in conf/study; must be one of around_article"),
 ]
 
@@ -121,6 +123,12 @@ def test_train_runs_every_combination_of_a_multirun(
     assert sorted(run.data.params["training.batch_size"] for run in runs) == ["125", "250"]
     assert {run.data.params["model.name"] for run in runs} == {"mlp"}
     assert list((tmp_path / "elsewhere").iterdir()) == []
+    # Again, with one more: only that one is trained.
+    again = command("train", *overrides, "--multirun", "training.batch_size=125,250,500", "model=mlp")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-1] == "2 of 3 were recorded before; all=true trains them again"
+    assert all(f"recorded as run {run.info.run_id}; not trained again" in again.stdout for run in runs)
+    assert len(client.search_runs([experiment.experiment_id])) == 3
 
 
 def test_train_follows_the_articles_protocol(command: Command, small_overrides: list[str], tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
         ({"model": {"name": "cnn", "conv1_filters": 0}}, "model.conv1_filters=0: must be greater than or equal to 1"),
         (
             {"model": {"name": "mlp", "conv1_filters": 3}},
-            "model.conv1_filters: unknown key; known keys: model.name, model.dense1_units, model.dense2_units",
+            "model.conv1_filters: unknown key; only another model=NAME has it",
         ),
         ({"data": {"validation": "both"}}, "data.validation=both: must be 'holdout', 'test' or 'test_once'"),
         ({"study": {**STUDY, "name": "../x"}}, "study.name=../x: must be 1 to 100 letters, digits, '.', '_' or '-'"),
@@ -63,7 +63,7 @@ STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
         ),
         (
             {"study": STUDY, "workers": {"name": "local", "address": "auto"}},
-            "workers.address: unknown key; known keys: workers.name, workers.count, workers.patience",
+            "workers.address: unknown key; only another workers=NAME has it",
         ),
         (
             {"study": STUDY, "workers": {"name": "local", "patience": "soon"}},

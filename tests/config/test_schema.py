@@ -19,6 +19,7 @@ from digitcnn.config import (
     RunConfig,
     StudyConfig,
     SweepConfig,
+    TrainConfig,
     flatten,
     load_config,
     parse_duration,
@@ -31,8 +32,8 @@ STUDY: dict[str, Any] = {"name": "s", "objective": ["validation_accuracy"], "spa
 NAMED = {"study": {"name": "around_article"}}
 # Without a file of conf/study/, what is left of a sweep are the keys that all studies share.
 COMMANDS: list[tuple[str, list[str], Config]] = [
-    ("train", [], RunConfig()),
-    ("train", ["model=mlp"], RunConfig(model=MlpConfig())),
+    ("train", [], TrainConfig()),
+    ("train", ["model=mlp"], TrainConfig(model=MlpConfig())),
     ("sweep", ["~study"], SweepConfig(study=StudyConfig(**STUDY))),
     ("sweep", ["~study", "workers=ray"], SweepConfig(study=StudyConfig(**STUDY), workers=RayWorkers())),
     ("confirm", [], load_config(ConfirmConfig, NAMED)),

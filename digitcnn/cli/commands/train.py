@@ -3,17 +3,24 @@
 import functools
 
 from digitcnn import runner
-from digitcnn.cli.command import run_command, settled, training_callbacks
-from digitcnn.config import RunConfig
+from digitcnn.cli.command import is_multirun, run_command, settled, training_callbacks
+from digitcnn.config import TrainConfig
+from digitcnn.errors import AlreadyRecorded
 from digitcnn.formatting import format_count, format_percent
 from digitcnn.records import Metric
 
 
-def train(config: RunConfig) -> int:
-    """Train and record one run, with its progress on the screen; return the exit status."""
-    runner.check_run(config)
+def train(config: TrainConfig) -> int:
+    """Train and record one run, with its progress on the screen; return the exit status.
+
+    Raises AlreadyRecorded in a multirun for a job that needs no training.
+    """
+    runner.check_run(config.run)
+    before = runner.recorded_before(config.run) if is_multirun() and not config.all else None
+    if before is not None:
+        raise AlreadyRecorded(f"recorded as run {before}; not trained again")
     with training_callbacks(config.training, config.backend) as (on_epoch, on_progress):
-        finished = runner.record_run(config, tags={}, on_epoch=on_epoch, on_progress=on_progress)
+        finished = runner.record_run(config.run, tags={}, on_epoch=on_epoch, on_progress=on_progress)
     result, summary = finished.result, finished.result.summary
     judged = "validation" if config.data.validation == "holdout" else "test"
     accuracy = summary[Metric.TEST_ACCURACY if config.data.validation == "test_once" else Metric.VALIDATION_ACCURACY]
@@ -24,4 +31,4 @@ def train(config: RunConfig) -> int:
     return settled(config.tracking)
 
 
-main = functools.partial(run_command, "train", RunConfig, train)
+main = functools.partial(run_command, "train", TrainConfig, train)
