@@ -11,26 +11,20 @@ from digitcnn.config.commands import (
     TrainConfig,
     UiConfig,
 )
+from digitcnn.config.fields import Backend, Count, FilePath, Precision, expand_user, listed, parse_duration
 from digitcnn.config.loading import Config, flatten, known_keys, load_config, nearest_key, nested
 from digitcnn.config.schema import (
-    Backend,
     CnnConfig,
-    Count,
     DataConfig,
-    FilePath,
     LocalWorkers,
     MlpConfig,
     ModelConfig,
-    Precision,
     RayWorkers,
     RunConfig,
     StudyConfig,
     TrackingConfig,
     TrainingConfig,
     WorkersConfig,
-    expand_user,
-    listed,
-    parse_duration,
 )
 from digitcnn.config.urls import value_without_credentials, without_credentials
 

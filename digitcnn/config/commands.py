@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from digitcnn.config.fields import Name, Processes
 from digitcnn.config.loading import Config
 from digitcnn.config.schema import (
     LocalWorkers,
-    Name,
-    Processes,
     RunConfig,
     StudyConfig,
     TrackingConfig,
