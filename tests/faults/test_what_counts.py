@@ -158,14 +158,14 @@ def test_worker_that_cannot_begin_ends_the_sweep_with_its_words(
 @pytest.mark.usefixtures("quick_workers")
 def test_study_run_says_how_its_sweep_ended(sweep_config: SweepConfig, messages: list[str]) -> None:
     """Given a sweep whose time is up, then one at its total, and one in which nothing completed."""
-    config = with_study(sweep_config, trials=3, workers=1, timeout="2s")
+    config = with_study(sweep_config, trials=3, workers=1)
 
     def ended(name: str) -> tuple[str, str]:
         opened, client, _ = open_records(config.tracking.folder, name)
         parent = client.get_run(opened.user_attrs["parent_run_id"])
         return parent.info.status, parent.data.tags["study.ended"]
 
-    result = work(config, InstantTrainer(3.0))
+    result = work(with_study(config, timeout="2s"), InstantTrainer(3.0))
     assert (result.finished, result.total) == (1, 3)
     assert ended("small") == ("KILLED", "time was up after 1 of 3 trials")
     assert work(config, InstantTrainer()).finished == 3
