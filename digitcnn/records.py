@@ -36,6 +36,9 @@ class Tag:
     # With the name of a study that took the run over as one of its trials: it has no other run there.
     TAKEN_BY_PREFIX = "taken_by."
     SAME_AS_RUN = "same_as_run"
+    # The id of the run whose first epochs are this one's, and of the one whose last checkpoint it goes on from.
+    PREFIX_OF = "prefix_of"
+    CONTINUES = "continues"
     # The result.
     DATA_SHA256 = "data_sha256"
     WEIGHTS_SHA256 = "weights_sha256"
@@ -71,6 +74,7 @@ class Artifact:
     CURVES_PICTURE = "learning_curves.png"
     CONFUSION_PICTURE = "confusion_matrix.png"
     PREDICTIONS = "test_predictions.csv"
+    EPOCHS = "epochs.json"
     # Of a study.
     LEADERBOARD = "leaderboard.csv"
     CURVES = "learning_curves.csv"
@@ -103,7 +107,9 @@ class Metric:
     TEST_LOSS = "test_loss"
     TEST_ACCURACY = "test_accuracy"
     BEST_TEST_ACCURACY = "best_test_accuracy"
+    # Of the whole training, and of the run itself: less, if its first epochs were another's.
     CPU_SECONDS = "cpu_seconds"
+    CPU_SPENT = "cpu_spent"
     TRAINING_SECONDS = "training_seconds"
     COMPILE_SECONDS = "compile_seconds"
     PARAMETERS = "parameters"
@@ -245,11 +251,18 @@ class TrialRecord:
     same_as: int | None = None
     # The trial of another study, or the run, whose record this trial is.
     taken_from: str | None = None
+    # The number of the trial whose first epochs are this one's; of the one from whose checkpoint this one went on, and
+    # the epoch of that.
+    prefix_of: int | None = None
+    continues: int | None = None
+    epochs_before: int | None = None
     epochs_run: int | None = None
     # The number of values of completed trials that the last of these epochs was judged against, if it was pruned then.
     pruned_against: int | None = None
     validation_accuracy: float | None = None
+    # Of the whole training, and of the trial itself: less, if its first epochs were another's.
     cpu_seconds: float | None = None
+    cpu_spent: float | None = None
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from digitcnn.records import Metric
+from digitcnn.records import Metric, Tag
 
 # The answer to an event of a run.
 Decision = Literal["continue", "prune", "stop"]
@@ -79,7 +79,8 @@ class EpochMetrics:
 
     The training metrics are means over the epoch's samples at the weights of each update, the validation metrics
     those at the epoch's end; none where the examples are judged once. `epoch_seconds` covers training and validation,
-    `images_per_second` training alone.
+    `images_per_second` training alone. `training_seconds` and `cpu_seconds` are those of all epochs so far, and
+    `weights_sha256` is the digest of the weights at the epoch's end.
     """
 
     epoch: int
@@ -89,10 +90,14 @@ class EpochMetrics:
     validation_accuracy: float | None
     epoch_seconds: float
     images_per_second: float
+    training_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    weights_sha256: str = ""
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics by name, without the epoch's number and those that were not measured."""
-        return {name: value for name, value in vars(self).items() if name != "epoch" and value is not None}
+        """Return the metrics by name, without those that were not measured."""
+        named = {name: value for name, value in vars(self).items() if name not in ("epoch", Tag.WEIGHTS_SHA256)}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ class TrainingResult:
     `final` are the final model's results on the examples that judge the run, `labels` (n,) their classes. With
     `final_test_only` they are the test set, read for this alone. `confusion[i, j]` counts those of class i that the
     model takes for class j. `compile_seconds` are those until the engine was ready; `training_seconds` and
-    `cpu_seconds` come after them.
+    `cpu_seconds` come after them. They are those of all epochs, also of the first `epochs_before` that came with a
+    checkpoint; `cpu_spent` are those of this process.
     """
 
     ending: Ending
@@ -120,6 +126,8 @@ class TrainingResult:
     parameters: int
     weights_sha256: str
     engine: str
+    epochs_before: int
+    cpu_spent: float
 
     def summary(self) -> dict[str, float]:
         """Return the final metrics by name: the last and the best validation, or the test; and the cost."""
@@ -137,6 +145,7 @@ class TrainingResult:
             Metric.COMPILE_SECONDS: self.compile_seconds,
             Metric.TRAINING_SECONDS: self.training_seconds,
             Metric.CPU_SECONDS: self.cpu_seconds,
+            Metric.CPU_SPENT: self.cpu_spent,
             Metric.PEAK_MEMORY_MB: self.peak_memory_mb,
             Metric.SAMPLES_SEEN: self.samples_seen,
             Metric.UPDATES: self.updates,
@@ -146,10 +155,24 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """The first event of a run: its process's environment (`describe_environment`), and the SHA-256 of its data."""
+    """The first event of a run: its process's environment (`describe_environment`), and the SHA-256 of its data.
+
+    `epochs_before` is the number of epochs that came with a checkpoint, and follow first; `refused` says why there are
+    none although there was one.
+    """
 
     environment: Mapping[str, Any]
     data_sha256: str
+    epochs_before: int = 0
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after an epoch, as the bytes of a file."""
+
+    epoch: int
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -157,7 +180,8 @@ class RunFinished:
     """The last event of a run: how it ended, after how many epochs, and all that is to be recorded of its result.
 
     `summary` are the final metrics by name, `files` the artifacts by name, `model` the files of the model in MLflow's
-    format by their relative paths; empty unless the training was completed.
+    format by their relative paths; empty unless the training was completed. The first `epochs_before` epochs came with
+    a checkpoint.
     """
 
     ending: Ending
@@ -167,8 +191,9 @@ class RunFinished:
     engine: str
     files: dict[str, bytes]
     model: dict[str, bytes]
+    epochs_before: int = 0
 
 
 # A run as its worker yields it: each event is answered with a decision.
-Event = RunStarted | EpochMetrics | RunFinished
+Event = RunStarted | EpochMetrics | Checkpoint | RunFinished
 Events = Generator[Event, Decision, None]

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from digitcnn import tracking
-from digitcnn.evaluation.manifest import NUMERIC_PACKAGES
+from digitcnn import tracking, training
 from digitcnn.evaluation.plan import RecordedRuns
 from digitcnn.evaluation.statistics import MARGIN, Accuracies, compare, spread_between_seeds, standard_error, summarize
 from digitcnn.evaluation.verdicts import as_good_as, best_of, champion_of
@@ -68,7 +67,7 @@ def compare_candidates(
 
 def _origin(tags: Mapping[str, str], parameters: Mapping[str, str]) -> dict[str, str]:
     """Return the commit, the engine, the processor, the precision and the versions of a run."""
-    versions = {name: tags.get(f"{Tag.VERSION_PREFIX}{name}") for name in NUMERIC_PACKAGES}
+    versions = {name: tags.get(f"{Tag.VERSION_PREFIX}{name}") for name in training.NUMERIC_PACKAGES}
     origin = {name: tags[name] for name in _ORIGIN if name in tags}
     if _PRECISION in parameters:
         origin[_PRECISION] = parameters[_PRECISION]

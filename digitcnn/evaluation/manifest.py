@@ -10,7 +10,7 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from digitcnn import tracking, training
-from digitcnn.config import Config, RunConfig, load_config
+from digitcnn.config import Config, RunConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
 from digitcnn.formatting import has_control_characters
@@ -28,8 +28,6 @@ from digitcnn.records import (
 # The metrics that config and seed decide. Seconds and memory are the machine's.
 _METRICS = (*EPOCH_METRICS, *TEST_METRICS)
 _FORMAT = 1
-# The packages whose versions can change a number; those of the records cannot.
-NUMERIC_PACKAGES = ("keras", "numpy", *(name for names in training.BACKEND_PACKAGES.values() for name in names))
 # Enough for 25,000 epochs. Aliases would expand beyond any limit, deep nesting would exhaust the stack.
 _MAX_BYTES = 4 * 2**20
 _MAX_DEPTH = 10
@@ -134,6 +132,12 @@ def _plain_mapping(text: bytes | str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it holds no mapping of keys to values")
     return content
+
+
+def config_of_run(store: tracking.Store, run_id: str, records: TrackingConfig) -> RunConfig:
+    """Return the config of a recorded run, with the place of its records now. Raise ConfigError if it is no run's."""
+    content = _plain_mapping(tracking.read_text(store, run_id, Artifact.CONFIG))
+    return load_config(RunConfig, {**content, "tracking": records.model_dump()})
 
 
 def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:

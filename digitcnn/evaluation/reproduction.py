@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from digitcnn import runner, study, tracking, training
-from digitcnn.config import ReproduceConfig, StudyReference, TrackingConfig, expand_user
+from digitcnn.config import ReproduceConfig, RunConfig, StudyReference, TrackingConfig, expand_user
 from digitcnn.errors import ConfigError
-from digitcnn.evaluation.manifest import NUMERIC_PACKAGES, RunManifest, manifest_of, read_manifest
+from digitcnn.evaluation.manifest import RunManifest, config_of_run, manifest_of, read_manifest
 from digitcnn.records import IN_VALIDATION, EnvironmentKey, Tag
 from digitcnn.values import Decision, EpochMetrics, Splits
 
@@ -102,6 +101,14 @@ def find_run(
     # Only `run` may be a file; `compare` puts recorded runs side by side.
     allowed = (*_REFERENCES, "a manifest's FILE.yaml") if key == "run" else _REFERENCES
     return tracking.find_run_id(store, reference, key, allowed)
+
+
+def find_config(reference: str, records: TrackingConfig) -> tuple[str, RunConfig]:
+    """Return the run whose id begins so, and its config. Raise ConfigError if there is none, or more than one."""
+    with tracking.store_errors(records):
+        store = tracking.open_recorded(records, f"run={reference}")
+        run_id = tracking.find_run_id(store, reference, "run")
+        return run_id, config_of_run(store, run_id, records)
 
 
 def _best_run(of: StudyReference, config: TrackingConfig) -> str:
@@ -223,7 +230,7 @@ def _drift(updates: int) -> float:
 
 def environment_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Return by name what differs between two environments and can change a number, the code's commit included."""
-    before, after = _numeric(recorded), _numeric(now)
+    before, after = training.numeric_environment(recorded), training.numeric_environment(now)
     differences = {
         name: f"{before.get(name, 'none')} recorded, {after.get(name, 'none')} now"
         for name in dict.fromkeys([*before, *after])
@@ -236,19 +243,6 @@ def environment_differences(recorded: Mapping[str, Any], now: Mapping[str, Any])
     if code != code_now or code_now.get(EnvironmentKey.DIRTY):
         differences[_CODE] = f"{_commit(code)} recorded, {_commit(code_now)} now"
     return differences
-
-
-def _numeric(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Return those of an environment's tags that can change a number: neither the kernel nor what keeps the records."""
-    packages = environment.get(EnvironmentKey.PACKAGES, {})
-    numeric = {name: packages[name] for name in NUMERIC_PACKAGES if name in packages}
-    names = (Tag.CPU, Tag.CPU_FLAGS, Tag.THREADS, Tag.BACKEND)
-    kept = {name: environment[name] for name in names if name in environment}
-    flags = environment.get(EnvironmentKey.FLAGS, {})
-    kept |= {f"{EnvironmentKey.FLAGS}.{name}": value for name, value in flags.items()}
-    # The system, the processor's kind and the C library, without the kernel's release between them.
-    system = re.sub(r"^(\w+)-.*?-(?=x86_64|aarch64|arm64|AMD64)", r"\1-", str(environment.get(Tag.PLATFORM, "unknown")))
-    return tracking.environment_tags({EnvironmentKey.PACKAGES: numeric, Tag.PLATFORM: system, **kept})
 
 
 def _commit(state: Mapping[str, Any]) -> str:

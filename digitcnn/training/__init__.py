@@ -3,10 +3,25 @@
 from digitcnn.training.backends import BACKEND_PACKAGES, check_installed, import_keras, thread_count
 from digitcnn.training.data import load_splits, provide_arrays, read_arrays
 from digitcnn.training.engines import make_engine
+from digitcnn.training.engines.checkpoint import (
+    CheckpointRefused,
+    Checkpoints,
+    SavedTraining,
+    StoredCheckpoint,
+    checkpoint_key,
+    checkpoint_of_run,
+    checkpoints_of,
+    depends_on_length,
+    identify_training,
+    read_checkpoint,
+    write_checkpoint,
+)
 from digitcnn.training.environment import (
+    NUMERIC_PACKAGES,
     command_line,
     describe_environment,
     git_state,
+    numeric_environment,
     package_versions,
 )
 from digitcnn.training.loop import batches_per_epoch, samples_per_epoch, train
@@ -32,6 +47,11 @@ from digitcnn.training.variables import arithmetic_flags, repeatable_flags
 __all__ = [
     "BACKEND_PACKAGES",
     "MAX_PARAMETERS",
+    "NUMERIC_PACKAGES",
+    "CheckpointRefused",
+    "Checkpoints",
+    "SavedTraining",
+    "StoredCheckpoint",
     "arithmetic_flags",
     "available_cores",
     "batches_per_epoch",
@@ -39,18 +59,25 @@ __all__ = [
     "check_fits",
     "check_installed",
     "check_limits",
+    "checkpoint_key",
+    "checkpoint_of_run",
+    "checkpoints_of",
     "command_line",
     "count_multiplications",
     "count_parameters",
+    "depends_on_length",
     "describe_environment",
     "git_state",
+    "identify_training",
     "import_keras",
     "load_splits",
     "make_engine",
+    "numeric_environment",
     "oom_kills",
     "package_versions",
     "provide_arrays",
     "read_arrays",
+    "read_checkpoint",
     "repeatable_flags",
     "resident_memory_mb",
     "room_for_trainings",
@@ -60,4 +87,5 @@ __all__ = [
     "usable_cores",
     "usable_memory_mb",
     "weights_sha256",
+    "write_checkpoint",
 ]

@@ -6,9 +6,11 @@ import contextlib
 import functools
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from digitcnn.records import EnvironmentKey, Tag
 from digitcnn.training.backends import BACKEND_PACKAGES
 from digitcnn.training.variables import flags_in_effect
 
+# The packages whose versions can change a number; those of the records cannot.
+NUMERIC_PACKAGES = ("keras", "numpy", *(name for names in BACKEND_PACKAGES.values() for name in names))
 _PACKAGES = ("keras", "numpy", "mlflow", "optuna", "hydra-core")
 # Git sets them for its hooks, and then answers of that repository.
 _OF_A_REPOSITORY = (
@@ -46,6 +50,17 @@ def describe_environment(threads: int, backend: Backend = "tensorflow") -> dict[
         EnvironmentKey.GIT: git_state(),
         Tag.COMMAND: command_line(),
     }
+
+
+def numeric_environment(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return those of an environment's tags that can change a number: neither the kernel nor what keeps the records."""
+    # The system, the processor's kind and the C library, without the kernel's release between them.
+    system = re.sub(r"^(\w+)-.*?-(?=x86_64|aarch64|arm64|AMD64)", r"\1-", str(environment.get(Tag.PLATFORM, "unknown")))
+    names = (Tag.CPU, Tag.CPU_FLAGS, Tag.THREADS, Tag.BACKEND)
+    numeric = {Tag.PLATFORM: system} | {name: str(environment[name]) for name in names if name in environment}
+    flags, packages = environment.get(EnvironmentKey.FLAGS, {}), environment.get(EnvironmentKey.PACKAGES, {})
+    numeric |= {f"{EnvironmentKey.FLAGS}.{name}": str(value) for name, value in flags.items()}
+    return numeric | {f"{Tag.VERSION_PREFIX}{name}": packages[name] for name in NUMERIC_PACKAGES if name in packages}
 
 
 def command_line() -> str:

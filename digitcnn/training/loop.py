@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from digitcnn.config import TrainingConfig
 from digitcnn.errors import TrainingDiverged
 from digitcnn.training.engines import make_engine
+from digitcnn.training.engines.checkpoint import SavedTraining
 from digitcnn.training.machine import peak_memory_mb, reset_peak_memory
 from digitcnn.training.network import weights_sha256
-from digitcnn.values import Decision, Ending, EpochMetrics, Evaluation, Splits, TrainingResult
+from digitcnn.values import Checkpoint, Decision, Ending, EpochMetrics, Evaluation, Splits, TrainingResult
 
 if TYPE_CHECKING:
     import keras
+
+# What a kill costs at most, and one epoch.
+_CHECKPOINT_SECONDS = 30.0
 
 
 def batches_per_epoch(config: TrainingConfig, examples: int) -> int:
@@ -58,10 +62,14 @@ def train(
     splits: Splits,
     config: TrainingConfig,
     on_progress: Callable[[int, float], None] | None = None,
-) -> Generator[EpochMetrics, Decision, TrainingResult]:
+    save: Callable[[SavedTraining], bytes | None] | None = None,
+    saved: SavedTraining | None = None,
+) -> Generator[EpochMetrics | Checkpoint, Decision, TrainingResult]:
     """Train the model in place with Adam on cross-entropy; judge it after every epoch, or after the last alone.
 
-    Yield each epoch's metrics, to be answered with a decision on whether to go on; return the result.
+    Yield each epoch's metrics, to be answered with a decision on whether to go on; return the result. Those of a
+    `saved` training, from which it goes on, are yielded first; the decision on the last of them counts. With `save`,
+    which returns the bytes of a checkpoint, yield one after an epoch from time to time and at the end.
     `on_progress(epoch, fraction)` is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite
     number.
     """
@@ -69,43 +77,61 @@ def train(
     engine = make_engine(model, splits.train, config)
     compile_seconds = time.perf_counter() - began
     epochs: list[EpochMetrics] = []
+    before = saved.epochs if saved else ()
+    training_before, cpu_before = (before[-1].training_seconds, before[-1].cpu_seconds) if before else (0.0, 0.0)
     ending: Ending = "completed"
-    samples_seen = 0
     final: Evaluation | None = None
     reset_peak_memory()
-    began, cpu_began = time.perf_counter(), time.process_time()
+    began, cpu_began, saved_at = time.perf_counter(), time.process_time(), time.monotonic()
+    if saved:
+        engine.restore(saved.state)
+        engine.finish()
     for epoch, order in enumerate(epoch_orders(config, len(splits.train)), start=1):
-        epoch_began = time.perf_counter()
-        progress = None if on_progress is None else lambda fraction, epoch=epoch: on_progress(epoch, fraction)
-        train_loss, train_accuracy = engine.train_epoch(order, progress)
-        trained = time.perf_counter()
-        if not splits.final_test_only:
-            final = engine.evaluate(splits.validation)
-        samples_seen += len(order)
-        bad = [loss for loss in (train_loss, 0.0 if final is None else final.loss) if not math.isfinite(loss)]
-        if bad:
-            raise TrainingDiverged(f"the loss became {bad[0]} in epoch {epoch}")
-        metrics = EpochMetrics(
-            epoch=epoch,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
-            validation_loss=None if final is None else final.loss,
-            validation_accuracy=None if final is None else final.accuracy,
-            epoch_seconds=time.perf_counter() - epoch_began,
-            images_per_second=len(order) / (trained - epoch_began),
-        )
+        if epoch <= len(before):
+            metrics = before[epoch - 1]
+        else:
+            epoch_began = time.perf_counter()
+            progress = None if on_progress is None else lambda fraction, epoch=epoch: on_progress(epoch, fraction)
+            train_loss, train_accuracy = engine.train_epoch(order, progress)
+            trained = time.perf_counter()
+            if not splits.final_test_only:
+                final = engine.evaluate(splits.validation)
+            bad = [loss for loss in (train_loss, 0.0 if final is None else final.loss) if not math.isfinite(loss)]
+            if bad:
+                raise TrainingDiverged(f"the loss became {bad[0]} in epoch {epoch}")
+            engine.finish()
+            metrics = EpochMetrics(
+                epoch=epoch,
+                train_loss=train_loss,
+                train_accuracy=train_accuracy,
+                validation_loss=None if final is None else final.loss,
+                validation_accuracy=None if final is None else final.accuracy,
+                epoch_seconds=time.perf_counter() - epoch_began,
+                images_per_second=len(order) / (trained - epoch_began),
+                training_seconds=training_before + time.perf_counter() - began,
+                cpu_seconds=cpu_before + time.process_time() - cpu_began,
+                weights_sha256=weights_sha256(model),
+            )
         epochs.append(metrics)
         decision = yield metrics
-        if decision != "continue" and epoch < config.epochs:
+        # Before the last saved epoch there are no weights to end with.
+        over = decision != "continue" and len(before) <= epoch < config.epochs
+        due = over or epoch == config.epochs or time.monotonic() > saved_at + _CHECKPOINT_SECONDS
+        if save and due and epoch > len(before):
+            content = save(SavedTraining(tuple(epochs), _peak(saved), engine.state()))
+            if content and (yield Checkpoint(epoch, content)) == "stop" and not over:
+                decision, over = "stop", epoch < config.epochs
+            saved_at = time.monotonic()
+        if over:
             ending = "pruned" if decision == "prune" else "stopped"
             break
     if final is None:
         final = engine.evaluate(splits.validation)
         if not math.isfinite(final.loss):
             raise TrainingDiverged(f"the loss on the test set is {final.loss}")
-    engine.finish()
     confusion = np.zeros((splits.classes, splits.classes), dtype=np.int64)
     np.add.at(confusion, (splits.validation.labels, final.predictions), 1)
+    cpu_spent = time.process_time() - cpu_began
     return TrainingResult(
         ending=ending,
         epochs=tuple(epochs),
@@ -114,12 +140,18 @@ def train(
         final_test_only=splits.final_test_only,
         confusion=confusion,
         compile_seconds=compile_seconds,
-        training_seconds=time.perf_counter() - began,
-        cpu_seconds=time.process_time() - cpu_began,
-        peak_memory_mb=peak_memory_mb(),
-        samples_seen=samples_seen,
+        training_seconds=training_before + time.perf_counter() - began,
+        cpu_seconds=cpu_before + cpu_spent,
+        peak_memory_mb=_peak(saved),
+        samples_seen=len(epochs) * samples_per_epoch(config, len(splits.train)),
         updates=len(epochs) * batches_per_epoch(config, len(splits.train)),
         parameters=model.count_params(),
-        weights_sha256=weights_sha256(model),
+        weights_sha256=epochs[-1].weights_sha256,
         engine=engine.name,
+        epochs_before=len(before),
+        cpu_spent=cpu_spent,
     )
+
+
+def _peak(saved: SavedTraining | None) -> float:
+    return max(peak_memory_mb(), saved.peak_memory_mb if saved else 0.0)

@@ -17,6 +17,7 @@ import pandas as pd
 from digitcnn import runner, training
 from digitcnn.config import RunConfig, load_config
 from digitcnn.records import EPOCH_METRICS, Column
+from digitcnn.values import EpochMetrics
 
 PATH = Path(__file__).with_name("drift.csv")
 # 200 updates an epoch, 1,200 in all: as many as six passes of the article's network make with batches of 250.
@@ -90,9 +91,10 @@ def train_case() -> None:
         epochs = []
         events = training.train(model, splits, job.training)
         with contextlib.suppress(StopIteration):
-            metrics = next(events).metrics()
-            while True:
+            event = next(events)
+            while isinstance(event, EpochMetrics):
+                metrics = event.metrics()
                 epochs.append({name: metrics[name] for name in EPOCH_METRICS})
-                metrics = events.send("continue").metrics()
+                event = events.send("continue")
         found.append(epochs)
     print(json.dumps(found))

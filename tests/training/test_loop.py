@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -123,29 +125,67 @@ def test_train_final_test_only_reads_the_test_set_after_the_last_epoch_alone(sma
     assert (once.final.predictions == once.labels).mean() == once.summary()["test_accuracy"]
 
 
-@pytest.mark.parametrize("engine", ["keras", "fast"])
-@pytest.mark.parametrize(("threads", "batch_size"), [(1, 97), (2, 499)])
-def test_train_repeats_its_weights_in_fresh_processes(
-    engine: str, threads: int, batch_size: int, small_npz: Path
-) -> None:
-    """The last batch of 500 images has one image, where there are two threads."""
-    program = f"""
+_PROGRAM = """
+import json, sys
+from pathlib import Path
 from digitcnn import runner, training
 from digitcnn.config import RunConfig, load_config
-config = load_config(RunConfig, {{"data": {{"path": {str(small_npz)!r}, "validation_size": 100}},
-    "model": {{"name": "cnn", "conv1_filters": 8, "conv2_filters": 16, "dense_units": 32}},
-    "training": {{"epochs": 2, "batch_size": {batch_size}, "threads": {threads}, "engine": {engine!r}}}}})
-training.import_keras({threads})
-splits = runner.check_run(config)
-model = training.build_model(config.model, 28, 28, 10, 0)
-from tests.support.trainers import result_of
-print(result_of(training.train(model, splits, config.training)).weights_sha256)
+from digitcnn.training import loop
+from digitcnn.values import Checkpoint
+
+def trained(values, epochs, start=None, folder=None):
+    config = load_config(RunConfig, values).replace({"training.epochs": epochs})
+    training.import_keras(config.training.threads)
+    splits = runner.check_run(config)
+    identity = training.identify_training(config, splits.sha256, {})
+    saved = start and training.read_checkpoint(start.read_bytes(), identity, epochs)
+    model = training.build_model(config.model, *splits.image_shape, splits.classes, config.training.seed)
+    events = training.train(
+        model, splits, config.training, None, lambda saved: training.write_checkpoint(saved, identity), saved
+    )
+    try:
+        event = next(events)
+        while True:
+            if isinstance(event, Checkpoint):
+                (folder / str(event.epoch)).write_bytes(event.content)
+            event = events.send("continue")
+    except StopIteration as end:
+        epochs = [[each.train_loss, each.validation_loss, each.weights_sha256] for each in end.value.epochs]
+        cost = end.value.samples_seen, end.value.updates, end.value.cpu_seconds >= end.value.cpu_spent > 0
+        return epochs, training.weights_sha256(model), cost
+
+loop._CHECKPOINT_SECONDS = 0.0
+values, folder, epochs, start = json.loads(sys.argv[1])
+folder = Path(folder)
+print(json.dumps(trained(values, epochs, folder / str(start) if start else None, folder)))
 """
 
-    def digest(_: int) -> str:
-        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+@pytest.mark.parametrize("engine", ["keras", "fast"])
+@pytest.mark.parametrize(("threads", "batch_size"), [(1, 97), (2, 499)])
+def test_train_goes_on_from_any_epoch_with_the_same_bits(
+    engine: str, threads: int, batch_size: int, small_npz: Path, tmp_path: Path
+) -> None:
+    """Three fresh processes: undisturbed; from the checkpoint of some epoch; and one of fewer epochs, from the start.
+
+    The last batch of 500 images has one image, where there are two threads.
+    """
+    normalized = {"name": "cnn", "batch_normalization": threads == 1}
+    values = {
+        "data": {"path": str(small_npz), "validation_size": 100},
+        # Layers with a state of their own: seeds and moving averages.
+        "model": {"conv1_filters": 8, "conv2_filters": 16, "dense_units": 32, "dropout": 0.3} | normalized,
+        "training": {"batch_size": batch_size, "threads": threads, "engine": engine},
+    }
+
+    def run(epochs: int, start: int = 0) -> Any:
+        arguments = json.dumps([values, str(tmp_path / str(epochs)), epochs, start])
+        (tmp_path / str(epochs)).mkdir(exist_ok=True)
+        program = [sys.executable, "-c", _PROGRAM, arguments]
+        return json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
 
     with ThreadPoolExecutor(2) as pool:
-        digests = set(pool.map(digest, range(2)))
-    assert len(digests) == 1
-    assert len(digests.pop().strip()) == 64
+        (epochs, weights, cost), (first, prefix, _) = pool.map(run, (5, 2))
+    assert (len(epochs), epochs[-1][2]) == (5, weights)
+    assert (first, first[-1][2]) == (epochs[:2], prefix)
+    assert run(5, random.randint(1, 4)) == [epochs, weights, cost]

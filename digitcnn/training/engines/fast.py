@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -83,6 +84,20 @@ class FastEngine:
         ours, theirs = [*self._weights, *self._state], self._model.trainable_variables
         for variable, value in zip([*theirs, *self._model.non_trainable_variables], ours, strict=True):
             variable.assign(value)
+
+    def state(self) -> list[NDArray[Any]]:
+        """Return all that the next epoch depends on; see Engine."""
+        return [*(variable.numpy() for variable in self._variables()), np.array(self._step)]
+
+    def restore(self, state: Sequence[NDArray[Any]]) -> None:
+        """Go on from a state; see Engine."""
+        *values, step = state
+        for variable, value in zip(self._variables(), values, strict=True):
+            variable.assign(value)
+        self._step = int(step)
+
+    def _variables(self) -> list[Any]:
+        return [*self._weights, *self._state, *self._momenta, *self._velocities]
 
     def _traced(self, function: Any, parts: int, *inputs: Any) -> Any:
         """Return the graph of a function of a number of parts and of such inputs, traced when it is first needed."""

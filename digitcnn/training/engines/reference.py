@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,14 @@ class Engine(Protocol):
 
     def finish(self) -> None:
         """Put the trained weights into the model."""
+        ...
+
+    def state(self) -> list[NDArray[Any]]:
+        """Return all that the next epoch depends on, beside its order: weights, moments, step, random layers' seeds."""
+        ...
+
+    def restore(self, state: Sequence[NDArray[Any]]) -> None:
+        """Go on from what `state` returned, in another process maybe. Raises ValueError for that of another network."""
         ...
 
 
@@ -101,3 +109,18 @@ class KerasEngine:
         """Put the trained weights into the model, if they are not there."""
         if self._network is not self._model:
             self._model.set_weights(self._network.get_weights())
+
+    def state(self) -> list[NDArray[Any]]:
+        """Return all that the next epoch depends on; see Engine."""
+        return [variable.numpy() for variable in self._variables()]
+
+    def restore(self, state: Sequence[NDArray[Any]]) -> None:
+        """Go on from a state; see Engine."""
+        for variable, value in zip(self._variables(), state, strict=True):
+            variable.assign(value)
+
+    def _variables(self) -> list[Any]:
+        optimizer = self._network.optimizer
+        if not optimizer.built:
+            optimizer.build(self._network.trainable_variables)
+        return [*self._network.variables, *optimizer.variables]
