@@ -135,7 +135,9 @@ def print_leaderboard(
     """
     console = _console()
     columns = [str(column) for column in table.columns]
-    for dispensable in (Column.EPOCHS_RUN, Metric.CPU_SECONDS, Column.RUN_ID):
+    if Metric.CPU_SPENT in columns and table[Metric.CPU_SPENT].equals(table[Metric.CPU_SECONDS]):
+        columns.remove(Metric.CPU_SPENT)
+    for dispensable in (Column.EPOCHS_RUN, Metric.CPU_SPENT, Metric.CPU_SECONDS, Column.RUN_ID):
         if _leaderboard_width(table[columns].head(rows), parameters, console) <= console.width:
             break
         columns = [column for column in columns if column != dispensable or column in objectives]

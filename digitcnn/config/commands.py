@@ -28,13 +28,17 @@ Local = Annotated[str, AfterValidator(_check_local)]
 
 
 class TrainConfig(RunConfig):
-    """One training run; of a multirun the jobs that are recorded are not trained again, unless `all` of them are."""
+    """One training run; or with `run`, the id of a recorded one or its first characters, that run trained on.
 
+    Of a multirun the jobs that are recorded are not trained again, unless `all` of them are.
+    """
+
+    run: Local | None = None
     all: bool = False
 
     @property
-    def run(self) -> RunConfig:
-        """The run alone."""
+    def alone(self) -> RunConfig:
+        """The run without what the command adds to it."""
         return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
 
 

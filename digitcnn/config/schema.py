@@ -204,6 +204,7 @@ class StudyConfig(Config):
     retry_failed: bool = False
     extends: Name | None = None
     take: str | None = None
+    checkpoints: Literal["delete", "keep"] = "delete"
     space: dict[str, Any]
 
     @field_validator("extends")

@@ -4,7 +4,14 @@ from digitcnn.evaluation.comparison import mixed_runs, read_confirmation
 from digitcnn.evaluation.confirmation import run_confirmation
 from digitcnn.evaluation.manifest import RunManifest, manifest_of, write_manifest
 from digitcnn.evaluation.plan import describe_confirmation, plan_confirmation
-from digitcnn.evaluation.reproduction import ComparedMetric, find_manifest, find_run, is_manifest_file, reproduce
+from digitcnn.evaluation.reproduction import (
+    ComparedMetric,
+    find_config,
+    find_manifest,
+    find_run,
+    is_manifest_file,
+    reproduce,
+)
 from digitcnn.evaluation.statistics import (
     MARGIN,
     Contrast,
@@ -44,6 +51,7 @@ __all__ = [
     "decide",
     "describe_confirmation",
     "estimate",
+    "find_config",
     "find_manifest",
     "find_run",
     "format_superiority",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from digitcnn import runner, signals, study, tracking
+from digitcnn import runner, signals, study, tracking, training
 from digitcnn.config import LocalWorkers
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation.comparison import compare_candidates
@@ -196,8 +196,16 @@ class _Trainings:
         def show(ending: str, value: float | None = None) -> None:
             self.shown.trial_ended(worker.index, label, ending, value, "")
 
+        folder, data = (
+            self.plan.config.tracking.folder / "checkpoints" / "confirm" / study_name,
+            runner.check_run(config),
+        )
+        checkpoints = training.checkpoints_of(folder, config, data.sha256)
+        start = checkpoints.find(config.training.epochs)
         try:
-            finished = runner.record_training(self.store, worker, config, run_id, on_epoch, self.stop)
+            finished = runner.record_training(
+                self.store, worker, config, run_id, on_epoch, self.stop, checkpoints, start
+            )
         except runner.Interrupted:
             show("interrupted")
         except runner.RunDiverged as error:
@@ -212,6 +220,7 @@ class _Trainings:
             self.failed[candidate.name] = str(error)
         else:
             if finished.ending == "completed":
+                checkpoints.drop()
                 self.recorded.runs[candidate.name, seed] = run_id
                 show("complete", finished.summary[Metric.TEST_ACCURACY])
         return False

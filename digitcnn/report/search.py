@@ -92,16 +92,15 @@ def early_sentence(epochs: Sequence[EarlyEpoch]) -> str:
 
 def spent_seconds(found: StudyRecord) -> pd.Series:
     """Return the CPU seconds that each trial cost, by its number: nothing where an earlier result was taken over."""
-    costs = found.table.set_index(Column.TRIAL)[Metric.CPU_SECONDS].astype(float).fillna(0.0).sort_index()
+    costs = found.table.set_index(Column.TRIAL)[Metric.CPU_SPENT].astype(float).fillna(0.0).sort_index()
     costs[_copies(found)] = 0.0
     return costs
 
 
 def _copies(found: StudyRecord) -> list[int]:
     """Return the numbers of the trials that took over the result of an earlier one."""
-    return [
-        each.number for each in found.study.get_trials(deepcopy=False) if study.read_trial(each).same_as is not None
-    ]
+    records = {each.number: study.read_trial(each) for each in found.study.get_trials(deepcopy=False)}
+    return [number for number, each in records.items() if (each.same_as, each.prefix_of) != (None, None)]
 
 
 def tuning_curve(found: StudyRecord) -> go.Figure:

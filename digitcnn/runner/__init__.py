@@ -2,6 +2,7 @@
 
 from digitcnn.runner.plan import describe_sweep, describe_time, estimate_seconds, measure_speed, plan_sweep
 from digitcnn.runner.pool import (
+    Job,
     Pool,
     RunDiverged,
     RunFailed,
@@ -31,6 +32,7 @@ from digitcnn.runner.workers import LocalPool, make_pool
 __all__ = [
     "FinishedRun",
     "Interrupted",
+    "Job",
     "KerasTrainer",
     "LocalPool",
     "Pool",

@@ -15,7 +15,7 @@ from digitcnn import study, training
 from digitcnn.config import Backend, LocalWorkers, RunConfig, SweepConfig, WorkersConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.formatting import format_count, format_duration, named_null
-from digitcnn.runner.pool import RunFailed, WorkerDied, plan_workers, run_workers
+from digitcnn.runner.pool import Job, RunFailed, WorkerDied, plan_workers, run_workers
 from digitcnn.runner.run import check_run
 from digitcnn.runner.takeover import Takeover, plan_takeover
 from digitcnn.runner.workers import LocalPool
@@ -112,12 +112,13 @@ class Calibration:
     def prepare(self, threads: int) -> None:
         import_keras(threads, self.backend)
 
-    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
-        splits = check_run(job)
+    def run(self, job: Job, on_progress: Callable[[int, float], None]) -> Events:
+        config = job.config
+        splits = check_run(config)
         height, width = splits.image_shape
-        model = build_model(job.model, height, width, splits.classes, job.training.seed)
-        engine = make_engine(model, splits.train, job.training)
-        batch = min(job.training.batch_size, len(splits.train))
+        model = build_model(config.model, height, width, splits.classes, config.training.seed)
+        engine = make_engine(model, splits.train, config.training)
+        batch = min(config.training.batch_size, len(splits.train))
         order = np.arange(max(1, _TIMED_IMAGES // batch) * batch) % len(splits.train)
         judged = Examples(splits.validation.images[:_TIMED_IMAGES], splits.validation.labels[:_TIMED_IMAGES])
         rates = {}
@@ -143,7 +144,7 @@ def measure_speed(baseline: RunConfig, config: WorkersConfig, workers: int) -> S
     trainer, measured = Calibration(baseline.backend), list[dict[str, float]]()
     try:
         with contextlib.closing(LocalPool(trainer, workers, thread_count(baseline.training))) as pool:
-            run_workers(pool, lambda w: measured.append(w.run(baseline, lambda _: "stop", pool.stop).summary))
+            run_workers(pool, lambda w: measured.append(w.run(Job(baseline), lambda _: "stop", pool.stop).summary))
     except (WorkerDied, RunFailed) as error:
         raise MachineError(f"the calibration failed: {error}") from None
     return Speed(*(min(rates[key] for rates in measured) for key in ("training", "validation")))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from digitcnn import signals, training
-from digitcnn.config import LocalWorkers, WorkersConfig
+from digitcnn.config import LocalWorkers, RunConfig, WorkersConfig
 from digitcnn.errors import ConfigError, StoreAway
 from digitcnn.formatting import format_count, format_duration
 from digitcnn.values import Decision, Event, Events, RunFinished
@@ -28,10 +28,19 @@ GRACE_SECONDS = 3.0
 MAX_WORKERS = 1024
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run to train: its config, if it is to yield checkpoints, and the content of one that it is to go on from."""
+
+    config: RunConfig
+    saves: bool = False
+    checkpoint: bytes | None = None
+
+
 class Trainer(Protocol):
     """The work of a worker: prepare once with its number of threads, then run one job after another.
 
-    A job is a RunConfig, but for measurements. `on_progress` gets the epoch and the fraction of it that is done.
+    It is a Job, but for measurements. `on_progress` gets the epoch and the fraction of it that is done.
     """
 
     def prepare(self, threads: int) -> None: ...

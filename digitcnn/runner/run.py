@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,9 +14,11 @@ from digitcnn import tracking, training
 from digitcnn.config import Backend, DataConfig, RunConfig
 from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
 from digitcnn.records import EnvironmentKey, Tag
-from digitcnn.runner.pool import RunDiverged, Trainer, Worker, WorkerDied, answer_events
-from digitcnn.training import build_model, samples_per_epoch, train
-from digitcnn.values import Decision, EpochMetrics, Event, Events, RunFinished, RunStarted, Splits
+from digitcnn.runner.pool import Job, RunDiverged, RunFailed, Trainer, Worker, WorkerDied, answer_events
+from digitcnn.training import Checkpoints, SavedTraining, StoredCheckpoint, build_model, samples_per_epoch, train
+from digitcnn.values import Checkpoint, Decision, EpochMetrics, Event, Events, RunFinished, RunStarted, Splits
+
+logger = logging.getLogger(__name__)
 
 # An epoch's order of images is held in memory: 8 bytes each.
 _MAX_SAMPLES = 100_000_000
@@ -69,23 +72,37 @@ class KerasTrainer:
         """Import Keras with that many threads."""
         training.import_keras(threads, self.backend)
 
-    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
-        """Train as a config says; yield the events of the run."""
-        splits = check_run(job)
+    def run(self, job: Job, on_progress: Callable[[int, float], None]) -> Events:
+        """Train as a job says; yield the events of the run."""
+        config = job.config
+        splits = check_run(config)
         import keras
 
         # Frees the layers of earlier runs in this process.
         keras.backend.clear_session()
-        environment = training.describe_environment(training.thread_count(job.training), job.backend)
-        yield RunStarted(environment, splits.sha256)
+        environment = training.describe_environment(training.thread_count(config.training), config.backend)
+        identity = training.identify_training(config, splits.sha256, environment)
+        saved, refused = saved_training(job, identity)
+        yield RunStarted(environment, splits.sha256, len(saved.epochs) if saved else 0, refused)
         height, width = splits.image_shape
-        model = build_model(job.model, height, width, splits.classes, job.training.seed)
-        result = yield from train(model, splits, job.training, on_progress)
-        yield tracking.package_result(job, result, model, environment[EnvironmentKey.PACKAGES])
+        model = build_model(config.model, height, width, splits.classes, config.training.seed)
+        save = functools.partial(training.write_checkpoint, training=identity) if job.saves else None
+        result = yield from train(model, splits, config.training, on_progress, save, saved)
+        yield tracking.package_result(config, result, model, environment[EnvironmentKey.PACKAGES])
 
 
-class _ThisProcess:
-    """This process as a worker: for a command that trains one run."""
+def saved_training(job: Job, identity: Mapping[str, Any]) -> tuple[SavedTraining | None, str]:
+    """Return the training that a job goes on from, if there is one, or else why its checkpoint is refused."""
+    if job.checkpoint is None:
+        return None, ""
+    try:
+        return training.read_checkpoint(job.checkpoint, identity, job.config.training.epochs), ""
+    except training.CheckpointRefused as error:
+        return None, str(error)
+
+
+class ThisProcess:
+    """This process as a worker: for a command that trains one run, or for what is not trained."""
 
     index = 0
 
@@ -96,8 +113,8 @@ class _ThisProcess:
         """Return True: this process is here."""
         return True
 
-    def run(self, job: RunConfig, on_event: Callable[[Event], Decision], stop: threading.Event) -> RunFinished:
-        """Train a config; see Worker. Raises what the training raises, but for RunDiverged."""
+    def run(self, job: Job, on_event: Callable[[Event], Decision], stop: threading.Event) -> RunFinished:
+        """Do a job; see Worker. Raises what the training raises, but for RunDiverged."""
         try:
             return answer_events(self.trainer.run(job, self.on_progress), on_event)
         except TrainingDiverged as error:
@@ -111,16 +128,20 @@ def record_run(
     on_epoch: Callable[[EpochMetrics], Decision] = lambda _: "continue",
     on_progress: Callable[[int, float], None] = lambda epoch, fraction: None,
     trainer: Trainer | None = None,
+    saves: bool = False,
+    continues: str | None = None,
 ) -> FinishedRun:
     """Train as the config says in this process, and record it as a new run.
 
-    `on_epoch` is called when an epoch has been recorded and decides if the training goes on. Raises ConfigError before
-    anything is recorded; TrainingDiverged, and any failure of the machine, after the run was closed as FAILED.
+    `on_epoch` is called when an epoch has been recorded and decides if the training goes on. With `saves` it goes on at
+    the last checkpoint of the run `continues`, or of one with the same config that was not finished, and leaves its own
+    last one. Raises ConfigError before anything is recorded; TrainingDiverged, and any failure of the machine, when the
+    run has been closed as FAILED.
     """
     threads = training.thread_count(config.training)
     # What is recorded is what was used.
     config = config.replace({"training.threads": threads})
-    check_run(config)
+    splits = check_run(config)
     trainer = trainer or KerasTrainer(config.backend)
     trainer.prepare(threads)
     epochs: list[EpochMetrics] = []
@@ -132,16 +153,41 @@ def record_run(
     store = tracking.open_store(config.tracking)
     with tracking.store_errors(config.tracking):
         tracking.with_retries(store, lambda: tracking.close_abandoned_runs(store))
+        checkpoints = training.checkpoints_of(config.tracking.folder / "checkpoints" / "train", config, splits.sha256)
+        start = _start(store, config, checkpoints, continues) if saves else None
         name = f"{config.model.name}-{time.strftime('%m%d-%H%M%S')}"
         run_id = tracking.create_training_run(store, config, name, tags)
         try:
-            result = record_training(store, _ThisProcess(trainer, on_progress), config, run_id, keep, threading.Event())
+            worker = ThisProcess(trainer, on_progress)
+            result = record_training(
+                store, worker, config, run_id, keep, threading.Event(), checkpoints if saves else None, start
+            )
         except RunDiverged as error:
             raise TrainingDiverged(str(error)) from None
+        checkpoints.finish()
         # The end of a command, which cannot wait.
         with tracking.suppress_away():
             tracking.deliver(store)
     return FinishedRun(run_id, tuple(epochs), result)
+
+
+def _start(
+    store: tracking.Store, config: RunConfig, checkpoints: Checkpoints, continues: str | None
+) -> StoredCheckpoint | None:
+    """Return the checkpoint that a training goes on from, if there is one; say so."""
+    epochs = config.training.epochs
+    if continues is not None:
+        start = training.checkpoint_of_run(config.tracking.folder / "checkpoints", continues, epochs)
+        if start is None:
+            logger.warning(f"run {continues} has no checkpoint of {epochs} epochs or fewer: trained from the start")
+    else:
+        start = checkpoints.find(epochs)
+        if start is not None and tracking.is_running(store, start.run_id):
+            # Of another process, which still needs it.
+            start = None
+    if start is not None:
+        logger.info(f"goes on after epoch {start.epoch} of run {start.run_id}")
+    return start
 
 
 def record_training(
@@ -151,11 +197,14 @@ def record_training(
     run_id: str,
     on_epoch: Callable[[EpochMetrics], Decision],
     stop: threading.Event,
+    checkpoints: Checkpoints | None = None,
+    start: StoredCheckpoint | None = None,
 ) -> RunFinished:
     """Have a worker train a config, and record the events of the run; close it however it ends.
 
-    What the store does not take for now is queued. `on_epoch` is called when an epoch has been recorded. Raises
-    Interrupted if the worker was ended because of `stop`, otherwise as the worker and `on_epoch` do.
+    What the store does not take for now is queued. `on_epoch` is called when an epoch has been recorded. The run's
+    checkpoints are kept in `checkpoints`, and it goes on from `start`. Raises Interrupted if the worker was ended
+    because of `stop`, otherwise as the worker and `on_epoch` do.
     """
     run = tracking.Run(store, run_id, config)
 
@@ -166,15 +215,26 @@ def record_training(
             if event.data_sha256 != splits.sha256:
                 raise MachineError(f"data.path={config.data.path}: the file was changed, or is another one on a node")
             run.log_start(RunStarted(environment, event.data_sha256), splits)
+            if start is not None and event.refused:
+                logger.warning(f"checkpoint {start.path.name} {event.refused}: trained from the start")
+                start.path.unlink(missing_ok=True)
+            elif start is not None:
+                tracking.put(store, run_id, tracking.tags({Tag.CONTINUES: start.run_id}))
         elif isinstance(event, EpochMetrics):
             run.log_epoch(event)
             return on_epoch(event)
+        elif isinstance(event, Checkpoint) and checkpoints is not None:
+            checkpoints.keep(run_id, event)
         return "continue"
 
+    job = Job(config, checkpoints is not None, None if start is None else start.read())
     try:
-        finished = worker.run(config, record, stop)
+        finished = worker.run(job, record, stop)
         run.log_finish(finished)
     except BaseException as error:
+        if isinstance(error, RunFailed) and checkpoints is not None:
+            # It would fail again from there, or there is something wrong with the checkpoint.
+            checkpoints.drop()
         if isinstance(error, WorkerDied) and stop.is_set():
             tracking.close_run(store, run_id, "KILLED", "interrupted")
             raise Interrupted("interrupted") from None

@@ -221,6 +221,18 @@ def record_leaderboard(
     return path, table
 
 
+def sweep_ending(queue: study.TrialQueue, failed: bool, interrupted: bool) -> tuple[tracking.Status, str]:
+    """Return the status of a study's run, and in words how its sweep ended."""
+    reached = f"{queue.finished} of {queue.total} trials"
+    if failed:
+        return "FAILED", f"failed after {reached}"
+    if interrupted:
+        return "KILLED", f"interrupted after {reached}"
+    if queue.finished < queue.total:
+        return "KILLED", f"time was up after {reached}"
+    return ("FINISHED", reached) if queue.completed else ("FAILED", f"{reached}, none of them completed")
+
+
 def end_study_run(opened: OpenStudy, store: tracking.Store, run_id: str, status: tracking.Status, words: str) -> None:
     """Close the runs of a study's trials that were left open, then the study's run; deliver what is queued.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from digitcnn import study, tracking
+from digitcnn import study, tracking, training
 from digitcnn.config import LocalWorkers, parse_duration
 from digitcnn.errors import MachineError
 from digitcnn.records import Tag, TrialRecord
 from digitcnn.runner import study_run
 from digitcnn.runner.plan import SweepPlan
 from digitcnn.runner.pool import (
+    Job,
     Pool,
     RunDiverged,
     RunFailed,
@@ -30,6 +32,7 @@ from digitcnn.runner.pool import (
     stopped_by_signals,
 )
 from digitcnn.runner.run import Interrupted, KerasTrainer, SweepDisplay, record_training
+from digitcnn.runner.takeover import record_beginning, recorded_epochs
 from digitcnn.runner.workers import make_pool
 from digitcnn.values import Decision, EpochMetrics, RunFinished
 
@@ -98,14 +101,16 @@ class _Sweep:
         config = plan.config.study
         deadline = None if config.timeout is None else time.monotonic() + parse_duration(config.timeout)
         self.queue = study.TrialQueue(opened, config, plan.space, plan.total, deadline, self.stop)
-        # Both are kept here from now on: finding them in the study at every trial's end costs more with each trial.
-        self.reusable = study.reusable_trials(study.ended_trials(opened))
+        # They are kept here from now on: finding them in the study at every trial's end costs more with each trial.
+        ended = study.ended_trials(opened)
+        self.reusable, self.longest = study.reusable_trials(ended), study.longest_trials(ended)
         self.best = study.best_trial(opened)
         self.first_judged = study.first_judged_epoch(plan.space, plan.baseline)
         self.parent = study_run.begin_study_run(opened, store, plan.config)
+        self.checkpoints = plan.config.tracking.folder / "checkpoints" / "sweep" / config.name
         self.failure: Exception | None = None
         self.lock = threading.Lock()
-        self.same_parameters: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.same_beginning: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def work(self) -> SweepResult:
         """Run trials until the study is over, then record the leaderboard and close the study's run."""
@@ -121,9 +126,12 @@ class _Sweep:
             raise
         finally:
             try:
+                if queue.finished >= queue.total and config.checkpoints == "delete":
+                    shutil.rmtree(self.checkpoints, ignore_errors=True)
                 path, table = study_run.record_leaderboard(self.opened, self.store, self.parent, self.plan.config)
             finally:
-                study_run.end_study_run(self.opened, self.store, self.parent, *self._ending())
+                ending = study_run.sweep_ending(queue, self.failure is not None, bool(self.signals))
+                study_run.end_study_run(self.opened, self.store, self.parent, *ending)
         return SweepResult(
             leaderboard=table,
             leaderboard_path=path,
@@ -134,17 +142,6 @@ class _Sweep:
             interrupted=self.signals[0] if self.signals else None,
             failure=study.frequent_failure(self.opened),
         )
-
-    def _ending(self) -> tuple[tracking.Status, str]:
-        """Return the status of the study's run, and in words how the sweep ended."""
-        reached = f"{self.queue.finished} of {self.queue.total} trials"
-        if self.failure is not None:
-            return "FAILED", f"failed after {reached}"
-        if self.signals:
-            return "KILLED", f"interrupted after {reached}"
-        if self.queue.finished < self.queue.total:
-            return "KILLED", f"time was up after {reached}"
-        return ("FINISHED", reached) if self.queue.completed else ("FAILED", f"{reached}, none of them completed")
 
     def _loop(self, worker: Worker) -> None:
         """Run one trial after the other on a worker. An error ends the work of all."""
@@ -157,13 +154,13 @@ class _Sweep:
 
     def _run(self, trial: study.Trial, worker: Worker) -> None:
         """Bring a trial to its end."""
-        key = study.parameters_key(trial.params)
         try:
-            with self.same_parameters[key]:
+            # Where only the epochs differ, one of two can take its first ones from the other.
+            with self.same_beginning[study.beginning_key(trial.params)]:
                 if self.stop.is_set():
                     self.queue.lose(trial, "interrupted")
                 else:
-                    self._train(trial, key, worker)
+                    self._train(trial, worker)
         except study.STORAGE_FAILURES:
             # The run may have finished: the next start then gives the trial its result.
             raise
@@ -176,31 +173,40 @@ class _Sweep:
                 self.queue.lose(trial, type(error).__name__)
             raise
 
-    def _train(self, trial: study.Trial, key: str, worker: Worker) -> None:
+    def _train(self, trial: study.Trial, worker: Worker) -> None:
         config, name = self.plan.baseline.replace(trial.params), self.plan.config.study.name
         tags = {Tag.STUDY: name, Tag.TRIAL: str(trial.number)}
         run_id = tracking.create_training_run(self.store, config, f"{name}-{trial.number}", tags, self.parent)
         study.record_trial(self.opened, trial, TrialRecord(run_id=run_id))
-        original = self.reusable.get(key)
+        original = self.reusable.get(study.parameters_key(trial.params))
         # A result whose run was deleted cannot be copied.
         if original is not None and tracking.has_run(self.store, str(original.record.run_id)):
             self._reuse(trial, run_id, original)
             return
         self.shown.trial_began(worker.index, trial.number, trial.params, config.training.epochs)
+        checkpoints = training.checkpoints_of(self.checkpoints, config, self.plan.data_sha256)
+        start, longer = checkpoints.find(config.training.epochs), self.longest.get(study.beginning_key(trial.params))
+        curve = None if longer is None else recorded_epochs(self.store, str(longer.record.run_id), config)
+        # Epochs that were trained before; after the last one the trial may be judged.
+        known = config.training.epochs if curve else start.epoch if start else 0
 
         def on_epoch(metrics: EpochMetrics) -> Decision:
             self.shown.epoch(worker.index, trial.number, metrics)
             study.record_trial(self.opened, trial, TrialRecord(epochs_run=metrics.epoch))
             values = metrics.metrics()
             against = study.report_epoch(trial, self.plan.config.study, self.first_judged, values, metrics.epoch)
-            if not against or metrics.epoch == config.training.epochs:
+            if not against or metrics.epoch < known or metrics.epoch == config.training.epochs:
                 return "continue"
             study.record_trial(self.opened, trial, TrialRecord(pruned_against=against))
             tracking.put(self.store, run_id, tracking.tags({Tag.PRUNED_AGAINST: str(against)}))
             return "prune"
 
         try:
-            finished = record_training(self.store, worker, config, run_id, on_epoch, self.stop)
+            if longer is not None and curve is not None:
+                finished = record_beginning(self.store, curve, config, run_id, on_epoch)
+                study.record_trial(self.opened, trial, TrialRecord(prefix_of=longer.number))
+            else:
+                finished = record_training(self.store, worker, config, run_id, on_epoch, self.stop, checkpoints, start)
         except Interrupted:
             self.queue.lose(trial, "interrupted")
             self._show(worker, trial, "interrupted")
@@ -214,6 +220,12 @@ class _Sweep:
             self._show(worker, trial, f"lost: {error}")
             raise
         else:
+            if curve is None and start is not None and finished.epochs_before:
+                earlier = study.trial_of_run(self.opened, start.run_id)
+                study.record_trial(self.opened, trial, TrialRecord(continues=earlier, epochs_before=start.epoch))
+            kept = self.plan.config.study.checkpoints == "keep" or "training.epochs" in self.plan.space
+            if finished.ending != "stopped" and not kept:
+                checkpoints.drop()
             self._ended(trial, worker, finished)
 
     def _ended(self, trial: study.Trial, worker: Worker, finished: RunFinished) -> None:
@@ -227,9 +239,11 @@ class _Sweep:
             self.queue.lose(trial, "interrupted")
             self._show(worker, trial, "interrupted")
             return
-        self.queue.note_success()
+        if finished.epochs_before < finished.epochs:
+            self.queue.note_success()
         ended = self._finish(trial, values if finished.ending == "completed" else None)
         self.reusable[study.parameters_key(trial.params)] = ended
+        self.longest |= study.longest_trials(filter(None, (self.longest.get(study.beginning_key(trial.params)), ended)))
         self._show(worker, trial, "pruned" if finished.ending == "pruned" else "complete", values[0])
 
     def _failed(self, trial: study.Trial, worker: Worker, error: RunFailed | WorkerDied) -> None:
@@ -244,7 +258,7 @@ class _Sweep:
 
     def _baseline_works(self, worker: Worker) -> bool:
         """Return True if a worker can train the baseline for an epoch, of which nothing is recorded."""
-        probe = self.plan.baseline.replace({"training.epochs": 1})
+        probe = Job(self.plan.baseline.replace({"training.epochs": 1}))
         try:
             return worker.wait_ready() and bool(worker.run(probe, lambda event: "continue", self.stop))
         except (RunFailed, WorkerDied):
@@ -252,20 +266,9 @@ class _Sweep:
 
     def _reuse(self, trial: study.Trial, run_id: str, original: study.EndedTrial) -> None:
         """Give a duplicate the recorded result of an earlier trial with the same parameters."""
-        values, result = original.values, original.record
-        study.record_trial(
-            self.opened,
-            trial,
-            TrialRecord(
-                same_as=original.number,
-                reached=result.reached,
-                epochs_run=result.epochs_run,
-                pruned_against=result.pruned_against,
-                validation_accuracy=result.validation_accuracy,
-                cpu_seconds=result.cpu_seconds,
-            ),
-        )
-        tracking.copy_run(self.store, str(result.run_id), run_id, "KILLED" if values is None else "FINISHED")
+        values = original.values
+        study.record_trial(self.opened, trial, study.same_result(original))
+        tracking.copy_run(self.store, str(original.record.run_id), run_id, "KILLED" if values is None else "FINISHED")
         for epoch, reported in original.reports.items():
             trial.report(reported, epoch)
         self._finish(trial, values)

@@ -45,16 +45,20 @@ from digitcnn.study.study import (
 )
 from digitcnn.study.trials import (
     EndedTrial,
+    beginning_key,
     best_first,
     best_trial,
     ended_trial,
     ended_trials,
+    longest_trials,
     outcome_record,
     parameters_key,
     read_trial,
     record_trial,
     reusable_trials,
+    same_result,
     signed_values,
+    trial_of_run,
 )
 
 __all__ = [
@@ -68,6 +72,7 @@ __all__ = [
     "Trial",
     "TrialQueue",
     "baseline_trial_number",
+    "beginning_key",
     "best_against_baseline",
     "best_first",
     "best_trial",
@@ -84,6 +89,7 @@ __all__ = [
     "fixed_values",
     "format_cell",
     "frequent_failure",
+    "longest_trials",
     "only_process",
     "open_study",
     "outcome_record",
@@ -100,6 +106,7 @@ __all__ = [
     "refuse_another",
     "report_epoch",
     "reusable_trials",
+    "same_result",
     "signed_values",
     "snapshot_study",
     "space_corners",
@@ -109,4 +116,5 @@ __all__ = [
     "study_identity",
     "tell_recorded",
     "total_trials",
+    "trial_of_run",
 ]

@@ -64,6 +64,8 @@ def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str
         **{name: named_null(value) for name, value in parameters_of(trial).items()},
         Metric.VALIDATION_ACCURACY: record.validation_accuracy,
         Metric.CPU_SECONDS: record.cpu_seconds,
+        # Earlier versions knew no other.
+        Metric.CPU_SPENT: record.cpu_seconds if record.cpu_spent is None else record.cpu_spent,
         **dict(zip(names, values, strict=True)),
         Column.EPOCHS_RUN: record.epochs_run,
         Column.STATE: _STATES[trial.state],
@@ -77,6 +79,8 @@ def _note(record: TrialRecord, state: TrialState) -> str:
         "baseline" if record.baseline else "",
         "" if record.same_as is None else f"same parameters as trial {record.same_as}, not trained again",
         f"from {record.taken_from}" if record.taken_from else "",
+        "" if record.prefix_of is None else f"the first epochs of trial {record.prefix_of}, not trained again",
+        "" if record.epochs_before is None else _continued(record),
         "" if record.repeats is None else f"repeats trial {record.repeats}",
         # A trial whose worker died before it could end it has the number too.
         f"judged in epoch {record.epochs_run} against {record.pruned_against} values"
@@ -86,6 +90,11 @@ def _note(record: TrialRecord, state: TrialState) -> str:
         record.failure or "",
     ]
     return "; ".join(note for note in notes if note)
+
+
+def _continued(record: TrialRecord) -> str:
+    of = "an earlier run" if record.continues is None else f"trial {record.continues}"
+    return f"goes on after epoch {record.epochs_before} of {of}"
 
 
 def _ranks(points: list[list[float]]) -> list[int]:
@@ -192,4 +201,9 @@ def parameters_among(columns: Iterable[Any]) -> list[str]:
     return [str(column) for column in columns if "." in str(column)]
 
 
-_HEADINGS = {Metric.CPU_SECONDS: "CPU s", Column.RUN_ID: "run", Metric.VALIDATION_ACCURACY: "val. accuracy"}
+_HEADINGS = {
+    Metric.CPU_SECONDS: "CPU s",
+    Metric.CPU_SPENT: "spent s",
+    Column.RUN_ID: "run",
+    Metric.VALIDATION_ACCURACY: "val. accuracy",
+}

@@ -17,7 +17,7 @@ from digitcnn.config import RunConfig, StudyConfig
 from digitcnn.errors import ConfigError
 from digitcnn.records import PRUNING_METRICS, is_maximized
 from digitcnn.study.space import Space, grid_points
-from digitcnn.study.trials import parameters_key
+from digitcnn.study.trials import beginning_key
 
 # Samplers that choose by what earlier trials reached, once some have.
 _LEARNING = ("tpe", "gp")
@@ -131,6 +131,5 @@ def _values_in(study: Study, epoch: int) -> list[float]:
     values = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         if epoch in trial.intermediate_values:
-            parameters = {name: value for name, value in trial.params.items() if name != "training.epochs"}
-            values[parameters_key(parameters)] = trial.intermediate_values[epoch]
+            values[beginning_key(trial.params)] = trial.intermediate_values[epoch]
     return list(values.values())

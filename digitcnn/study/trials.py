@@ -36,7 +36,13 @@ def outcome_record(epochs: int, summary: Mapping[str, float]) -> TrialRecord:
         epochs_run=epochs,
         validation_accuracy=summary[Metric.VALIDATION_ACCURACY],
         cpu_seconds=summary[Metric.CPU_SECONDS],
+        cpu_spent=summary.get(Metric.CPU_SPENT),
     )
+
+
+def trial_of_run(study: Study, run_id: str) -> int | None:
+    """Return the number of the trial that a run was recorded of, if it is one of the study's."""
+    return next((t.number for t in study.get_trials(deepcopy=False) if read_trial(t).run_id == run_id), None)
 
 
 def repeated_numbers(trials: Iterable[FrozenTrial]) -> set[int]:
@@ -53,6 +59,11 @@ def parameters_of(trial: FrozenTrial) -> dict[str, Scalar]:
 def parameters_key(parameters: Mapping[str, Scalar]) -> str:
     """Return the same text for the same parameters, in whatever order."""
     return json.dumps(dict(sorted(parameters.items())))
+
+
+def beginning_key(parameters: Mapping[str, Scalar]) -> str:
+    """Return the same text for parameters that differ in the number of epochs alone."""
+    return parameters_key({name: value for name, value in parameters.items() if name != "training.epochs"})
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,26 @@ def reusable_trials(ended: Iterable[EndedTrial]) -> dict[str, EndedTrial]:
     for trial in sorted(ended, key=lambda each: (each.values is None, each.number)):
         found.setdefault(parameters_key(trial.parameters), trial)
     return found
+
+
+def longest_trials(ended: Iterable[EndedTrial]) -> dict[str, EndedTrial]:
+    """Return by `beginning_key` the trials that were trained for most epochs, completed or not."""
+    trained = [each for each in ended if each.record.same_as is None and each.record.prefix_of is None]
+    by_length = sorted(trained, key=lambda each: (each.record.epochs_run or 0, -each.number))
+    return {beginning_key(each.parameters): each for each in by_length}
+
+
+def same_result(original: EndedTrial) -> TrialRecord:
+    """Return what a duplicate records: the result of the trial that has its parameters, at no cost."""
+    return TrialRecord(
+        same_as=original.number,
+        reached=original.record.reached,
+        epochs_run=original.record.epochs_run,
+        pruned_against=original.record.pruned_against,
+        validation_accuracy=original.record.validation_accuracy,
+        cpu_seconds=original.record.cpu_seconds,
+        cpu_spent=0.0,
+    )
 
 
 def signed_values(study: Study, values: Iterable[float]) -> list[float]:

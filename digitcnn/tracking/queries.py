@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Artifact, Tag
 from digitcnn.tracking.client import Store, open_store, with_retries
-from digitcnn.tracking.operations import deliver
+from digitcnn.tracking.operations import deliver, deliver_run
+from digitcnn.values import EpochMetrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +114,22 @@ def has_run(store: Store, run_id: str) -> bool:
     return bool(find_runs(store, f"attributes.run_id = '{run_id}'"))
 
 
+def read_epochs(store: Store, run_id: str) -> tuple[EpochMetrics, ...]:
+    """Return the epochs of a run; none if it has not recorded them as a file, as earlier versions did not."""
+
+    def read() -> str:
+        deliver_run(store, run_id)
+        files = {file.path for file in store.client.list_artifacts(run_id)}
+        return read_text(store, run_id, Artifact.EPOCHS) if Artifact.EPOCHS in files else "[]"
+
+    return tuple(EpochMetrics(**each) for each in json.loads(with_retries(store, read)))
+
+
+def is_running(store: Store, run_id: str) -> bool:
+    """Return True if a run is RUNNING."""
+    return bool(find_runs(store, f"attributes.run_id = '{run_id}' and attributes.status = 'RUNNING'"))
+
+
 def metric_histories(store: Store, run_ids: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
     """Return a metric's value by run and step: many runs in one query, where MLflow's client asks once for each."""
     found: dict[str, dict[int, float]] = {run_id: {} for run_id in run_ids}
@@ -171,8 +189,13 @@ def read_predictions(store: Store, run_id: str) -> pd.DataFrame:
 
 def logged_model(store: Store, run_id: str) -> Any:
     """Return the logged model of a run. Raises ConfigError if it has none."""
-    experiment_id = store.client.get_run(run_id).info.experiment_id
-    models = store.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    run = store.client.get_run(run_id)
+    models = store.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    if not models and Tag.PREFIX_OF in run.data.tags:
+        again = f"digitcnn train run={run_id}"
+        raise ConfigError(
+            f"run={run_id}: has no model, as it was read off a longer run; {again} makes one with a model"
+        )
     if not models:
         raise ConfigError(f"run={run_id}: has no model; runs that were pruned or failed keep none")
     return models[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def package_result(
     """Return all that is recorded of a result. Touches no store; `packages` are the installed versions by name."""
     judged = "" if config.data.validation == "holdout" else ", judged on the test set"
     name = f"{config.model.name}, batch size {config.training.batch_size}{judged}"
-    files = {}
+    files = {Artifact.EPOCHS: json.dumps([vars(each) for each in result.epochs]).encode()}
     with plain_style():
         figures = {
             Artifact.CURVES_PICTURE: learning_curves(result.epochs, name, "test" if judged else "validation"),
@@ -54,6 +55,7 @@ def package_result(
         engine=result.engine,
         files=files,
         model=_package_model(model, packages) if result.ending == "completed" else {},
+        epochs_before=result.epochs_before,
     )
 
 

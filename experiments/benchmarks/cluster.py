@@ -26,7 +26,7 @@ from digitcnn.config import RayWorkers, RunConfig, SweepConfig, load_config
 from digitcnn.errors import MachineError
 from digitcnn.processor import cpu_model
 from digitcnn.records import Metric
-from digitcnn.runner import make_pool
+from digitcnn.runner import Job, make_pool
 from digitcnn.values import EpochMetrics, Events, RunFinished, RunStarted
 
 _ADDRESS = "127.0.0.2:6399"
@@ -50,15 +50,15 @@ class InstantTrainer:
         """Count this process."""
         (self.folder / str(os.getpid())).touch()
 
-    def run(self, job: RunConfig | int, on_progress: Callable[[int, float], None]) -> Events:
+    def run(self, job: Job | int, on_progress: Callable[[int, float], None]) -> Events:
         """Yield the events of a run; a job that is a number has so many epochs and no data."""
         while len(list(self.folder.iterdir())) < self.processes:
             time.sleep(0.1)
         if isinstance(job, int):
             yield RunStarted({}, "")
         else:
-            yield RunStarted(training.describe_environment(1), runner.check_run(job).sha256)
-        epochs = job if isinstance(job, int) else job.training.epochs
+            yield RunStarted(training.describe_environment(1), runner.check_run(job.config).sha256)
+        epochs = job if isinstance(job, int) else job.config.training.epochs
         for epoch in range(1, epochs + 1):
             yield EpochMetrics(epoch, 0.1, 0.9, 0.1, 0.9, 1.0, 1.0)
         summary = {Metric.VALIDATION_ACCURACY: 0.9, Metric.CPU_SECONDS: 0.0}

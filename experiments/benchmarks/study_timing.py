@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from digitcnn import runner, tracking, training
-from digitcnn.config import RunConfig, SweepConfig, load_config
+from digitcnn.config import SweepConfig, load_config
 from digitcnn.errors import MachineError
 from digitcnn.records import Metric
+from digitcnn.runner import Job
 from digitcnn.training import describe_environment
 from digitcnn.values import EpochMetrics, Events, RunFinished, RunStarted
 from experiments.benchmarks.measurement import BenchmarkConfig, Measurement
@@ -140,8 +141,8 @@ class Instant:
     def prepare(self, threads: int) -> None:
         pass
 
-    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
-        yield RunStarted(describe_environment(1), runner.check_run(job).sha256)
+    def run(self, job: Job, on_progress: Callable[[int, float], None]) -> Events:
+        yield RunStarted(describe_environment(1), runner.check_run(job.config).sha256)
         yield EpochMetrics(1, 0.1, 0.9, 0.1, 0.9, 1.0, 1.0)
         summary = {Metric.VALIDATION_ACCURACY: 0.9, Metric.CPU_SECONDS: 0.0}
         yield RunFinished("completed", 1, summary, "", "", {}, {})

@@ -1,8 +1,9 @@
-"""Workers on a real Ray cluster of several nodes, with a trainer that takes no time."""
+"""Workers on a real Ray cluster of several nodes, most with a trainer that takes no time."""
 
 from __future__ import annotations
 
 import itertools
+import random
 import signal
 import threading
 import time
@@ -17,10 +18,10 @@ import pytest
 
 from digitcnn.config import DataConfig, RayWorkers, RunConfig
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.runner import RunDiverged, Worker, WorkerDied, run_workers
+from digitcnn.runner import Job, KerasTrainer, RunDiverged, Worker, WorkerDied, run_workers
 from digitcnn.runner.cluster import RayPool, pool
 from digitcnn.training import load_splits
-from digitcnn.values import Event, RunFinished, RunStarted
+from digitcnn.values import Checkpoint, Decision, EpochMetrics, Event, RunFinished, RunStarted
 from tests.support.clusters import MarkingTrainer, Nodes, ray_cluster
 from tests.support.messages import logged_messages
 
@@ -147,6 +148,33 @@ def test_pool_carries_the_data_to_the_nodes(nodes: Nodes, small_npz: Path, tmp_p
         finished = worker.run(f"load {copy}", lambda event: events.append(event) or "continue", began.stop)
     assert finished.weights_sha256 == load_splits(DataConfig(path=str(small_npz), validation_size=100)).sha256
     assert isinstance(events[0], RunStarted)
+
+
+def test_run_goes_on_from_its_checkpoint_on_another_node(nodes: Nodes, small_config: RunConfig) -> None:
+    """Real training, ended after some epoch by the death of its actor: the same bits as without."""
+    config, cut = small_config.replace({"training.epochs": 4}), random.randint(1, 3)
+    checkpoints: list[Checkpoint] = []
+
+    def end(event: Event) -> Decision:
+        if isinstance(event, Checkpoint):
+            checkpoints.append(event)
+        return "stop" if isinstance(event, EpochMetrics) and event.epoch == cut else "continue"
+
+    pool_config = RayWorkers(address=nodes.address, count=1)
+    with closing(RayPool(KerasTrainer(), pool_config, config, 1, 1)) as began:
+        worker = next(began.arrivals())
+        undisturbed, seen = worker.run(Job(config), go_on, began.stop), list[Event]()
+        assert worker.run(Job(config, saves=True), end, began.stop).ending == "stopped"
+        nodes.actors()[0].kill()
+        (checkpoint,) = checkpoints
+        job = Job(config, True, checkpoint.content)
+        with pytest.raises(WorkerDied):
+            worker.run(job, go_on, began.stop)
+        again = worker.run(job, lambda event: seen.append(event) or "continue", began.stop)
+    assert isinstance(seen[0], RunStarted)
+    assert (seen[0].epochs_before, seen[0].refused, again.epochs_before) == (cut, "", cut)
+    assert again.weights_sha256 == undisturbed.weights_sha256
+    assert [each.epoch for each in seen if isinstance(each, EpochMetrics)] == [1, 2, 3, 4]
 
 
 def test_pool_refuses_what_it_cannot_use(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

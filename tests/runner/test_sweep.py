@@ -119,7 +119,7 @@ def test_resumed_sweep_takes_a_completed_trial_over_a_pruned_one_with_equal_para
     assert client.get_run(result.parent_run_id).data.metrics["best_trial.validation_accuracy"] == 1.99
     duplicate = recorded.trials[5]
     assert (duplicate.state, duplicate.values) == (TrialState.COMPLETE, [1.99])
-    assert duplicate.user_attrs.keys() == {"run_id", "same_as", "validation_accuracy"}
+    assert duplicate.user_attrs.keys() == {"run_id", "same_as", "validation_accuracy", "cpu_spent"}
     assert duplicate.user_attrs["run_id"] != run_id
 
 

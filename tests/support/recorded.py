@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from digitcnn import runner
 from digitcnn.config import RunConfig, load_config
+from digitcnn.runner import Job
 from digitcnn.values import EpochMetrics, Events, RunFinished
 from tests.support.trainers import MODEL, InstantTrainer, started
 
@@ -33,13 +34,13 @@ class OneOfEverything(InstantTrainer):
 
     at_epoch: Callable[[int], None] = lambda number: None
 
-    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
-        yield started(job)
-        for number in range(1, job.training.epochs + 1):
+    def run(self, job: Job, on_progress: Callable[[int, float], None]) -> Events:
+        yield started(job.config)
+        for number in range(1, job.config.training.epochs + 1):
             self.at_epoch(number)
             yield epoch(number)
         files = {"predictions.csv": b"1,2,3\n"}
-        yield RunFinished("completed", job.training.epochs, {"cpu_seconds": 1.0}, "abc", "instant", files, MODEL)
+        yield RunFinished("completed", job.config.training.epochs, {"cpu_seconds": 1.0}, "abc", "instant", files, MODEL)
 
 
 def record_a_run(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,18 @@ from digitcnn import runner
 from digitcnn.config import RunConfig
 from digitcnn.errors import TrainingDiverged
 from digitcnn.records import Artifact
-from digitcnn.training import available_cores, describe_environment
-from digitcnn.values import Decision, Ending, EpochMetrics, Events, RunFinished, RunStarted, TrainingResult
+from digitcnn.runner import Job
+from digitcnn.runner.run import saved_training
+from digitcnn.training import (
+    SavedTraining,
+    available_cores,
+    describe_environment,
+    identify_training,
+    write_checkpoint,
+)
+from digitcnn.values import Checkpoint, Decision, Ending, EpochMetrics, Events, RunFinished, RunStarted, TrainingResult
 
-Training = Generator[EpochMetrics, Decision, TrainingResult]
+Training = Generator[EpochMetrics | Checkpoint, Decision, TrainingResult]
 
 # The files of a model, without Keras.
 MODEL = {"MLmodel": Model(run_id="").to_yaml().encode(), "weights": bytes(1000)}
@@ -30,9 +40,9 @@ def result_of(
 ) -> TrainingResult:
     """Bring a training to its end; return its result."""
     try:
-        metrics = next(training)
+        event = next(training)
         while True:
-            metrics = training.send(on_epoch(metrics))
+            event = training.send(on_epoch(event) if isinstance(event, EpochMetrics) else "continue")
     except StopIteration as end:
         result: TrainingResult = end.value
         return result
@@ -57,7 +67,11 @@ class InstantTrainer:
     def prepare(self, threads: int) -> None:
         os.environ.update(self.variables)
 
-    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
+    def run(self, job: Job, on_progress: Callable[[int, float], None]) -> Events:
+        yield from self.events(job.config)
+
+    def events(self, job: RunConfig) -> Events:
+        """Yield the events of a run."""
         kind = "test" if job.data.validation == "test_once" else "validation"
         ending: Ending = "completed"
         yield started(job)
@@ -103,7 +117,7 @@ class ConfirmingTrainer(InstantTrainer):
 
     diverging: tuple[tuple[int, int], ...] = ()
 
-    def run(self, job: RunConfig, on_progress: Callable[[int, float], None]) -> Events:
+    def events(self, job: RunConfig) -> Events:
         training, splits = job.training, runner.check_run(job)
         yield started(job)
         for epoch in range(1, training.epochs + 1):
@@ -122,6 +136,55 @@ class ConfirmingTrainer(InstantTrainer):
         files = {Artifact.PREDICTIONS: "\n".join(["image,label,predicted,probability", *rows, ""]).encode()}
         summary = {"test_accuracy": 1 - float(wrong.mean()), "test_loss": 0.1, "cpu_seconds": 1.0, "parameters": 9}
         yield RunFinished("completed", training.epochs, summary, "a" * 64, "keras", files, MODEL)
+
+
+@dataclass(frozen=True)
+class SavingTrainer(InstantTrainer):
+    """Yields a checkpoint after every epoch, goes on from one, and notes in a file each epoch that it trains.
+
+    Once with each batch size it kills its process before epoch `dies`.
+    """
+
+    folder: Path = Path()
+    dies: int = 0
+
+    def run(self, job: Job, on_progress: Callable[[int, float], None]) -> Events:
+        config, length = job.config, job.config.training.epochs
+        begun = started(config)
+        identity = identify_training(config, begun.data_sha256, begun.environment)
+        saved, refused = saved_training(job, identity)
+        epochs = list(saved.epochs) if saved else []
+        count, epoch = len(epochs), 0
+        ending: Ending = "completed"
+        yield replace(begun, epochs_before=count, refused=refused)
+        for epoch in range(1, length + 1):
+            if epoch > count:
+                self.before_epoch(config, epoch)
+                accuracy = self.accuracy(config, epoch)
+                digest = hashlib.sha256(f"{config.training.batch_size} {epoch}".encode()).hexdigest()
+                epochs.append(EpochMetrics(epoch, 1.0, 0.5, 1 - accuracy, accuracy, 1.0, 9.0, epoch, epoch, digest))
+            decision = yield epochs[epoch - 1]
+            if job.saves and epoch > count:
+                content = write_checkpoint(SavedTraining(tuple(epochs[:epoch]), 9.0, [np.arange(epoch)]), identity)
+                assert content is not None
+                yield Checkpoint(epoch, content)
+            if decision != "continue" and count <= epoch < length:
+                ending = "pruned" if decision == "prune" else "stopped"
+                break
+        last = epochs[epoch - 1]
+        files = {Artifact.EPOCHS: json.dumps([vars(each) for each in epochs[:epoch]]).encode()}
+        metrics = {name: value for name, value in last.metrics().items() if name.startswith(("val", "cpu", "train"))}
+        cost = {"cpu_spent": float(epoch - count), "samples_seen": 500 * epoch, "updates": 10 * epoch, "parameters": 7}
+        model = MODEL if ending == "completed" else {}
+        yield RunFinished(ending, epoch, metrics | cost, last.weights_sha256, "instant", files, model, count)
+
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
+        mark = self.folder / f"killed-{job.training.batch_size}"
+        if epoch == self.dies and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        with (self.folder / "trained").open("a") as file:
+            file.write(f"{job.training.batch_size} {epoch}\n")
 
 
 @dataclass(frozen=True)
