@@ -134,35 +134,43 @@ def print_leaderboard(
     What it is ranked by is always shown.
     """
     console = _console()
-    columns = [str(column) for column in table.columns]
-    if Metric.CPU_SPENT in columns and table[Metric.CPU_SPENT].equals(table[Metric.CPU_SECONDS]):
-        columns.remove(Metric.CPU_SPENT)
-    for dispensable in (Column.EPOCHS_RUN, Metric.CPU_SPENT, Metric.CPU_SECONDS, Column.RUN_ID):
-        if _leaderboard_width(table[columns].head(rows), parameters, console) <= console.width:
-            break
-        columns = [column for column in columns if column != dispensable or column in objectives]
-    _print_whole(_drawn(table[columns].head(rows), parameters), console)
+    shown, drawn, same = table.head(rows), None, None
+    if Metric.CPU_SPENT in table and table[Metric.CPU_SPENT].equals(table[Metric.CPU_SECONDS]):
+        same = Metric.CPU_SPENT
+    for dispensable in (same, Column.EPOCHS_RUN, Metric.CPU_SPENT, Metric.CPU_SECONDS, Column.RUN_ID):
+        if dispensable not in objectives or dispensable == same:
+            shown = shown[[column for column in shown.columns if column != dispensable]]
+        drawn = drawn or _drawn(shown, parameters, console.width)
+    if drawn is None:
+        # The terminal breaks its lines.
+        console.width = 10_000
+        drawn = _drawn(shown, parameters, console.width)
+    console.print(drawn)
     if len(table) > rows:
         console.print(f"... and {len(table) - rows} more")
 
 
-def _leaderboard_width(table: pd.DataFrame, parameters: Sequence[str], console: Console) -> int:
-    """Return the width at which no word is cut; notes are folded."""
-    return least_width(_drawn(table.assign(note="") if Column.NOTE in table else table, parameters), console)
+def _drawn(table: pd.DataFrame, parameters: Sequence[str], width: int) -> Table | None:
+    """Return a table of that width, or None if a word of it would be cut.
 
-
-def _drawn(table: pd.DataFrame, parameters: Sequence[str]) -> Table:
+    Where there is no room, headings and notes are broken between their words. Rich would narrow any column.
+    """
     from digitcnn.study import column_heading, format_cell, parameter_in_words
 
+    names = list(map(str, table.columns))
+    cells = [[printable(format_cell(name, value)) for value in table[name]] for name in names]
+    headings = [parameter_in_words(name) if name in parameters else column_heading(name) for name in names]
+    widths = [max(map(len, [heading, *texts])) for heading, texts in zip(headings, cells, strict=True)]
+    if sum(widths) + len(names) > width:
+        widths = [max(map(len, [*heading.split(), *texts])) for heading, texts in zip(headings, cells, strict=True)]
+        if Column.NOTE in names:
+            note, others = names.index(Column.NOTE), sum(widths) - widths[names.index(Column.NOTE)]
+            # Room for "baseline".
+            widths[note] = max(8, width - others - len(names))
     drawn = Table(box=None, padding=(0, 1, 0, 0))
-    columns = {str(column): [format_cell(str(column), value) for value in table[column]] for column in table.columns}
-    for column, texts in columns.items():
-        # Narrow columns break a parameter's name between its words.
-        heading = parameter_in_words(column) if column in parameters else column_heading(column)
-        words = column in (Column.STATE, Column.RUN_ID, Column.NOTE)
-        # Room for "baseline", which a narrow terminal would take from the last column first.
-        least = 8 if column == Column.NOTE else max(map(len, [*heading.split(), *texts]))
-        drawn.add_column(heading, justify="left" if words else "right", min_width=least, overflow="fold")
-    for row in zip(*columns.values(), strict=True):
-        drawn.add_row(*map(printable, row))
-    return drawn
+    for name, heading, least in zip(names, headings, widths, strict=True):
+        words = name in (Column.STATE, Column.RUN_ID, Column.NOTE)
+        drawn.add_column(heading, justify="left" if words else "right", width=least, overflow="fold")
+    for row in zip(*cells, strict=True):
+        drawn.add_row(*row)
+    return drawn if sum(widths) + len(names) <= width else None

@@ -159,16 +159,23 @@ def test_live_tables_show_whole_words_at_any_width(width: int) -> None:
         assert any(heading in line and row in line for line in lines), heading
 
 
-def test_tables_of_results_are_whole_in_a_narrow_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("width", [30, 62, 80, 100])
+def test_tables_of_results_show_whole_words_at_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Given 30 columns, whose terminal breaks the lines itself."""
-    monkeypatch.setenv("COLUMNS", "30")
-    row = {"rank": 1, "trial": 0, "training.batch_size": 250, "validation_accuracy": 0.9876, "state": "complete"}
-    tables.print_leaderboard(
-        pd.DataFrame([{**row, "note": "baseline"}]), ["training.batch_size"], ["validation_accuracy"]
-    )
+    """A terminal of 30 columns breaks the lines itself."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    parameters = {
+        "training.batch_size": 250,
+        "training.epochs": 10,
+        "model.conv1_filters": 32,
+        "model.conv2_filters": 64,
+    }
+    results = {"validation_accuracy": 0.9876, "cpu_seconds": 12.3, "epochs_run": 10, "state": "complete"}
+    row = {"rank": 1, "trial": 0, **parameters, **results, "run_id": "0a" * 16, "note": "baseline"}
+    tables.print_leaderboard(pd.DataFrame([row]), list(parameters), ["validation_accuracy"])
     tables.print_reproduction([ComparedMetric(1, "validation_accuracy", 0.98, 0.97, 0.001)])
     words = capsys.readouterr().out.split()
-    for word in ("accuracy", "98.76", "complete", "baseline", "difference", "validation_accuracy", "0.970000", "-0.01"):
+    for word in ("filters", "accuracy", "98.76", "complete", "baseline", "difference", "validation_accuracy", "-0.01"):
         assert word in words
+    assert width < 100 or "12.3" in words
