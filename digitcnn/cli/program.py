@@ -6,7 +6,9 @@ import contextlib
 import difflib
 import importlib
 import importlib.metadata
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -36,6 +38,7 @@ Completion of commands and keys: eval "$(digitcnn -sc install=bash)" (or zsh, fi
 def main() -> None:
     """Run the command that was typed; exits with its status, or with 2 and one line for a command that there is not."""
     survive_readers()
+    _settle_interpreter()
     name, *arguments = sys.argv[1:] or [""]
     # Hydra's flag would say which Hydra this is.
     name = "--version" if name in COMMANDS and "--version" in arguments else name
@@ -54,6 +57,18 @@ def main() -> None:
         print(f"error: {printable(without_credentials(str(error)))}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0 if name else 2)
+
+
+def _settle_interpreter() -> None:
+    """Let no setting of Python for developers end a run; exit with 2 and one line where that cannot be."""
+    if sys.flags.optimize > 1:
+        print("error: PYTHONOPTIMIZE=2 (python -OO): MLflow and Keras read docstrings; unset it", file=sys.stderr)
+        sys.exit(2)
+    if any(option.startswith("error") for option in sys.warnoptions):
+        # A warning of some library would be an error, here and in the workers.
+        warnings.simplefilter("ignore")
+        sys.warnoptions[:] = ["ignore"]
+        os.environ["PYTHONWARNINGS"] = "ignore"
 
 
 def _imported(name: str) -> Callable[..., NoReturn]:

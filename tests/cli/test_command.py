@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -306,6 +307,21 @@ def test_multirun_with_joblib_does_the_same_in_other_processes(application: Appl
     assert [job.split()[1:3] for job in jobs] == [[epochs, "around_article"] for epochs in "178"]
     assert "ZeroDivisionError: eight" in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("error: 2 of 3 jobs failed: 1 (training.epochs=7)")
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_multirun_goes_on_after_its_reader_has_gone(application: Application, tmp_path: Path, launcher: str) -> None:
+    """Given jobs that print far more than a pipe holds, and leave a file each when they are done."""
+    text = (tmp_path / "app.py").read_text()
+    job = "[print('x' * 80) for _ in range(3000)]; open(f'done {seen[0]}', 'w')"
+    (tmp_path / "app.py").write_text(text.replace("    return 0\n", f"    {job}\n    return 0\n"))
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, str(tmp_path / "app.py"), "-m", f"hydra/launcher={launcher}", "training.epochs=1,2"]
+    ended = subprocess.run(line, cwd=tmp_path / "empty", stdout=writing, stderr=writing, timeout=120, check=False)
+    os.close(writing)
+    assert ended.returncode == 0
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == {"done 1", "done 2"}
 
 
 def test_multirun_replaces_entries_of_the_space(here: Application) -> None:

@@ -96,6 +96,12 @@ def test_help_shows_the_groups_that_were_chosen(tmp_path: Path) -> None:
     assert _digitcnn("sweep", "study=nowhere", "--help").returncode == 2
 
 
+def test_program_refuses_a_python_without_docstrings() -> None:
+    ended = _digitcnn("train", flags=("-OO",))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: PYTHONOPTIMIZE=2 (python -OO): MLflow and Keras read docstrings; unset it\n"
+
+
 def test_program_names_a_python_without_our_packages() -> None:
     # Without site-packages, as the machine's own Python.
     ended = _digitcnn("train", "tracking.uri=https://user:secret@host", flags=("-S",))

@@ -80,6 +80,8 @@ VARIABLES = {
     "GIT_DIR": "/nonexistent",
     "GIT_WORK_TREE": "/nonexistent",
     "PYTHONHASHSEED": "5",
+    "PYTHONWARNINGS": "error",
+    "PYTHONOPTIMIZE": "1",
     "http_proxy": "http://127.0.0.1:9",
     "FORCE_COLOR": "1",
     "LC_ALL": "C",
