@@ -173,3 +173,32 @@ def test_train_of_a_recorded_run_takes_epochs_alone(command: Command, tmp_path: 
     assert (ended.returncode, ended.stderr) == (2, line)
     ended = command("train", "run=abcdef12", "training.epochs=3", f"tracking.root={tmp_path}/records")
     assert (ended.returncode, ended.stderr) == (2, f"error: run=abcdef12: nothing is recorded in {tmp_path}/records\n")
+
+
+def test_trial_read_off_a_longer_one_is_reproduced_and_gets_a_model(
+    command: Command, small_overrides: list[str], tmp_path: Path
+) -> None:
+    """Real training: the baseline of 2 epochs, and a trial of 1 whose weights nobody has computed again."""
+    space = ["study.space.training.epochs=[1,2]", "study.space.training.batch_size=null"]
+    space += ["study.space.model.conv1_filters=null", "study.space.model.conv2_filters=null"]
+    study_keys = ["study.name=small", "study.trials=2", "study.sampler=grid", "workers.count=1"]
+    swept = command("sweep", *small_overrides, *study_keys, *space)
+    assert swept.returncode == 0, swept.stderr
+    assert "the first epochs of trial 0, not trained again" in " ".join(swept.stdout.split())
+    root = f"tracking.root={tmp_path}/records"
+    run_id = open_records(tmp_path / "records")[0].trials[1].user_attrs["run_id"]
+    refused = command("predict", "digit.png", f"run={run_id}", root)
+    words = f"error: run={run_id}: has no model, as it was read off a longer run; "
+    assert refused.returncode == 2
+    assert refused.stderr.endswith(f"{words}digitcnn train run={run_id} makes one with a model\n")
+    again = command("reproduce", f"run={run_id}", root)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "IDENTICAL" in again.stdout
+    trained = command("train", f"run={run_id[:8]}", root)
+    assert trained.returncode == 0, trained.stderr
+    (made,) = re.findall(r"recorded as run (\w+)", trained.stdout)
+    client = open_records(tmp_path / "records")[1]
+    digests = {client.get_run(each).data.tags["weights_sha256"] for each in (run_id, made)}
+    assert len(digests) == 1
+    assert client.get_run(made).data.params["training.epochs"] == "1"
+    assert client.search_logged_models(["1"], f"source_run_id = '{made}'")
