@@ -217,13 +217,13 @@ def _serve(owner: connection.Connection, trainer: Trainer, cores: tuple[int, ...
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     try:
-        trainer.prepare(threads)
-    except Exception as error:
-        # The first job's end; whatever is wrong, another process would fare no better.
-        owner.recv()
-        owner.send(("machine", f"a worker cannot begin: {error}"))
-        return
-    try:
+        try:
+            trainer.prepare(threads)
+        except Exception as error:
+            # The first job's end; whatever is wrong, another process would fare no better.
+            owner.recv()
+            owner.send(("machine", f"a worker cannot begin: {str(error) or type(error).__name__}"))
+            return
         serve_jobs(owner, trainer)
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)

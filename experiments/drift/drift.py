@@ -42,7 +42,7 @@ REFERENCE = Case("reference")
 # They change the order of additions and nothing else.
 ROUNDING = (
     Case("two threads", {"training.threads": 2}),
-    Case("processor without AVX-512", {}, {"ONEDNN_MAX_CPU_ISA": "AVX2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}),
+    Case("processor without AVX-512", {}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
     Case("other kernels", {}, {"TF_ENABLE_ONEDNN_OPTS": "0"}),
     Case("other engine", {"training.engine": "keras"}),
 )

@@ -102,6 +102,15 @@ def test_program_refuses_a_python_without_docstrings() -> None:
     assert ended.stderr == "error: PYTHONOPTIMIZE=2 (python -OO): MLflow and Keras read docstrings; unset it\n"
 
 
+def test_program_in_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    line = 'cd "$1" && mkdir gone && cd gone && rmdir ../gone && exec "$0" -m digitcnn sweep'
+    variables = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    words = ["bash", "-c", line, sys.executable, str(tmp_path)]
+    ended = subprocess.run(words, env=variables, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: the folder that this is run in is gone; change to another one\n"
+
+
 def test_program_names_a_python_without_our_packages() -> None:
     # Without site-packages, as the machine's own Python.
     ended = _digitcnn("train", "tracking.uri=https://user:secret@host", flags=("-S",))

@@ -149,7 +149,7 @@ def test_worker_that_cannot_begin_ends_the_sweep_with_its_words(
     config = with_study(sweep_config, workers, trials=3)
     with pytest.raises(MachineError, match="a worker cannot begin: libtensorflow.so: cannot open"):
         work(config, UnpreparedTrainer())
-    assert study.count_finished(open_records(config.tracking.folder)[0]) == 0
+    assert study.count_finished(open_records(config.tracking.folder)[0], "tpe") == 0
     assert_nothing_runs(config.tracking.folder)
     assert "Traceback" not in capfd.readouterr().err
     assert work(config, InstantTrainer()).completed == 3
