@@ -19,6 +19,9 @@ class Tag:
     SOURCE_NAME = "mlflow.source.name"
     SOURCE_TYPE = "mlflow.source.type"
     SOURCE_COMMIT = "mlflow.source.git.commit"
+    # The description that it shows of a run or an experiment, in Markdown, and its saved views of an experiment.
+    NOTE = "mlflow.note.content"
+    VIEW_PREFIX = "mlflow.sharedViewState."
     # Of every run of a study; `trial` and `confirms` tell trials and confirming runs apart.
     STUDY = "study"
     TRIAL = "trial"
@@ -84,6 +87,8 @@ class Artifact:
     CHAMPION = "champion.yaml"
     REPORT_PAGE = "report.html"
     REPORT_TEXT = "report.md"
+    IMPORTANCE_PICTURE = "parameter_importance.png"
+    SLICES_PICTURE = "slices.png"
 
 
 class EnvironmentKey:
@@ -119,6 +124,9 @@ class Metric:
     PEAK_MEMORY_MB = "peak_memory_mb"
     SAMPLES_SEEN = "samples_seen"
     UPDATES = "updates"
+    # Of the run of a trial that was confirmed, with the fields of statistics.Summary: what its seeds got.
+    CONFIRMED_PREFIX = "test_accuracy."
+    CONFIRMED_MEAN = "test_accuracy.mean"
     # Of a study's own run: each objective of its best trial.
     BEST_TRIAL_PREFIX = "best_trial."
 

@@ -92,6 +92,7 @@ def run_confirmation(
         tracking.deliver(store)
         table, runs = compare_candidates(store, recorded, look, config.confirm.margin)
         _put_looks(store, plan, looks.taken(table))
+        _put_accuracies(store, opened, table)
         return _conclude(plan, store, table, runs)
 
 
@@ -99,6 +100,18 @@ def _put_looks(store: tracking.Store, plan: ConfirmationPlan, looks: Looks) -> N
     text = looks.table.to_csv(index=False)
     write_atomically(plan.folder / Artifact.CONFIRMATION_LOOKS, text, "the runs are recorded")
     tracking.put_files(store, plan.parent_run_id, {Artifact.CONFIRMATION_LOOKS: text})
+
+
+def _put_accuracies(store: tracking.Store, opened: study.OpenStudy, table: pd.DataFrame) -> None:
+    """Record what the seeds of each config got on the run of its trial, by which MLflow's UI can then sort trials."""
+    run_ids = {trial.number: str(trial.record.run_id) for trial in study.ended_trials(opened)}
+    for row in table[table["n"] > 0].to_dict("records"):
+        run_id = run_ids.get(row[Column.TRIAL])
+        # One that a person deleted takes no more.
+        if run_id is not None and tracking.has_run(store, run_id):
+            measured = {f"{Metric.CONFIRMED_PREFIX}{name}": row[name] for name in ("n", "mean", "sd", "low", "high")}
+            known = {name: value for name, value in measured.items() if pd.notna(value)}
+            tracking.put(store, run_id, tracking.metrics(known, step=row[Column.LOOK]))
 
 
 def _train(
@@ -186,7 +199,7 @@ class _Trainings:
         label, study_name = f"{candidate.name}, seed {seed}", self.plan.config.study.name
         tags = {Tag.STUDY: study_name, Tag.CONFIRMS: candidate.name}
         parent = self.plan.parent_run_id
-        run_id = tracking.create_training_run(self.store, config, f"{study_name} {label}", tags, parent)
+        run_id = tracking.create_training_run(self.store, config, label, tags, parent)
         self.shown.trial_began(worker.index, label, candidate.parameters, config.training.epochs)
 
         def on_epoch(metrics: EpochMetrics) -> Decision:

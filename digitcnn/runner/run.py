@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from digitcnn import tracking, training
+from digitcnn import study, tracking, training
 from digitcnn.config import Backend, DataConfig, RunConfig
 from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
 from digitcnn.records import EnvironmentKey, Tag
@@ -156,6 +156,9 @@ def record_run(
         checkpoints = training.checkpoints_of(config.tracking.folder / "checkpoints" / "train", config, splits.sha256)
         start = _start(store, config, checkpoints, continues) if saves else None
         name = f"{config.model.name}-{time.strftime('%m%d-%H%M%S')}"
+        name = ", ".join(
+            filter(None, (name, study.differences_in_words(config, RunConfig(model=type(config.model)()))))
+        )
         run_id = tracking.create_training_run(store, config, name, tags)
         try:
             worker = ThisProcess(trainer, on_progress)

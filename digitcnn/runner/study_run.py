@@ -62,7 +62,8 @@ def end_runs(opened: study.OpenStudy, store: tracking.Store, open_runs: Sequence
         run_id, trial = run.info.run_id, trials.get(run.info.run_id)
         if trial is not None and trial.state.name == "COMPLETE":
             if Tag.FAILURE in run.data.tags:
-                store.client.delete_tag(run_id, Tag.FAILURE)
+                for name in {Tag.FAILURE, Tag.NOTE} & run.data.tags.keys():
+                    store.client.delete_tag(run_id, name)
             tracking.close_run(store, run_id, "FINISHED")
             corrected += 1
         elif run.info.status == "RUNNING":

@@ -176,7 +176,9 @@ class _Sweep:
     def _train(self, trial: study.Trial, worker: Worker) -> None:
         config, name = self.plan.baseline.replace(trial.params), self.plan.config.study.name
         tags = {Tag.STUDY: name, Tag.TRIAL: str(trial.number)}
-        run_id = tracking.create_training_run(self.store, config, f"{name}-{trial.number}", tags, self.parent)
+        differing = study.differences_in_words(config, self.plan.baseline) or "baseline"
+        run_name = f"{trial.number}: {differing}"
+        run_id = tracking.create_training_run(self.store, config, run_name, tags, self.parent)
         study.record_trial(self.opened, trial, TrialRecord(run_id=run_id))
         original = self.reusable.get(study.parameters_key(trial.params))
         # A result whose run was deleted cannot be copied.

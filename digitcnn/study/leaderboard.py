@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
+from digitcnn.config import RunConfig
 from digitcnn.formatting import format_percent, format_points, named_null
 from digitcnn.records import Column, Metric, TrialRecord
 from digitcnn.study.trials import parameters_of, read_trial, signed_values
@@ -196,11 +197,30 @@ def parameter_in_words(parameter: str) -> str:
     return parameter.rpartition(".")[2].replace("_", " ")
 
 
+def differences_in_words(config: RunConfig, baseline: RunConfig) -> str:
+    """Return what network and training of a config differ in from a baseline's: batch 125, 32-128, 9 ep."""
+    values, before = config.parameters(), baseline.parameters()
+    differing = [name for name, value in values.items() if value != before.get(name) and name not in _UNNAMED]
+    words = {_SHORT[name].format(**config.model_dump()): None for name in _SHORT if name in differing}
+    others = [name for name in differing if name not in _SHORT and name.startswith(("model.", "training."))]
+    return ", ".join([*words, *(f"{parameter_in_words(name)} {named_null(values[name])}" for name in others)])
+
+
 def parameters_among(columns: Iterable[Any]) -> list[str]:
     """Return the columns that are parameters, which have dotted names."""
     return [str(column) for column in columns if "." in str(column)]
 
 
+_FILTERS = "{model[conv1_filters]}-{model[conv2_filters]}"
+# In the order in which they are named.
+_SHORT = {
+    "training.batch_size": "batch {training[batch_size]}",
+    "model.conv1_filters": _FILTERS,
+    "model.conv2_filters": _FILTERS,
+    "training.epochs": "{training[epochs]} ep",
+}
+# Another number of threads changes the speed alone.
+_UNNAMED = ("training.threads",)
 _HEADINGS = {
     Metric.CPU_SECONDS: "CPU s",
     Metric.CPU_SPENT: "spent s",

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from digitcnn.config import DataConfig, RunConfig
-from digitcnn.records import ON_TEST, Artifact, EnvironmentKey, Tag
+from digitcnn.records import EPOCH_METRICS, ON_TEST, Artifact, EnvironmentKey, Tag
+from digitcnn.records import Metric as Recorded
 from digitcnn.tracking import operations
 from digitcnn.tracking.client import Store, with_retries
 from digitcnn.tracking.local import process_id, process_is_gone
@@ -34,6 +35,7 @@ _ENDINGS: dict[Ending, Status] = {"completed": "FINISHED", "pruned": "KILLED", "
 _MAX_TAG_LENGTH = 5000
 _MAX_METRICS = 1000
 _DIGEST_LENGTH = 36
+_DIGITS = 3
 _COPIED_TAGS = (Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.BACKEND, Tag.ENGINE, Tag.SOURCE_COMMIT)
 
 
@@ -72,7 +74,9 @@ def create_training_run(
 def close_run(store: Store, run_id: str, status: Status, failure: str | None = None) -> None:
     """Close a run, with the reason if it failed; only one that FINISHED keeps its model."""
     if failure is not None:
-        put(store, run_id, operations.tags({Tag.FAILURE: failure[:_MAX_TAG_LENGTH]}))
+        note = f"{'failed' if status == 'FAILED' else 'ended early'}: {failure}"
+        tags = {Tag.FAILURE: failure[:_MAX_TAG_LENGTH], Tag.NOTE: note[:_MAX_TAG_LENGTH]}
+        put(store, run_id, operations.tags(tags))
     if status != "FINISHED":
         put(store, run_id, operations.without_models())
     put(store, run_id, operations.ended(status))
@@ -121,14 +125,17 @@ def copy_run(store: Store, source: str, target: str, status: Status) -> None:
     def read() -> tuple[list[Metric], dict[str, str]]:
         deliver_run(store, source)
         data = store.client.get_run(source).data
-        return [each for name in data.metrics for each in store.client.get_metric_history(source, name)], data.tags
+        # A confirmation is of the run that was trained.
+        names = [name for name in data.metrics if not name.startswith(Recorded.CONFIRMED_PREFIX)]
+        return [each for name in names for each in store.client.get_metric_history(source, name)], data.tags
 
     points, tags = with_retries(store, read)
     values = [(each.key, each.value, each.timestamp, each.step) for each in points]
     for first in range(0, len(values), _MAX_METRICS):
         put(store, target, operations.recorded_metrics(values[first : first + _MAX_METRICS]))
     copied = {key: value for key, value in tags.items() if key in _COPIED_TAGS}
-    put(store, target, operations.tags({Tag.SAME_AS_RUN: source} | copied))
+    note = f"not trained: the result is that of run {source}, which has the same parameters"
+    put(store, target, operations.tags({Tag.SAME_AS_RUN: source, Tag.NOTE: note} | copied))
     put(store, target, operations.ended(status))
 
 
@@ -154,7 +161,10 @@ class Run:
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Record the metrics of an epoch at step `epoch`, in one transaction."""
-        self._put(operations.metrics(self._named(metrics.metrics()), metrics.epoch))
+        values = metrics.metrics()
+        # MLflow's charts begin with what is recorded first: what most studies look for.
+        ordered = {name: values[name] for name in reversed(EPOCH_METRICS) if name in values} | values
+        self._put(operations.metrics(self._named(ordered), metrics.epoch))
 
     def log_finish(self, finished: RunFinished) -> None:
         """Record the final metrics, the files, the digests and the model, and close the run."""
@@ -170,13 +180,21 @@ class Run:
         if finished.ending == "pruned":
             # Unlike one that was stopped or cut off it has a result, which must be told apart from those.
             tags[Tag.PRUNED_AFTER] = str(finished.epochs)
+            # MLflow has one status, and one red cross, for a pruned run and for others.
+            tags[Tag.NOTE] = f"pruned after epoch {finished.epochs} of {self.config.training.epochs}"
         self._put(operations.tags(tags))
         close_run(self.store, self.run_id, _ENDINGS[finished.ending])
 
     def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return metrics by what they were measured on: as the article did, the test set may judge every epoch."""
-        by_test = self.config.data.validation == "test"
-        return {ON_TEST.get(name, name) if by_test else name: value for name, value in metrics.items()}
+        """Return metrics by what they were measured on: as the article did, the test set may judge every epoch.
+
+        Seconds are those of a machine that does other things too: more digits are none of the run's.
+        """
+        names = ON_TEST if self.config.data.validation == "test" else {}
+        return {
+            names.get(name, name): round(value, _DIGITS) if name.endswith("_seconds") else value
+            for name, value in metrics.items()
+        }
 
     def _put(self, operation: Operation) -> None:
         put(self.store, self.run_id, operation)
