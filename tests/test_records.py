@@ -43,6 +43,7 @@ _OTHER_MEANINGS = {
     "report/page.py": {"champion", "report.html"},
     "report/search.py": {"trial"},
     "report/text.py": {"config", "objective", "p", "seed", "verdict"},
+    "report/views.py": {"state"},
     "runner/plan.py": {"trial"},
     "runner/pool.py": {"trial"},
     "runner/study_run.py": {"study"},

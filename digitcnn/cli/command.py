@@ -27,8 +27,8 @@ from digitcnn.cli.arguments import CommandLine, parse_arguments, showable, witho
 from digitcnn.cli.composition import config_of, named_by_key, set_up_hydra
 from digitcnn.cli.display import training_display
 from digitcnn.cli.help import command_help
-from digitcnn.config import Config, TrackingConfig, TrainingConfig, known_keys, nearest_key
-from digitcnn.errors import RECORDS_SAFE, AlreadyRecorded, ConfigError, MachineError, TrainingDiverged
+from digitcnn.config import Config, StudyReference, TrackingConfig, TrainingConfig, known_keys, nearest_key
+from digitcnn.errors import RECORDS_SAFE, AlreadyRecorded, ConfigError, MachineError, StoreAway, TrainingDiverged
 from digitcnn.formatting import printable
 from digitcnn.output import lost_output, messages, survive_readers
 from digitcnn.signals import capture_signals, end_in_order, end_process
@@ -244,8 +244,17 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def settled(config: TrackingConfig) -> int:
-    """Return the exit status of a command that has done its work: 1, with one line, if its store did not take all."""
+def settled(config: TrackingConfig, study: str | None = None) -> int:
+    """Return the exit status of a command that has done its work: 1, with one line, if its store did not take all.
+
+    Before that, describe the study that it worked on in MLflow's UI.
+    """
+    if study is not None:
+        from digitcnn import report
+
+        # Of a store that is away the line below says enough.
+        with contextlib.suppress(StoreAway):
+            report.present_study(StudyReference(name=study), config)
     line = pending_message(config)
     if line:
         _say(f"error: {line}")

@@ -115,8 +115,16 @@ class RecordsConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
 
 
-class UiConfig(Config):
-    """The records that MLflow's UI shows, and its port on 127.0.0.1."""
+class StudyChoice(Config):
+    """A recorded study, by its name, or none."""
 
+    name: Name | None = None
+
+
+class UiConfig(Config):
+    """The records that MLflow's UI shows, those of a study if one is named, and its port on 127.0.0.1."""
+
+    study: StudyChoice = StudyChoice()
     port: Annotated[int, Field(ge=1, le=65_535)] = 5000
+    open: bool = False
     tracking: TrackingConfig = TrackingConfig()

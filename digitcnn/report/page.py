@@ -21,6 +21,7 @@ from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, Metric, is_maximized
 from digitcnn.report import charts, search, text
 from digitcnn.report.record import Mistake, StudyRecord, most_confident_mistakes, read_study
+from digitcnn.report.views import present
 
 _MAX_MISTAKES = 24
 
@@ -44,6 +45,7 @@ def write_report(config: ReportConfig) -> Path:
             write_atomically(folder / name, content, "the study is recorded")
         if found.parent_run_id is not None:
             tracking.put_files(store, found.parent_run_id, contents)
+        present(found, store)
     return folder / Artifact.REPORT_PAGE
 
 

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,21 +42,23 @@ class Confirmation:
 class StudyRecord:
     """All that is recorded of a study at one moment.
 
-    `table` is the leaderboard, `curves` has a row per trial and epoch with EPOCH_METRICS. The study is over with
-    `total` trials, of which `finished` are. `status` is that of the study's own run, `settings` are its parameters,
-    and what its last sweep had instead. `environment` holds the recorded values of each name with their
-    numbers of runs. `place` is where the records are, as words of a command.
+    `table` is the leaderboard. The study is over with `total` trials, of which `finished` are. `status` is that of the
+    study's own run, `note` its description, which a person may have written, `settings` are its parameters, and what
+    its last sweep had instead. `environment` holds the recorded values of each name with their numbers of runs. `place`
+    is where the records are, as words of a command.
     """
 
+    store: tracking.Store
     study: optuna.Study
     identity: dict[str, Any]
     objectives: tuple[str, ...]
     table: pd.DataFrame
-    curves: pd.DataFrame
     total: int
     finished: int
     parent_run_id: str | None
+    experiment_id: str | None
     status: str
+    note: str
     settings: dict[str, str]
     environment: dict[str, Counter[str]]
     commands: tuple[str, ...]
@@ -66,6 +69,11 @@ class StudyRecord:
     def baseline(self) -> dict[str, Any]:
         """Every value of the baseline's config, by dotted name."""
         return dict(self.identity[IdentityKey.BASELINE])
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """A row per trial and epoch with EPOCH_METRICS; read when it is asked for, which takes seconds of many."""
+        return _curves(self.store, self.table)
 
     @property
     def completed(self) -> pd.DataFrame:
@@ -106,14 +114,16 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     total = 0 if parent is None else int(parent.data.tags[Tag.STUDY_TRIALS])
     every = [run.data.tags for run in ([] if parent is None else [parent]) + runs]
     return StudyRecord(
+        store=store,
         study=snapshot,
         identity=opened.identity,
         objectives=tuple(snapshot.metric_names or ["value"]),
         table=table,
-        curves=_curves(store, table),
         total=total,
         finished=study.count_finished(snapshot, settings.get(Tag.STUDY_SAMPLER, "").rpartition(" ")[2]),
         parent_run_id=parent_run_id,
+        experiment_id=None if parent is None else str(parent.info.experiment_id),
+        note="" if parent is None else parent.data.tags.get(Tag.NOTE, ""),
         status="RUNNING" if parent is None else str(parent.info.status),
         settings=settings,
         environment=_environment([with_known_flags(run.data.tags) for run in runs]),

@@ -64,9 +64,13 @@ def _reaches(store: Store, action: Callable[[], Result]) -> tuple[bool, Result |
     return True, result
 
 
-def put_files(store: Store, run_id: str, contents: Mapping[str, str]) -> None:
-    """Record texts as artifacts of a run, by their names."""
-    put(store, run_id, files({name: text.encode() for name, text in contents.items()}))
+def put_files(store: Store, run_id: str, contents: Mapping[str, str | bytes]) -> None:
+    """Record texts and other files as artifacts of a run, by their names."""
+    put(
+        store,
+        run_id,
+        files({name: each.encode() if isinstance(each, str) else each for name, each in contents.items()}),
+    )
 
 
 def deliver_run(store: Store, run_id: str) -> None:

@@ -109,6 +109,11 @@ def runs_of_ids(store: Store, run_ids: Sequence[str]) -> dict[str, Any]:
     return {run_id: by_id[run_id] for run_id in run_ids if run_id in by_id}
 
 
+def runs_place(experiment_id: str) -> str:
+    """Return what follows the address of MLflow's UI to open an experiment's runs, not a page for language models."""
+    return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
 def has_run(store: Store, run_id: str) -> bool:
     """Return True if a run is recorded and has not been deleted."""
     return bool(find_runs(store, f"attributes.run_id = '{run_id}'"))

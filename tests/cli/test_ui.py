@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
-from digitcnn.config import TrackingConfig
+from digitcnn import study
+from digitcnn.config import SweepConfig, TrackingConfig, load_config
 from digitcnn.study import only_process
 from digitcnn.tracking import open_store, relocate_artifacts
 from tests.conftest import Command, command_line
+from tests.support.browser import BROWSER
 from tests.support.planted import plant
 from tests.support.recorded import STRANGE, config_in, record_a_run
 from tests.support.servers import free_port
+from tests.support.sweeps import confirm, in_folder, work
+from tests.support.trainers import ConfirmingTrainer, InstantTrainer
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         start_new_session=True,
     )
     try:
-        assert _said(server) == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+        assert _said(server) == _line(port)
         yield port
     finally:
         # As a terminal does.
@@ -55,6 +62,11 @@ def _said(server: subprocess.Popen[str]) -> str:
     """The first line that the command says; by then it listens."""
     assert server.stdout is not None
     return server.stdout.readline()
+
+
+def _line(port: int) -> str:
+    """The line of a UI of all runs: their table, and no page for language models."""
+    return f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning  (Ctrl-C ends it)\n"
 
 
 def _assert_ended(port: int) -> None:
@@ -111,7 +123,7 @@ def test_ui_ends_at_sigterm_without_a_process_left(root: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert _said(server) == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+    assert _said(server) == _line(port)
     assert _ask(port, "GET", "/health").status == 200
     server.terminate()
     output, errors = server.communicate(timeout=60)
@@ -133,7 +145,7 @@ def test_ui_shows_the_artifacts_of_records_that_were_moved(empty_records: Path, 
         command_line("ui", f"port={port}", f"tracking.root={moved}"), stdout=subprocess.PIPE, text=True
     )
     try:
-        assert _said(server) == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+        assert _said(server) == _line(port)
         # As MLflow's own page asks for them.
         artifact = _ask(port, "GET", f"/get-artifact?path=predictions.csv&run_uuid={run_id}")
         assert (artifact.status, artifact.read()) == (200, b"1,2,3\n")
@@ -156,7 +168,7 @@ def test_ui_leaves_the_places_of_a_process_at_work(root: Path, tmp_path: Path) -
         )
         said = f"tracking.root={copy}: the store names the places of files in {root}, where process {os.getpid()}, "
         assert _said(server).startswith(said)
-        assert _said(server) == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+        assert _said(server) == _line(port)
         server.terminate()
         server.communicate(timeout=60)
     assert (copy / "mlflow.db").read_bytes() == before
@@ -177,6 +189,7 @@ def test_ui_names_a_free_port_where_its_own_is_in_use(command: Command, tmp_path
 @pytest.mark.parametrize(
     ("override", "line"),
     [
+        ("tracking.root=nowhere", "tracking.root=/"),
         ("port=0", "port=0: must be greater than or equal to 1"),
         ("port=http", "port=http: must be a valid integer"),
         ("prot=5001", "prot: unknown key; did you mean port?"),
@@ -187,6 +200,85 @@ def test_ui_refuses_a_mistake_in_one_line(command: Command, override: str, line:
     ended = command("ui", override)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {line}")
+    assert not Path("nowhere").exists()
+
+
+@pytest.fixture
+def confirmed(finished_study: SweepConfig, quick_workers: None, tmp_path: Path) -> SweepConfig:
+    """A study of three trials that was confirmed."""
+    config = in_folder(finished_study, tmp_path / "records")
+    config = load_config(
+        SweepConfig, {**config.model_dump(), "training": {"epochs": 3, "batch_size": 50, "threads": 1}}
+    )
+    work(config, InstantTrainer())
+    confirm(config, ConfirmingTrainer())
+    return config
+
+
+class _Table(HTMLParser):
+    """MLflow's table of runs: the text of its cells by column, in the order of its rows."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.row, self.column = -1, ""
+        self.cells: defaultdict[tuple[int, str], str] = defaultdict(str)
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.row = int(found.get("row-index") or self.row)
+        self.column = found.get("col-id") or self.column
+
+    def handle_data(self, data: str) -> None:
+        if self.row >= 0:
+            self.cells[self.row, self.column] += data
+
+    def values(self, column: str) -> list[str]:
+        texts = [text.strip() for (_, name), text in sorted(self.cells.items()) if name == column]
+        # A run's name follows the colour of its dot.
+        return [re.sub(r"^#[0-9a-f]{6}", "", text.partition("\n")[0]) for text in texts]
+
+
+def _browse(address: str, profile: Path) -> _Table:
+    """The table of an address that was printed, in a browser that has never been there."""
+    assert BROWSER is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += [f"--user-data-dir={profile}", "--window-size=2000,1000", "--virtual-time-budget=30000", "--dump-dom"]
+    ended = subprocess.run([BROWSER, *flags, address], capture_output=True, text=True, timeout=240, check=True)
+    return _Table(ended.stdout)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
+def test_ui_of_a_study_shows_its_trials_sorted_and_its_confirmations_grouped(
+    confirmed: SweepConfig, tmp_path: Path
+) -> None:
+    root = confirmed.tracking.folder
+    opened, port = study.existing_study(root, "small"), free_port()
+    assert opened is not None
+    ranked = study.best_first(opened, study.ended_trials(opened))
+    best = next(each.number for each in ranked if not each.record.baseline)
+    server = subprocess.Popen(
+        command_line("ui", "study=small", f"port={port}", f"tracking.root={root}"), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        trials, confirmations = (_said(server).split()[0] for _ in range(2))
+        table = _browse(trials, tmp_path / "trials")
+        assert table.values("attributes.`Run Name`")[-3:] == [
+            f"{each.number}: {'baseline' if each.record.baseline else 'batch {}'.format(*each.parameters.values())}"
+            for each in ranked
+        ]
+        shown = [float(text) for text in table.values("metrics.`validation_accuracy`")[-3:]]
+        assert shown == [pytest.approx(each.values[0], abs=1e-6) for each in ranked if each.values]
+        assert table.values("params.`training.batch_size`")[-3:] == [
+            str(each.parameters["training.batch_size"]) for each in ranked
+        ]
+        names = _browse(confirmations, tmp_path / "confirmations").values("attributes.`Run Name`")
+        groups = {names[first].removeprefix("Group: "): set(names[first + 1 : first + 3]) for first in (0, 3)}
+        # Behind a group's name stands the number of its runs.
+        assert groups == {f"{name}2": {f"{name}, seed 1", f"{name}, seed 2"} for name in ("baseline", f"trial {best}")}
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
 
 
 def test_ui_says_that_its_store_is_no_database(command: Command, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -29,13 +28,11 @@ from digitcnn.study import parse_space
 from digitcnn.study.space import distributions
 from digitcnn.tracking import queries
 from tests.conftest import ONE_WORKER, Command, small_run, with_study
+from tests.support.browser import BROWSER
 from tests.support.servers import mlflow_server
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import InstantTrainer
 
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 PLANTED = '<script>document.title = "planted"</script><img src="http://planted.example/x.png">'
 
 

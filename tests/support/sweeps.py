@@ -182,6 +182,7 @@ def confirm_config(config: SweepConfig) -> ConfirmConfig:
     return load_config(ConfirmConfig, tree)
 
 
-def confirm(config: SweepConfig) -> None:
+def confirm(config: SweepConfig, trainer: Trainer | None = None) -> None:
     """Confirm a study in this process."""
-    evaluation.run_confirmation(evaluation.plan_confirmation(confirm_config(config)), Quiet(), InstantTrainer())
+    plan = evaluation.plan_confirmation(confirm_config(config))
+    evaluation.run_confirmation(plan, Quiet(), trainer or InstantTrainer())

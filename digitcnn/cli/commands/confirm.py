@@ -25,7 +25,7 @@ def confirm(config: ConfirmConfig) -> int:
     for sentence in (*evaluation.verdict_sentences(result.table), *evaluation.mixed_runs(result.runs)):
         tables.print_line(sentence)
     print(f"written to {plan.folder}; next: digitcnn reproduce run={result.champion_path}")
-    return settled(config.tracking)
+    return settled(config.tracking, config.study.name)
 
 
 main = functools.partial(run_command, "confirm", ConfirmConfig, confirm, study_by_name=True)

@@ -36,10 +36,10 @@ def search(config: SweepConfig) -> int:
     elif result.finished < result.total:
         print(f"time is up at {result.finished} of {result.total} trials; go on with: {_this_command()}")
     elif result.completed:
-        print(f"recorded as run {result.parent_run_id}; next: digitcnn ui, and compare the trials")
+        print(f"recorded as run {result.parent_run_id}; next: digitcnn ui study={config.study.name}")
     else:
         print(f"recorded as run {result.parent_run_id}")
-    status = settled(config.tracking)
+    status = settled(config.tracking, None if result.interrupted else config.study.name)
     if result.completed == 0 and result.interrupted is None:
         otherwise = "time was up" if result.finished < result.total else "all were pruned"
         print(f"error: no trial has completed: {printable(result.failure or otherwise)}", file=sys.stderr)

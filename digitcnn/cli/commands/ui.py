@@ -1,9 +1,10 @@
-"""Show the records in MLflow's UI: `digitcnn ui [port=5001]`."""
+"""Show the records in MLflow's UI: `digitcnn ui [study=NAME] [port=5001]`."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import signal
@@ -14,13 +15,14 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+import webbrowser
+from collections.abc import Iterator, Mapping
 
 from digitcnn.cli.command import run_command
-from digitcnn.config import UiConfig
+from digitcnn.config import StudyReference, UiConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.signals import capture_signals
-from digitcnn.tracking import relocate_artifacts
+from digitcnn.tracking import relocate_artifacts, runs_place
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +34,17 @@ _END_SECONDS = 15
 def ui(config: UiConfig) -> int:
     """Serve the UI until Ctrl-C or SIGTERM and print its address when it listens; return 128 and the signal's number.
 
-    Raises ConfigError if the port is in use, MachineError if the server ends or does not answer.
+    Of a server, which has a UI of its own, only print the addresses of a study's views. Raises ConfigError if the port
+    is in use or nothing is recorded, MachineError if the server ends or does not answer.
     """
     if config.tracking.uri is not None:
-        raise ConfigError(f"tracking.uri={config.tracking.uri}: the server has a UI of its own at this address")
+        if config.study.name is None:
+            raise ConfigError(f"tracking.uri={config.tracking.uri}: the server has a UI of its own at this address")
+        _show(config, config.tracking.uri.rstrip("/"), _views(config), end="")
+        return 0
     _check_free(config.port)
+    if not (config.tracking.folder / "mlflow.db").exists():
+        raise ConfigError(f"tracking.root={config.tracking.root}: nothing is recorded in {config.tracking.folder}")
     try:
         relocate_artifacts(config.tracking.folder)
     except ConfigError as error:
@@ -47,10 +55,12 @@ def ui(config: UiConfig) -> int:
     with capture_signals(lambda: None, lambda: None) as received, _served(config) as server:
         said = _relay(server, listens)
         began = time.monotonic()
+        # Meanwhile the server starts.
+        views = _views(config)
         while not received and server.poll() is None:
             if not listens.is_set() and _answers(f"{address}/health"):
                 listens.set()
-                print(f"{address}  (Ctrl-C ends it)", flush=True)
+                _show(config, address, views or _table(config, address), end="Ctrl-C ends it")
             if not listens.is_set() and time.monotonic() - began > _START_SECONDS:
                 raise MachineError(f"MLflow's UI does not answer on {address} after {_START_SECONDS} seconds")
             time.sleep(0.1)
@@ -58,6 +68,36 @@ def ui(config: UiConfig) -> int:
             last = next((line for line in reversed(said) if line.strip()), "it said nothing")
             raise MachineError(f"MLflow's UI ended with exit status {server.wait()}: {last.strip()}")
     return 128 + received[0]
+
+
+def _views(config: UiConfig) -> dict[str, str]:
+    """Return the titles of the study's views with what follows the UI's address; none if no study is named."""
+    if config.study.name is None:
+        return {}
+    from digitcnn import report
+
+    return report.present_study(StudyReference(name=config.study.name), config.tracking)
+
+
+def _table(config: UiConfig, address: str) -> dict[str, str]:
+    """Return what follows the UI's address to see all runs of the experiment, if there is one."""
+    wanted = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={config.tracking.experiment}"
+    try:
+        with urllib.request.urlopen(wanted, timeout=_START_SECONDS) as answer:
+            found = json.load(answer)["experiment"]["experiment_id"]
+    except OSError:
+        return {"": ""}
+    return {"": runs_place(found)}
+
+
+def _show(config: UiConfig, address: str, views: Mapping[str, str], end: str) -> None:
+    """Print the address of each view, and open the first one in a browser if that is wanted."""
+    for title, place in views.items():
+        notes = ", ".join(filter(None, (title, end)))
+        print(f"{address}{place}  ({notes})" if notes else f"{address}{place}", flush=True)
+    first = f"{address}{next(iter(views.values()), '')}"
+    if config.open and not webbrowser.open(first):
+        logger.warning("open=true: no browser was found here; open the address above")
 
 
 def _relay(server: subprocess.Popen[str], listens: threading.Event) -> list[str]:
@@ -152,4 +192,4 @@ def _answers(address: str) -> bool:
         return False
 
 
-main = functools.partial(run_command, "ui", UiConfig, ui)
+main = functools.partial(run_command, "ui", UiConfig, ui, study_by_name=True)
