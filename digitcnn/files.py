@@ -96,6 +96,16 @@ def _identity(descriptor: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def size_of(folder: Path) -> int:
+    """Return the bytes of the files in a folder and those below it; 0 if there is none."""
+    # A command that is at work may remove some meanwhile.
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            size += path.lstat().st_size
+    return size
+
+
 def sqlite_url(path: Path) -> str:
     """Return the address of the local store in a file."""
     # SQLAlchemy decodes %41 as a letter and takes what follows a question mark for options; Optuna fills in {braces}.

@@ -16,6 +16,11 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def format_bytes(size: float) -> str:
+    """Return a number of bytes as a person reads it: 0.3 MB, 12.4 MB, 3,210 MB."""
+    return f"{size / 1e6:,.1f} MB" if size < 1e8 else f"{size / 1e6:,.0f} MB"
+
+
 def format_count(number: int, what: str) -> str:
     """Return a number of things: 1 worker, 2 workers."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

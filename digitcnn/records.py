@@ -68,6 +68,10 @@ class Tag:
     VERSION_PREFIX = "version."
 
 
+# The ends of the names of a study's views, behind VIEW_PREFIX and the study's own name.
+STUDY_VIEWS = ("-trials", "-confirmations")
+
+
 class Artifact:
     """The files that are recorded of MLflow runs, and written below `reports/STUDY`."""
 

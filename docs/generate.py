@@ -25,7 +25,11 @@ COMMANDS: dict[str, type[Config]] = {
     "confirm": config.ConfirmConfig,
     "reproduce": config.ReproduceConfig,
     "report": config.ReportConfig,
+    "studies": config.StudiesConfig,
+    "runs": config.RunsConfig,
+    "diff": config.DiffConfig,
     "predict": config.PredictConfig,
+    "delete": config.DeleteConfig,
     "records": config.RecordsConfig,
     "ui": config.UiConfig,
 }

@@ -42,6 +42,7 @@ _OTHER_MEANINGS = {
     "report/charts.py": {"trial"},
     "report/page.py": {"champion", "report.html"},
     "report/search.py": {"trial"},
+    "report/runs.py": {"config"},
     "report/text.py": {"config", "objective", "p", "seed", "verdict"},
     "report/views.py": {"state"},
     "runner/plan.py": {"trial"},

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from digitcnn.cli.arguments import CommandLine, text_keys
-from digitcnn.config import Config, PredictConfig, ReportConfig, SweepConfig, expand_user, load_config
+from digitcnn.config import Config, PredictConfig, RunsConfig, SweepConfig, expand_user, load_config
 from digitcnn.errors import ConfigError
 
 # In a checkout digitcnn/conf is a link to conf/, in a wheel a folder.
@@ -41,9 +41,7 @@ class _OurConfigs(SearchPathPlugin):
 # The texts of the config files that were read and are not ours, by their paths.
 _READ: dict[Path, str] = {}
 # The last words of every command's keys that hold a text.
-_TEXTS = tuple(
-    {key.rpartition(".")[2] for kind in (SweepConfig, PredictConfig, ReportConfig) for key in text_keys(kind)}
-)
+_TEXTS = tuple({key.rpartition(".")[2] for kind in (SweepConfig, PredictConfig, RunsConfig) for key in text_keys(kind)})
 
 
 class _Loader(get_yaml_loader()):  # type: ignore[misc]

@@ -20,8 +20,12 @@ COMMANDS = {
     "sweep": "search around the baseline and record every trial",
     "confirm": "test a study's best trials on the test set, and name the champion",
     "reproduce": "train a recorded run again and say whether it is the same",
-    "report": "write what a study found as one page, or compare runs",
+    "report": "write what a study found as one page",
+    "studies": "list the recorded studies",
+    "runs": "list the recorded runs, or a study's",
+    "diff": "say what differs between runs",
     "predict": "say what digit a picture shows",
+    "delete": "delete a study or a run, with its files",
     "records": "list what an MLflow store did not take, and offer it again",
     "ui": "show the records in MLflow's UI",
 }

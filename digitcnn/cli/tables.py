@@ -126,6 +126,16 @@ def _cell(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def print_table(table: pd.DataFrame) -> None:
+    """Print a table with the columns that there is room for, and name those that have none."""
+    console, columns = _console(), [str(column) for column in table.columns]
+    while (drawn := _drawn(table[columns], [], console.width)) is None and len(columns) > 1:
+        columns.pop()
+    console.print(drawn or "\n".join(map(str, table[columns[0]])))
+    if len(columns) < len(table.columns):
+        print_line(f"no room for {', '.join(printable(str(name)) for name in table.columns[len(columns) :])}")
+
+
 def print_leaderboard(
     table: pd.DataFrame, parameters: Sequence[str], objectives: Sequence[str], rows: int = 20
 ) -> None:
@@ -169,7 +179,7 @@ def _drawn(table: pd.DataFrame, parameters: Sequence[str], width: int) -> Table 
             widths[note] = max(8, width - others - len(names))
     drawn = Table(box=None, padding=(0, 1, 0, 0))
     for name, heading, least in zip(names, headings, widths, strict=True):
-        words = name in (Column.STATE, Column.RUN_ID, Column.NOTE)
+        words = all(isinstance(value, str) for value in table[name])
         drawn.add_column(heading, justify="left" if words else "right", width=least, overflow="fold")
     for row in zip(*cells, strict=True):
         drawn.add_row(*row)

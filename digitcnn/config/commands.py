@@ -89,11 +89,18 @@ class ReproduceConfig(Config):
 
 
 class ReportConfig(Config):
-    """The study that is reported; or, with `compare`, the runs that are put side by side, and in which form."""
+    """The study that is reported."""
 
     study: StudyReference
-    compare: Local | None = None
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class DiffConfig(Config):
+    """The runs that are put side by side (`study` is that of `best`), and the form of the answer."""
+
+    runs: list[Local] = Field(default_factory=list)
     format: Literal["text", "csv"] = "text"
+    study: StudyReference
     tracking: TrackingConfig = TrackingConfig()
 
 
@@ -119,6 +126,32 @@ class StudyChoice(Config):
     """A recorded study, by its name, or none."""
 
     name: Name | None = None
+
+
+class StudiesConfig(Config):
+    """The records whose studies are listed."""
+
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class RunsConfig(Config):
+    """The runs that are listed: those of a study or all, which of them, in what order, with what, and in which form."""
+
+    study: StudyChoice = StudyChoice()
+    filter: str | None = None
+    sort: str | None = None
+    columns: list[str] = Field(default_factory=list)
+    format: Literal["text", "csv", "json"] = "text"
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class DeleteConfig(Config):
+    """The study or the single run that is deleted, with or without asking."""
+
+    study: StudyChoice = StudyChoice()
+    run: Local | None = None
+    yes: bool = False
+    tracking: TrackingConfig = TrackingConfig()
 
 
 class UiConfig(Config):

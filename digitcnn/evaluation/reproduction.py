@@ -98,7 +98,7 @@ def find_run(
         return tracking.champion_run(store)
     if reference == "best":
         return _best_run(of, config)
-    # Only `run` may be a file; `compare` puts recorded runs side by side.
+    # Only `run` may be a file; `runs` puts recorded ones side by side.
     allowed = (*_REFERENCES, "a manifest's FILE.yaml") if key == "run" else _REFERENCES
     return tracking.find_run_id(store, reference, key, allowed)
 

@@ -1,16 +1,19 @@
-"""A study as one page, as Markdown, as tables and as MLflow's UI shows it; runs side by side."""
+"""A study as one page, as Markdown, as tables and as MLflow's UI shows it; runs and studies listed."""
 
-from digitcnn.report.comparison import RunComparison, compare_runs
 from digitcnn.report.page import write_report
 from digitcnn.report.record import StudyRecord, read_study
+from digitcnn.report.runs import RunComparison, compare_runs, list_runs, list_studies
 from digitcnn.report.text import confirmed_text, markdown_table
-from digitcnn.report.views import present_study
+from digitcnn.report.views import describe_experiment, present_study
 
 __all__ = [
     "RunComparison",
     "StudyRecord",
     "compare_runs",
     "confirmed_text",
+    "describe_experiment",
+    "list_runs",
+    "list_studies",
     "markdown_table",
     "present_study",
     "read_study",

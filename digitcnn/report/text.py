@@ -44,13 +44,6 @@ def state(found: StudyRecord) -> str:
     return f"{text}; {ending}." if ending else f"{text}."
 
 
-def headline(found: StudyRecord) -> str:
-    """Return the study's result in a sentence: its champion, or the best trial until one is confirmed."""
-    if found.confirmation is None:
-        return study.best_against_baseline(found.table, found.objectives)
-    return f"champion: {evaluation.champion_sentence(found.confirmation.table)}"
-
-
 def question(found: StudyRecord) -> str:
     """Return the study's question: which values of its parameters serve its objectives."""
     wanted = [

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from digitcnn import study, tracking
+from digitcnn import evaluation, study, tracking
 from digitcnn.config import StudyReference, TrackingConfig
-from digitcnn.records import TITLES, Artifact, IdentityKey, Metric, Tag, is_maximized
-from digitcnn.report import charts, pictures, text
+from digitcnn.drawing import BLUE
+from digitcnn.records import STUDY_VIEWS, TITLES, Artifact, IdentityKey, Metric, Tag, is_maximized
+from digitcnn.report import charts, text
 from digitcnn.report.record import StudyRecord, read_study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # MLflow's limit of an experiment's tag; a run's may be longer.
 _MAX_NOTE = 5000
 _MARK = "_Written by digitcnn, and again when it changes; without this line your own words stay._"
-# The ends of the views' keys.
-_TRIALS, _CONFIRMATIONS = "-trials", "-confirmations"
+_TRIALS, _CONFIRMATIONS = STUDY_VIEWS
 _NAME_WIDTH, _COLUMN_WIDTH = 180, 115
+_DPI = 120
 _RUN_NAME, _DESCRIPTION = "attributes.`Run Name`", "attributes.`Description`"
 
 
@@ -94,12 +100,15 @@ def present(found: StudyRecord, store: tracking.Store) -> dict[str, str]:
         tracking.put_files(store, found.parent_run_id, drawn)
     if _is_ours(found.note):
         tracking.put(store, found.parent_run_id, tracking.tags({Tag.NOTE: _note(found, places)}))
-    tags = store.client.get_experiment(found.experiment_id).tags
-    if _is_ours(tags.get(Tag.NOTE, "")):
-        store.client.set_experiment_tag(
-            found.experiment_id, Tag.NOTE, _note_of_experiment(tags, store, found.experiment_id)
-        )
+    describe_experiment(store, found.experiment_id)
     return places
+
+
+def describe_experiment(store: tracking.Store, experiment_id: str) -> None:
+    """Record the description of an experiment, a list of its studies, unless a person has written one."""
+    tags = store.client.get_experiment(experiment_id).tags
+    if _is_ours(tags.get(Tag.NOTE, "")):
+        store.client.set_experiment_tag(experiment_id, Tag.NOTE, _note_of_experiment(tags, store, experiment_id))
 
 
 def _is_ours(note: str) -> bool:
@@ -150,7 +159,14 @@ def _note(found: StudyRecord, places: Mapping[str, str]) -> str:
     links.append(
         _link("report, tables and pictures", _run_place(str(found.experiment_id), f"{found.parent_run_id}/artifacts"))
     )
-    return _whole([f"**{text.headline(found)}**", "", " · ".join(links), "", *text.summary(found, "").splitlines()[2:]])
+    return _whole([f"**{_headline(found)}**", "", " · ".join(links), "", *text.summary(found, "").splitlines()[2:]])
+
+
+def _headline(found: StudyRecord) -> str:
+    """Return the study's result in a sentence: its champion, or the best trial until one is confirmed."""
+    if found.confirmation is None:
+        return study.best_against_baseline(found.table, found.objectives)
+    return f"champion: {evaluation.champion_sentence(found.confirmation.table)}"
 
 
 def _link(title: str, place: str) -> str:
@@ -181,12 +197,13 @@ def _note_of_experiment(tags: Mapping[str, str], store: tracking.Store, experime
         name, ended = run.data.tags[Tag.STUDY], run.data.tags.get(Tag.STUDY_ENDED, "at work, or cut off")
         if run.info.experiment_id != experiment_id:
             continue
-        kinds = [kind for kind in (_TRIALS, _CONFIRMATIONS) if f"{Tag.VIEW_PREFIX}{name}{kind}" in tags]
+        kinds = [kind for kind in STUDY_VIEWS if f"{Tag.VIEW_PREFIX}{name}{kind}" in tags]
         table = tracking.runs_place(experiment_id)
         links = [_link(kind.removeprefix("-"), f"{table}&viewStateShareKey={name}{kind}") for kind in kinds]
         lines.append(f"{', '.join([_link(name, _run_place(experiment_id, run.info.run_id)), *links])} ({ended})")
     # The first line is all that MLflow shows until it is asked for more.
-    return _whole([f"Studies, the last one first: {lines[0]}", *(f"- {line}" for line in lines[1:])])
+    first = lines[0] if lines else "none is left"
+    return _whole([f"Studies, the last one first: {first}", *(f"- {line}" for line in lines[1:])])
 
 
 def _pictures(found: StudyRecord) -> dict[str, bytes]:
@@ -199,6 +216,44 @@ def _pictures(found: StudyRecord) -> dict[str, bytes]:
     trials = [trial for trial in shown.get_trials(deepcopy=False) if trial.values is not None]
     searched = {name: [each.params[name] for each in trials] for name in found.identity[IdentityKey.SPACE]}
     return {
-        Artifact.IMPORTANCE_PICTURE: pictures.importance_picture(importances, objective.partition(" (")[0]),
-        Artifact.SLICES_PICTURE: pictures.slices_picture(searched, [each.values[0] for each in trials], objective),
+        Artifact.IMPORTANCE_PICTURE: _importance_picture(importances, objective.partition(" (")[0]),
+        Artifact.SLICES_PICTURE: _slices_picture(searched, [each.values[0] for each in trials], objective),
     }
+
+
+def _importance_picture(chart: Any, title: str) -> bytes:
+    """Return the bars of `charts.importances`, those of the first objective, as a picture."""
+    bars = chart.data[0]
+    (axes,), save = _figure(1, (7, 1 + 0.45 * len(bars.y)))
+    axes.barh(list(bars.y), list(bars.x), height=0.6, color=BLUE)
+    axes.set(xlabel="importance (% of all)", title=f"What decides the {title}")
+    return save()
+
+
+def _slices_picture(points: Mapping[str, Sequence[Any]], values: Sequence[float], objective: str) -> bytes:
+    """Return the trials' values of an objective over those of each parameter, side by side, as a picture."""
+    every, save = _figure(len(points), (3.2 * len(points), 3.2))
+    for axes, (parameter, chosen) in zip(every, points.items(), strict=True):
+        numbers = all(isinstance(each, int | float) for each in chosen)
+        axes.plot(chosen if numbers else [f"{each} " for each in chosen], values, "o", ms=5, alpha=0.6, color=BLUE)
+        axes.set(xlabel=parameter)
+    every[0].set(ylabel=objective)
+    return save()
+
+
+def _figure(charts: int, size: tuple[float, float]) -> tuple[list[Axes], Callable[[], bytes]]:
+    """Return the axes of charts side by side, and the function that returns their picture as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
+    every = figure.subplots(1, charts, sharey=True, squeeze=False)[0]
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(visible=True, alpha=0.25)
+
+    def save() -> bytes:
+        file = io.BytesIO()
+        figure.savefig(file)
+        return file.getvalue()
+
+    return list(every), save

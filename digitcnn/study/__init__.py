@@ -35,9 +35,11 @@ from digitcnn.study.space import (
 from digitcnn.study.storage import STORAGE_FAILURES, only_process, storage_errors
 from digitcnn.study.study import (
     OpenStudy,
+    delete_study,
     existing_study,
     fixed_values,
     open_study,
+    recorded_studies,
     recorded_study,
     refuse_another,
     snapshot_study,
@@ -81,6 +83,7 @@ __all__ = [
     "check_sampler",
     "column_heading",
     "count_finished",
+    "delete_study",
     "differences_in_words",
     "draw_points",
     "end_running_trials",
@@ -104,6 +107,7 @@ __all__ = [
     "rank_trials",
     "read_trial",
     "record_trial",
+    "recorded_studies",
     "recorded_study",
     "refuse_another",
     "report_epoch",

@@ -88,18 +88,24 @@ def recorded_study(reference: StudyReference, folder: Path, key: str = "study.na
     with storage_errors(folder):
         if found is not None and StudyAttribute.IDENTITY in found.user_attrs:
             return found
-        names = _recorded_names(folder)
+        names = sorted(each.study_name for each in recorded_studies(folder))
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     others = f"; there are {', '.join(names[:_MAX_NAMES])}{more}" if names else ""
     raise ConfigError(f"{key}={reference.name}: no such study is recorded in {folder}{others}")
 
 
-def _recorded_names(folder: Path) -> list[str]:
-    """Return the names of the studies that were made by digitcnn."""
+def recorded_studies(folder: Path) -> list[OpenStudy]:
+    """Return the studies in a records folder that were made by digitcnn; create nothing."""
     if not storage_path(folder).exists():
         return []
-    found = optuna.get_all_study_summaries(connect(folder), include_best_trial=False)
-    return sorted(each.study_name for each in found if StudyAttribute.IDENTITY in each.user_attrs)
+    store = connect(folder)
+    found = optuna.get_all_study_summaries(store, include_best_trial=False)
+    return [OpenStudy(each.study_name, store) for each in found if StudyAttribute.IDENTITY in each.user_attrs]
+
+
+def delete_study(folder: Path, name: str) -> None:
+    """Delete a study and its trials from the store of a records folder."""
+    optuna.delete_study(study_name=name, storage=connect(folder))
 
 
 def snapshot_study(study: Study) -> Study:

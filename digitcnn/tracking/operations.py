@@ -202,6 +202,25 @@ def _write_files(client: MlflowClient, run_id: str, operation: Operation) -> Non
         client.log_artifacts(run_id, str(folder))
 
 
+def delete_runs(store: Store, run_ids: Sequence[str], model_ids: Sequence[str]) -> None:
+    """Delete runs and models from the store, as `mlflow gc` does; on a server, move them to its trash.
+
+    Versions of a registered model that are those of the runs go as well.
+    """
+    behind = store.client._tracking_client.store
+    for run_id in run_ids:
+        for version in store.client.search_model_versions(f"run_id = '{run_id}'"):
+            store.client.delete_model_version(version.name, version.version)
+    for model_id in model_ids:
+        store.client.delete_logged_model(model_id)
+        if hasattr(behind, "_hard_delete_logged_model"):
+            behind._hard_delete_logged_model(model_id)
+    for run_id in run_ids:
+        store.client.delete_run(run_id)
+        if hasattr(behind, "_hard_delete_run"):
+            behind._hard_delete_run(run_id)
+
+
 # The words of a database server and of SQLite for a row that another process has added.
 _ALREADY_THERE = ("UNIQUE constraint failed", "duplicate key value")
 

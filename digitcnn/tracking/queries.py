@@ -8,11 +8,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Artifact, Tag
-from digitcnn.tracking.client import Store, open_store, with_retries
+from digitcnn.tracking.client import Store, error_cause, is_refusal, open_store, with_retries
 from digitcnn.tracking.operations import deliver, deliver_run
 from digitcnn.values import EpochMetrics
 
@@ -77,6 +78,45 @@ def _pages(ask: Callable[[str | None], Any]) -> list[Any]:
         page = ask(page.token)
         found += page
     return found
+
+
+def filtered_runs(store: Store, filters: str) -> list[Any]:
+    """Return what `search_runs` finds with a filter that a person typed. Raises ConfigError if MLflow refuses it."""
+    try:
+        return search_runs(store, filters)
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        raise ConfigError(f"filter: {error_cause(error)}") from None
+
+
+def run_folders(store: Store, folder: Path, runs: Sequence[Any]) -> dict[str, list[Path]]:
+    """Return by run id the folders, within a records folder, of each run's files and of its models.
+
+    A store that was made by somebody else may name any place as a run's: others than a run's own are left out.
+    """
+    root = (folder / "artifacts").resolve()
+    found = {run.info.run_id: _own_folder(run.info.artifact_uri, run.info.run_id, root) for run in runs}
+    for model in run_models(store, runs):
+        found[model.source_run_id] += _own_folder(model.artifact_location, model.model_id, root)
+    return found
+
+
+def _own_folder(address: str, name: str, root: Path) -> list[Path]:
+    """Return the folder called `name` that holds an address, if it is within the root."""
+    path = Path(unquote(urlsplit(address).path)).parent
+    own = address.startswith("file:") and path.name == name and path.resolve().is_relative_to(root)
+    return [path] if own and not path.is_symlink() else []
+
+
+def run_models(store: Store, runs: Sequence[Any]) -> list[Any]:
+    """Return the recorded models of some runs."""
+    ids = {run.info.run_id for run in runs}
+    experiments = sorted({run.info.experiment_id for run in runs})
+    if not experiments:
+        return []
+    models = _pages(lambda token: store.client.search_logged_models(experiments, page_token=token))
+    return [model for model in models if model.source_run_id in ids]
 
 
 def find_runs(store: Store, filters: str) -> list[Any]:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from digitcnn.config import Config, PredictConfig, ReportConfig, ReproduceConfig, SweepConfig
+from digitcnn.config import Config, DeleteConfig, PredictConfig, ReproduceConfig, SweepConfig
 from tests.support.commands import run_here
 
 SCHEMAS: dict[str, type[Config]] = {
     "sweep": SweepConfig,
     "reproduce": ReproduceConfig,
-    "report": ReportConfig,
+    "delete": DeleteConfig,
     "predict": PredictConfig,
 }
 APPLICATION = """
@@ -395,7 +395,7 @@ def test_command_names_no_password_of_an_interpolated_choice(
     ("name", "key"),
     [
         *(("sweep", key) for key in ("data.path", "tracking.root", "tracking.uri", "study.name")),
-        *(("reproduce", "run"), ("predict", "run"), ("report", "compare")),
+        *(("reproduce", "run"), ("predict", "run"), ("delete", "run")),
     ],
 )
 def test_command_refuses_an_address_without_its_password(

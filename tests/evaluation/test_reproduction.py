@@ -47,7 +47,7 @@ def test_find_run_knows_champion_best_and_ids_only(
         ("f" * 31, "small", "run", f"run={'f' * 31}: no such run is recorded"),
         ("12ab", "small", "run", f"run=12ab: {ALLOWED}"),
         ("Best", "small", "run", f"run=Best: {ALLOWED}"),
-        ("a.yaml", "small", "compare", "compare=a.yaml: must be champion, best with study=NAME, a run id, or at least"),
+        ("a.yaml", "small", "runs", "runs=a.yaml: must be champion, best with study=NAME, a run id, or at least"),
     ):
         with pytest.raises(ConfigError) as caught:
             find(reference, name, key)

@@ -24,6 +24,7 @@ from digitcnn.config import (
     Backend,
     Config,
     ConfirmConfig,
+    DiffConfig,
     ReportConfig,
     ReproduceConfig,
     StudyReference,
@@ -231,8 +232,8 @@ def test_no_other_variable_of_a_worker_is_recorded_or_published(sweep_config: Sw
     )
     reference = StudyReference(name="small")
     report.write_report(ReportConfig(study=reference, tracking=config.tracking))
-    runs = ",".join(confirmed.runs["run_id"][:2])
-    compared = report.compare_runs(runs, reference, config.tracking)
+    runs = confirmed.runs["run_id"].tolist()[:2]
+    compared = report.compare_runs(DiffConfig(runs=runs, study=reference, tracking=config.tracking))
     # Then
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert [path for path, content in files.items() if b"pl4nted" in content] == []

@@ -22,7 +22,15 @@ from optuna.trial import TrialState, create_trial
 from plotly.offline import get_plotlyjs
 
 from digitcnn import evaluation, report, runner, study, tracking
-from digitcnn.config import ConfirmConfig, ReportConfig, StudyReference, SweepConfig, TrackingConfig, load_config
+from digitcnn.config import (
+    ConfirmConfig,
+    DiffConfig,
+    ReportConfig,
+    StudyReference,
+    SweepConfig,
+    TrackingConfig,
+    load_config,
+)
 from digitcnn.errors import ConfigError
 from digitcnn.study import parse_space
 from digitcnn.study.space import distributions
@@ -328,31 +336,35 @@ def test_compare_runs_shows_what_differs(confirmed: Path) -> None:
     config = TrackingConfig(root=str(confirmed))
     runs = pd.read_csv(confirmed / "reports" / "small" / "confirmation_runs.csv")
     baseline = runs[runs["config"] == "baseline"]["run_id"].tolist()
-    reference = StudyReference(name="small")
-    found = report.compare_runs(f"[{baseline[0][:8]}, {baseline[1]}]", reference, config)
+
+    def compare(*runs: str) -> report.RunComparison:
+        reference = StudyReference(name="small")
+        return report.compare_runs(DiffConfig(runs=list(runs), study=reference, tracking=config))
+
+    found = compare(baseline[0][:8], baseline[1])
     assert list(found.differing.columns) == baseline
     assert found.differing.loc["training.seed"].tolist() == ["1", "2"]
     assert {"test_accuracy", "weights_sha256"} & set(found.differing.index)
     assert not {"training.batch_size", "parameters", "engine"} & set(found.differing.index)
     assert found.alike > 20
     for wanted, line in (
-        (f"[{baseline[0]}]", "must name at least two runs"),
-        (f"[{baseline[0]},{baseline[0][:9]}]", "must name each run once"),
-        (f"[{baseline[0]},{'0' * 32}]", f"compare={'0' * 32}: no such run is recorded"),
+        (baseline[:1], "must name at least two runs"),
+        ([baseline[0], baseline[0][:9]], "must name each run once"),
+        ([baseline[0], "0" * 32], f"runs={'0' * 32}: no such run is recorded"),
     ):
         with pytest.raises(ConfigError, match=re.escape(line)):
-            report.compare_runs(wanted, reference, config)
+            compare(*wanted)
 
 
 @pytest.mark.parametrize(
-    ("override", "line"),
+    ("typed", "line"),
     [
-        ("study=nowhere", "error: study.name=nowhere: nothing is recorded in"),
-        ("compare=[1234e567,12345678]", "error: compare=[1234e567,12345678]: nothing is recorded in"),
+        (["report", "study=nowhere"], "error: study.name=nowhere: nothing is recorded in"),
+        (["diff", "1234e567", "12345678"], "error: runs=1234e567,12345678: nothing is recorded in"),
     ],
 )
-def test_report_command_refuses_unknown_names(override: str, line: str, command: Command, tmp_path: Path) -> None:
-    ended = command("report", override, f"tracking.root={tmp_path}/records")
+def test_report_and_diff_refuse_unknown_names(typed: list[str], line: str, command: Command, tmp_path: Path) -> None:
+    ended = command(*typed, f"tracking.root={tmp_path}/records")
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert ended.stderr.startswith(line)
     assert len(ended.stderr.splitlines()) == 1
@@ -364,7 +376,7 @@ def test_report_command_writes_files_and_shows_differences(confirmed: Path, comm
     assert ended.returncode == 0, ended.stderr
     assert str(confirmed / "reports" / "small" / "report.html") in ended.stdout
     runs = pd.read_csv(confirmed / "reports" / "small" / "confirmation_runs.csv")["run_id"].tolist()
-    ended = command("report", f"compare=[{runs[0][:8]},{runs[-1][:8]}]", f"tracking.root={confirmed}")
+    ended = command("diff", runs[0][:8], runs[-1][:8], f"tracking.root={confirmed}")
     assert ended.returncode == 0, ended.stderr
     assert re.search(rf"run +{runs[0][:8]} +{runs[-1][:8]}", ended.stdout)
     assert "the same in all:" in ended.stdout

@@ -1,0 +1,26 @@
+"""Put recorded runs side by side: `digitcnn diff RUN RUN [KEY=VALUE ...]`."""
+
+import contextlib
+import functools
+import sys
+
+from digitcnn import report
+from digitcnn.cli import tables
+from digitcnn.cli.command import delivered, run_command
+from digitcnn.config import DiffConfig
+from digitcnn.records import Column
+
+
+def diff(config: DiffConfig) -> int:
+    """Print how runs differ; return the exit status."""
+    # Whatever is said of the records is no part of CSV.
+    with contextlib.redirect_stdout(sys.stderr if config.format == "csv" else sys.stdout):
+        found = report.compare_runs(config)
+    if config.format == "csv":
+        print(found.differing.T.to_csv(index_label=Column.RUN_ID), end="")
+    else:
+        tables.print_comparison(found)
+    return delivered(0)
+
+
+main = functools.partial(run_command, "diff", DiffConfig, diff, words="runs", study_by_name=True)

@@ -1,0 +1,17 @@
+"""List the recorded studies: `digitcnn studies`."""
+
+import functools
+
+from digitcnn import report
+from digitcnn.cli import tables
+from digitcnn.cli.command import delivered, run_command
+from digitcnn.config import StudiesConfig
+
+
+def studies(config: StudiesConfig) -> int:
+    """Print a line for each study; return the exit status."""
+    tables.print_table(report.list_studies(config.tracking))
+    return delivered(0)
+
+
+main = functools.partial(run_command, "studies", StudiesConfig, studies)

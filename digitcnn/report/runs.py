@@ -1,0 +1,157 @@
+"""Recorded studies and runs as tables: listed, and runs side by side."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from digitcnn import evaluation, study, tracking
+from digitcnn.config import DiffConfig, RunsConfig, TrackingConfig
+from digitcnn.errors import ConfigError
+from digitcnn.files import size_of
+from digitcnn.formatting import format_bytes, format_count
+from digitcnn.records import Column, Metric, Tag, is_maximized
+from digitcnn.report.record import with_known_flags
+
+_TAGS = {Tag.ENGINE, Tag.CPU, Tag.FLAGS, Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256, Tag.WEIGHTS_SHA256}
+# Of a list of runs, beside the parameters that differ between them.
+_MEASURED = (Metric.VALIDATION_ACCURACY, Metric.TEST_ACCURACY, Metric.CPU_SECONDS)
+_ABOUT = ("name", "status", Tag.STUDY, "began", Column.NOTE)
+_TIME = "%Y-%m-%d %H:%M"
+
+
+def list_studies(config: TrackingConfig) -> pd.DataFrame:
+    """Return a row per recorded study, the last used first: trials, best value, confirming runs, size, last use."""
+    with tracking.store_errors(config), study.storage_errors(config.folder):
+        store = tracking.open_recorded(config, f"tracking.root={config.root}")
+        of_study = defaultdict(list)
+        for run in tracking.search_runs(store, f"tags.{Tag.STUDY} like '%'"):
+            of_study[run.data.tags[Tag.STUDY]].append(run)
+        rows = []
+        for opened in study.recorded_studies(config.folder):
+            name, runs = opened.study_name, of_study[opened.study_name]
+            files = [path for each in tracking.run_folders(store, config.folder, runs).values() for path in each]
+            used = max((run.info.end_time or run.info.start_time for run in runs), default=0)
+            size = format_bytes(sum(map(size_of, [*files, config.folder / "reports" / name])))
+            rows.append((used, name, _trials(opened, runs), _best(opened), _confirmed(runs), size, _date(used)))
+    rows.sort(key=lambda row: -row[0])
+    names = [Tag.STUDY, "trials", "best", "confirmed", "size", "last used"]
+    return pd.DataFrame([row[1:] for row in rows], columns=names)
+
+
+def _trials(opened: study.OpenStudy, runs: Sequence[Any]) -> str:
+    own: dict[str, str] = next(
+        (run.data.params | run.data.tags for run in runs if run.info.run_id == opened.parent_run_id), {}
+    )
+    finished = study.count_finished(opened, own.get(Tag.STUDY_SAMPLER, ""))
+    return f"{finished} of {own.get(Tag.STUDY_TRIALS, '?')}"
+
+
+def _best(opened: study.OpenStudy) -> str:
+    best, names = study.best_trial(opened), opened.metric_names or ["value"]
+    if best is None or not best.values:
+        return ""
+    return f"trial {best.number}: {names[0]} {study.format_cell(names[0], best.values[0])}"
+
+
+def _confirmed(runs: Sequence[Any]) -> str:
+    configs = [
+        run.data.tags[Tag.CONFIRMS] for run in runs if Tag.CONFIRMS in run.data.tags and run.info.status == "FINISHED"
+    ]
+    return f"{format_count(len(configs), 'run')} of {format_count(len(set(configs)), 'config')}" if configs else ""
+
+
+def _date(milliseconds: int) -> str:
+    return time.strftime(_TIME, time.localtime(milliseconds / 1000)) if milliseconds else ""
+
+
+def list_runs(config: RunsConfig) -> pd.DataFrame:
+    """Return a row per run, the newest first or as `sort` says: id, name, status, study, time, parameters, metrics.
+
+    Without `columns` a text has the parameters that differ and the results; other formats have all. Raise ConfigError
+    for a filter that MLflow does not take, and for a column that no run has.
+    """
+    wanted = [f"tags.{Tag.STUDY} = '{config.study.name}'"] if config.study.name else []
+    with tracking.store_errors(config.tracking):
+        store = tracking.open_recorded(config.tracking, f"tracking.root={config.tracking.root}")
+        found = tracking.filtered_runs(store, " and ".join([*wanted, *filter(None, [config.filter])]))
+    # A study's own run trains nothing.
+    runs = [run for run in found if Tag.STUDY_KEY not in run.data.tags]
+    parameters = sorted({name for run in runs for name in run.data.params})
+    measured = sorted({name for run in runs for name in run.data.metrics})
+    columns = [Column.RUN_ID, *_ABOUT, *parameters, *measured]
+    table = pd.DataFrame([_row(run) for run in runs]).reindex(columns=columns).apply(_typed)
+    for name in [*config.columns, *filter(None, [config.sort])]:
+        if name not in table:
+            near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(columns)}"
+            raise ConfigError(f"{name}: no such column; {hint}")
+    if config.sort is not None:
+        table = table.sort_values(config.sort, ascending=not is_maximized(config.sort), kind="stable")
+    if config.columns:
+        return table[list(dict.fromkeys([Column.RUN_ID, *config.columns]))]
+    if config.format != "text":
+        return table
+    differing = [name for name in parameters if table[name].nunique(dropna=False) > 1]
+    differing.sort(key=lambda name: name.startswith("data."))
+    about = [name for name in _ABOUT if table[name].astype(bool).any()]
+    return table[[Column.RUN_ID, about[0], *(name for name in _MEASURED if name in measured), *differing, *about[1:]]]
+
+
+def _row(run: Any) -> dict[str, Any]:
+    tags = run.data.tags
+    about = (run.info.run_name, run.info.status, tags.get(Tag.STUDY, ""), _date(run.info.start_time))
+    values: dict[str, Any] = run.data.params | run.data.metrics
+    note = tags.get(Tag.NOTE, "").partition("\n")[0]
+    return {Column.RUN_ID: run.info.run_id, **dict(zip(_ABOUT, (*about, note), strict=True)), **values}
+
+
+def _typed(values: pd.Series[Any]) -> pd.Series[Any]:
+    """Return numbers as such: MLflow records parameters as texts."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    return numbers if numbers.notna().equals(values.notna()) else values
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """The differences of runs: a row per name, a column per run. `alike` other values are the same in all.
+
+    Each flag of an environment has a name of its own: flags.XLA_FLAGS.
+    """
+
+    differing: pd.DataFrame
+    alike: int
+
+
+def compare_runs(config: DiffConfig) -> RunComparison:
+    """Compare two or more runs. Raise ConfigError if one cannot be found or is named twice."""
+    named = f"runs={','.join(config.runs)}"
+    if len(config.runs) < 2:
+        raise ConfigError(f"{named}: must name at least two runs: digitcnn diff RUN RUN")
+    with tracking.store_errors(config.tracking):
+        store = tracking.open_recorded(config.tracking, named)
+        ids = [evaluation.find_run(store, each, config.study, config.tracking, "runs") for each in config.runs]
+        if len(set(ids)) < len(ids):
+            raise ConfigError(f"{named}: must name each run once")
+        found = [store.client.get_run(run_id) for run_id in ids]
+    columns = []
+    for run in found:
+        tags = with_known_flags(run.data.tags)
+        tags = {k: v for k, v in tags.items() if k in _TAGS or k.startswith(Tag.VERSION_PREFIX)}
+        status = {"name": run.info.run_name, "status": run.info.status}
+        parameters = dict(sorted(run.data.params.items()))
+        flags = json.loads(tags.pop(Tag.FLAGS, "{}"))
+        tags |= {f"{Tag.FLAGS}.{name}": str(value) for name, value in flags.items()}
+        columns.append(status | parameters | dict(sorted(run.data.metrics.items())) | tags)
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    values = {name: [column.get(name) for column in columns] for name in names}
+    differing = {name: row for name, row in values.items() if any(each != row[0] for each in row)}
+    table = pd.DataFrame.from_dict(differing, orient="index", columns=ids, dtype=object)
+    return RunComparison(table, len(values) - len(differing))

@@ -1,0 +1,103 @@
+"""Studies and runs from the terminal: listed, and deleted from both stores and the disk."""
+
+from __future__ import annotations
+
+import io
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from digitcnn import report, study, tracking
+from digitcnn.cli.commands.delete import delete
+from digitcnn.config import DeleteConfig, RunsConfig, StudyChoice, SweepConfig
+from digitcnn.errors import ConfigError
+from digitcnn.records import Tag
+from tests.conftest import Command
+from tests.support.recorded import assert_complete, config_in, record_a_run
+
+
+def _runs(config: SweepConfig, **settings: object) -> pd.DataFrame:
+    return report.list_runs(RunsConfig(tracking=config.tracking, **settings))
+
+
+def test_runs_are_filtered_sorted_and_typed(copied: SweepConfig) -> None:
+    opened = study.existing_study(copied.tracking.folder, "small")
+    assert opened is not None
+    ranked = study.best_first(opened, study.ended_trials(opened))
+    # When
+    table = _runs(copied, study=StudyChoice(name="small"), sort="validation_accuracy", format="csv")
+    # Then
+    assert table["run_id"].tolist() == [each.record.run_id for each in ranked]
+    assert table["training.batch_size"].tolist() == [each.parameters["training.batch_size"] for each in ranked]
+    best = _runs(copied, filter=f"metrics.validation_accuracy > {ranked[1].values[0]}", columns=["training.epochs"])
+    assert best.to_dict("records") == [{"run_id": ranked[0].record.run_id, "training.epochs": 40}]
+    for settings, line in (
+        ({"filter": "metrics.x <> 1"}, "filter: Invalid comparator '<>'"),
+        ({"sort": "validation_acuracy"}, "validation_acuracy: no such column; did you mean validation_accuracy"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            _runs(copied, **settings)
+
+
+def test_listing_commands_print_what_is_recorded(copied: SweepConfig, command: Command) -> None:
+    place = f"tracking.root={copied.tracking.folder}"
+    listed, runs = command("studies", place), command("runs", place, "format=json")
+    assert listed.stdout.splitlines()[-1].split()[:6] == ["small", "3", "of", "3", "trial", "1:"]
+    assert pd.read_json(io.StringIO(runs.stdout))["study"].tolist() == ["small"] * 3
+    empty = command("studies", f"tracking.root={copied.tracking.folder}/none")
+    assert (empty.returncode, empty.stderr.count("nothing is recorded in")) == (2, 1)
+
+
+def test_delete_takes_a_study_from_both_stores_and_the_disk(
+    copied: SweepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given a study, one run of which claims files outside of the records, and is the champion's; and another run
+    root, client = copied.tracking.folder, MlflowClient(copied.tracking.store_uri)
+    kept = record_a_run(config_in(root), tags={})
+    opened = study.existing_study(root, "small")
+    assert opened is not None
+    first, *others = [str(study.read_trial(trial).run_id) for trial in opened.trials]
+    precious = tmp_path / "precious" / first / "artifacts"
+    precious.mkdir(parents=True)
+    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+        database.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (precious.as_uri(), first))
+    client.create_registered_model("digitcnn")
+    client.create_model_version("digitcnn", (root / "artifacts").as_uri(), others[0])
+    client.set_registered_model_alias("digitcnn", "champion", "1")
+    client.set_experiment_tag("1", f"{Tag.VIEW_PREFIX}small-trials", "{}")
+    config = DeleteConfig(study=StudyChoice(name="small"), tracking=copied.tracking)
+    # When the champion's is to go, or nobody can be asked
+    with pytest.raises(ConfigError, match=f"study.name=small: run {others[0]} is the champion's"):
+        delete(config)
+    client.delete_registered_model_alias("digitcnn", "champion")
+    with pytest.raises(ConfigError, match=r"yes=true deletes without asking, .* study small: its trials, 4 runs, "):
+        delete(config)
+    assert study.existing_study(root, "small") is not None
+    # Then it is all there until it may go
+    assert delete(config.model_copy(update={"yes": True})) == 0
+    assert capsys.readouterr().out.startswith("deleted: study small: its trials, 4 runs, 0 models, ")
+    assert study.existing_study(root, "small") is None
+    store = tracking.open_store(copied.tracking)
+    assert [run.info.run_id for run in tracking.search_runs(store, "")] == [kept]
+    assert not any((root / "artifacts" / "digitcnn" / run_id).exists() for run_id in others)
+    assert not (root / "reports" / "small").exists()
+    assert precious.exists()
+    assert client.search_model_versions("name = 'digitcnn'") == []
+    assert not [name for name in client.get_experiment("1").tags if "sharedViewState" in name]
+    assert_complete(config_in(root), kept)
+
+
+def test_delete_takes_a_run_that_belongs_to_no_study(copied: SweepConfig) -> None:
+    root = copied.tracking.folder
+    run_id = record_a_run(config_in(root), tags={})
+    (trial, *_) = [each for each in _runs(copied)["run_id"] if each != run_id]
+    with pytest.raises(ConfigError, match=f"run={trial}: belongs to study small"):
+        delete(DeleteConfig(run=trial, yes=True, tracking=copied.tracking))
+    assert delete(DeleteConfig(run=run_id[:8], yes=True, tracking=copied.tracking)) == 0
+    assert run_id not in set(_runs(copied)["run_id"])
+    assert not (root / "artifacts" / "digitcnn" / run_id).exists()
+    assert not list((root / "artifacts" / "digitcnn" / "models").glob("*"))
