@@ -200,10 +200,17 @@ def parameter_in_words(parameter: str) -> str:
 def differences_in_words(config: RunConfig, baseline: RunConfig) -> str:
     """Return what network and training of a config differ in from a baseline's: batch 125, 32-128, 9 ep."""
     values, before = config.parameters(), baseline.parameters()
-    differing = [name for name, value in values.items() if value != before.get(name) and name not in _UNNAMED]
-    words = {_SHORT[name].format(**config.model_dump()): None for name in _SHORT if name in differing}
-    others = [name for name in differing if name not in _SHORT and name.startswith(("model.", "training."))]
-    return ", ".join([*words, *(f"{parameter_in_words(name)} {named_null(values[name])}" for name in others)])
+    differing = [
+        name
+        for name, value in values.items()
+        if value != before.get(name) and name.startswith(("model.", "training.")) and name != "training.threads"
+    ]
+    # A block without filters is none.
+    words = {name: f"{parameter_in_words(name)} {named_null(values[name])}" for name in differing}
+    filters = "-".join(str(value) for name, value in values.items() if name.endswith(_FILTERS) and value)
+    short = {_BATCH: f"batch {values[_BATCH]}", _FILTERS: filters, _EPOCHS: f"{values[_EPOCHS]} ep"}
+    named = [text for name, text in short.items() if any(each.endswith(name) for each in differing)]
+    return ", ".join([*named, *(text for name, text in words.items() if not name.endswith(tuple(short)))])
 
 
 def parameters_among(columns: Iterable[Any]) -> list[str]:
@@ -211,16 +218,7 @@ def parameters_among(columns: Iterable[Any]) -> list[str]:
     return [str(column) for column in columns if "." in str(column)]
 
 
-_FILTERS = "{model[conv1_filters]}-{model[conv2_filters]}"
-# In the order in which they are named.
-_SHORT = {
-    "training.batch_size": "batch {training[batch_size]}",
-    "model.conv1_filters": _FILTERS,
-    "model.conv2_filters": _FILTERS,
-    "training.epochs": "{training[epochs]} ep",
-}
-# Another number of threads changes the speed alone.
-_UNNAMED = ("training.threads",)
+_BATCH, _FILTERS, _EPOCHS = "training.batch_size", "_filters", "training.epochs"
 _HEADINGS = {
     Metric.CPU_SECONDS: "CPU s",
     Metric.CPU_SPENT: "spent s",

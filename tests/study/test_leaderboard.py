@@ -16,7 +16,8 @@ from optuna.trial import TrialState, create_trial
 from rich.text import Text
 
 from digitcnn.cli import tables
-from digitcnn.study import best_against_baseline, pareto_ranks, rank_trials
+from digitcnn.config import RunConfig
+from digitcnn.study import best_against_baseline, differences_in_words, pareto_ranks, rank_trials
 
 
 def _study(*objectives: str) -> optuna.Study:
@@ -161,3 +162,12 @@ def test_print_leaderboard_cuts_no_word_in_a_narrow_terminal(
     assert "99.10 %" in lines[-1]
     assert "87c85e8e baseline" in lines[-1]
     assert ("264.8" in lines[-1]) == whole
+
+
+def test_differences_in_words_name_what_differs_from_the_baseline() -> None:
+    baseline = RunConfig()
+    values = {"training.batch_size": 125, "model.conv2_filters": 128, "training.epochs": 9, "training.threads": 3}
+    assert differences_in_words(baseline.replace(values), baseline) == "batch 125, 32-128, 9 ep"
+    deeper = {"model.conv3_filters": 8, "training.learning_rate": 0.01}
+    assert differences_in_words(baseline.replace(deeper), baseline) == "32-64-8, learning rate 0.01"
+    assert differences_in_words(baseline, baseline) == ""
