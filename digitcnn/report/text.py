@@ -276,7 +276,7 @@ def environment(found: StudyRecord) -> Grid:
     return Grid(("what", "recorded by the runs"), body)
 
 
-def summary(found: StudyRecord, early: str) -> str:
+def summary(found: StudyRecord, early: str = "") -> str:
     """Return the report in short, as Markdown for a README; `early` says what early epochs tell of the end."""
     confirmed = [] if found.confirmation is None else confirmation_sentences(found.confirmation)
     lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]

@@ -159,7 +159,7 @@ def _note(found: StudyRecord, places: Mapping[str, str]) -> str:
     links.append(
         _link("report, tables and pictures", _run_place(str(found.experiment_id), f"{found.parent_run_id}/artifacts"))
     )
-    return _whole([f"**{_headline(found)}**", "", " · ".join(links), "", *text.summary(found, "").splitlines()[2:]])
+    return _whole([f"**{_headline(found)}**", "", " · ".join(links), "", *text.summary(found).splitlines()[2:]])
 
 
 def _headline(found: StudyRecord) -> str:
