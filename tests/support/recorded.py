@@ -40,7 +40,7 @@ class OneOfEverything(InstantTrainer):
             self.at_epoch(number)
             yield epoch(number)
         files = {"predictions.csv": b"1,2,3\n"}
-        yield RunFinished("completed", job.config.training.epochs, {"cpu_seconds": 1.0}, "abc", "instant", files, MODEL)
+        yield RunFinished("completed", job.config.training.epochs, {"peak_memory_mb": 1.0}, "abc", "instant", files, MODEL)
 
 
 def record_a_run(
