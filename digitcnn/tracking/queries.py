@@ -212,7 +212,12 @@ def was_trained_with(run: Any, config: RunConfig) -> bool:
 
 def same_training(store: Store, config: RunConfig, data_sha256: str) -> str | None:
     """Return the newest finished run of the command train with a config and its data, if there is one."""
-    for run in find_runs(store, f"attributes.status = 'FINISHED' AND tags.{Tag.DATA_SHA256} = '{data_sha256}'"):
+    parameters = config.parameters()
+    # Some of them spare thousands of runs; all would be too many joins for a database.
+    some = ("model.name", "training.seed", "training.epochs", "training.batch_size")
+    filters = ["attributes.status = 'FINISHED'", f"tags.{Tag.DATA_SHA256} = '{data_sha256}'"]
+    filters += [f"params.`{name}` = '{parameters[name]}'" for name in some]
+    for run in find_runs(store, " AND ".join(filters)):
         if was_trained_with(run, config) and not {Tag.STUDY, Tag.REPRODUCES} & set(run.data.tags):
             return str(run.info.run_id)
     return None
