@@ -42,7 +42,8 @@ class Examples:
 class Splits:
     """The examples that one run trains on and is judged by: after every epoch, or `final_test_only` after the last.
 
-    `sha256` identifies the arrays that were read, before splitting.
+    `sha256` identifies the arrays that were read, and the way they are split. `doubts` are sentences on what makes
+    results doubtful, such as images on both sides.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Splits:
     classes: int
     sha256: str
     final_test_only: bool = False
+    doubts: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from digitcnn.runner.run import (
     record_run,
     record_training,
     recorded_before,
+    tell_doubts,
 )
 from digitcnn.runner.study_run import repair_records
 from digitcnn.runner.sweep import run_sweep
@@ -57,6 +58,7 @@ __all__ = [
     "run_sweep",
     "run_workers",
     "stopped_by_signals",
+    "tell_doubts",
     "threads_per_worker",
     "worker_count",
 ]

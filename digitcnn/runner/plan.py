@@ -16,7 +16,7 @@ from digitcnn.config import Backend, LocalWorkers, RunConfig, SweepConfig, Worke
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.formatting import format_count, format_duration, named_null
 from digitcnn.runner.pool import Job, RunFailed, WorkerDied, plan_workers, run_workers
-from digitcnn.runner.run import check_run
+from digitcnn.runner.run import check_run, tell_doubts
 from digitcnn.runner.takeover import Takeover, plan_takeover
 from digitcnn.runner.workers import LocalPool
 from digitcnn.study import Space, draw_points, parse_space, space_corners, space_size
@@ -65,6 +65,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     if config.data.validation != "holdout":
         raise ConfigError(f"data.validation={config.data.validation}: a search must not see the test set; use holdout")
     baseline = config.baseline
+    tell_doubts(baseline)
     splits = check_run(baseline)
     space = parse_space(config.study.space, baseline)
     height, width = splits.image_shape

@@ -56,6 +56,12 @@ def recorded_before(config: RunConfig) -> str | None:
         return tracking.same_training(store, config, splits.sha256)
 
 
+def tell_doubts(config: RunConfig) -> None:
+    """Check a run as check_run does, and log what makes results on its data doubtful."""
+    for doubt in check_run(config).doubts:
+        logger.warning(f"data.path={config.data.path}: {doubt}")
+
+
 @functools.lru_cache(maxsize=1)
 def _load_once(config: DataConfig) -> Splits:
     """Return the splits of a data config, kept for the next run of this process: a sweep's trials share them."""
@@ -141,6 +147,7 @@ def record_run(
     threads = training.thread_count(config.training)
     # What is recorded is what was used.
     config = config.replace({"training.threads": threads})
+    tell_doubts(config)
     splits = check_run(config)
     trainer = trainer or KerasTrainer(config.backend)
     trainer.prepare(threads)

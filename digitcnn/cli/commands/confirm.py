@@ -3,7 +3,7 @@
 import contextlib
 import functools
 
-from digitcnn import evaluation
+from digitcnn import evaluation, runner
 from digitcnn.cli import display, tables
 from digitcnn.cli.command import run_command, settled
 from digitcnn.config import ConfirmConfig
@@ -14,6 +14,7 @@ def confirm(config: ConfirmConfig) -> int:
     """Confirm a study with the progress on the screen, or only say how with `preview=true`; return the exit status."""
     with contextlib.closing(StartLines("the confirmation")):
         plan = evaluation.plan_confirmation(config)
+    runner.tell_doubts(plan.candidates[0].config)
     if config.preview:
         print("\n".join(evaluation.describe_confirmation(plan)))
         return 0
