@@ -7,86 +7,45 @@ with their centre of mass at the centre (LeCun, Cortes and Burges); the mean cen
 
 from __future__ import annotations
 
-import io
-import os
-import stat
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 
-# The decoders that a picture may reach: no others of Pillow's forty, some of which start other programs.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-_MAX_FILE_BYTES = 64 * 2**20
-# A telephone's camera; decoded in colour it takes 200 MB. Pillow itself allows 179 million.
-_MAX_PIXELS = 50_000_000
-# Large pictures are reduced to this many pixels a side: a digit of a 50th of the side still fills MNIST's box.
-_WORKING_SIDE = 1000
+from digitcnn.predict.ink import Grey, bounds, find_ink
+
+# Large pictures are reduced to this many pixels a side; a small digit is then looked at from nearer by.
+_WORKING_SIDE = 500
 # MNIST's frame and box, for the proportions of other frames.
 _FRAME, _BOX = 28, 20
 # The 1st and the 99th percentile of the width of MNIST's strokes, in pixels of the box.
 _MIN_STROKE = 1.9
-# Ink must stand out from its background by this much of the range from black to white, and of the background's grain.
-_MIN_CONTRAST, _MIN_GRAINS = 0.06, 8.0
-# A part of the drawing is ink, not a speck, from this share of the largest part on.
-_MIN_PART = 0.04
-
-Grey = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-
-
-def read_picture(name: str) -> Image.Image:
-    """Return the decoded picture of a file: of an animation or of several pages the first.
-
-    Raises ValueError with the cause for a file that is not a picture, is corrupt or truncated, or is too large, which
-    is judged before it is decoded.
-    """
-    try:
-        # A named pipe would block until someone writes to it.
-        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("is not a regular file")
-            if status.st_size > _MAX_FILE_BYTES:
-                raise ValueError(f"holds {status.st_size:,} bytes; at most {_MAX_FILE_BYTES:,}")
-            content = file.read()
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-    with warnings.catch_warnings():
-        # Pillow's warnings about sizes and damaged metadata: the sizes are judged here, the metadata are not used.
-        warnings.simplefilter("ignore")
-        try:
-            picture = Image.open(io.BytesIO(content), formats=_FORMATS)
-        except UnidentifiedImageError:
-            raise ValueError(f"is not a picture; must be one of {', '.join(_FORMATS)}") from None
-        except Image.DecompressionBombError:
-            raise ValueError(f"has more than {_MAX_PIXELS:,} pixels") from None
-        if picture.width * picture.height > _MAX_PIXELS:
-            raise ValueError(f"has {picture.width:,} x {picture.height:,} pixels; at most {_MAX_PIXELS:,}")
-        try:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
-        except Exception as error:
-            # Decoders raise many kinds of errors for files that were cut off or made up.
-            raise ValueError(f"is corrupt or truncated ({' '.join(str(error).split())})") from None
 
 
 def prepare_picture(picture: Image.Image, height: int = _FRAME, width: int = _FRAME) -> NDArray[np.uint8]:
     """Return the digit of a picture, light on black, in a frame (height, width) uint8, as MNIST's are in 28 x 28.
 
     The ink may be darker or lighter than its background, or of another colour; the background may be transparent,
-    grainy or unevenly lit. Raises ValueError if nothing stands out from it.
+    grainy, ruled, unevenly lit, or paper on a table. Raises ValueError if nothing stands out from it, or no one shape.
     """
     grey = _grey(picture)
     if min(grey.shape) < 3:
         raise ValueError(f"has {picture.width} x {picture.height} pixels: too few, or too narrow")
-    ink = _ink(grey)
-    left, top, right, bottom = _bounds(ink)
+    ink = find_ink(grey)
+    left, top, right, bottom = bounds(ink)
+    length = max(right - left, bottom - top)
+    if length < max(ink.shape) / 4:
+        # Seen from nearer by, with as much around it on each side as it is long.
+        scale = max(picture.size) / max(ink.shape)
+        box = left - length, top - length, right + length, bottom + length
+        left, top, right, bottom = (
+            min(max(round(each * scale), 0), most) for each, most in zip(box, 2 * picture.size, strict=True)
+        )
+        ink = find_ink(_grey(picture.crop((left, top, right, bottom))))
+        left, top, right, bottom = bounds(ink)
     enlarged = min(_BOX / _FRAME * height / (bottom - top), _BOX / _FRAME * width / (right - left))
     ink = _thickened(ink, _MIN_STROKE / _FRAME * min(height, width) / enlarged)
-    left, top, right, bottom = _bounds(ink)
+    left, top, right, bottom = bounds(ink)
     scale = min(_BOX / _FRAME * height / (bottom - top), _BOX / _FRAME * width / (right - left))
     size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
     digit = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC, (left, top, right, bottom)))
@@ -101,14 +60,8 @@ def prepare_picture(picture: Image.Image, height: int = _FRAME, width: int = _FR
     return np.round(255 * frame).astype(np.uint8)
 
 
-def _bounds(ink: Grey) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of the ink, as Pillow counts them."""
-    rows, columns = np.nonzero(ink >= 0.5)
-    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-
-
 def _grey(picture: Image.Image) -> Grey:
-    """Return the picture (height, width) in the channel that shows it best, about 0 to 1, reduced if it is large."""
+    """Return the picture (height, width) in the channel that shows it best, 0 to 1, reduced if it is large."""
     factor = -(-max(picture.size) // _WORKING_SIDE)
     if picture.mode[0] in "IF":
         deep = np.asarray(picture, np.float32)
@@ -116,12 +69,15 @@ def _grey(picture: Image.Image) -> Grey:
             raise ValueError("holds values that are not numbers")
         # 16 bits, or values of no fixed range.
         low, high = (0.0, 65535.0) if picture.mode.startswith("I;16") else (float(deep.min()), float(deep.max()))
-        return np.asarray(Image.fromarray((deep - low) / max(high - low, 1e-9)).reduce(factor))
-    if picture.has_transparency_data:
-        return _one_channel(_on_paper(_array(picture.convert("RGBA"), factor)))
-    if picture.mode in ("1", "L"):
-        return _array(picture.convert("L"), factor)
-    return _one_channel(_array(picture.convert("RGB"), factor))
+        grey = np.asarray(Image.fromarray((deep - low) / max(high - low, 1e-9)).reduce(factor))
+    elif picture.has_transparency_data:
+        grey = _one_channel(_on_paper(_array(picture.convert("RGBA"), factor)))
+    elif picture.mode in ("1", "L"):
+        grey = _array(picture.convert("L"), factor)
+    else:
+        grey = _one_channel(_array(picture.convert("RGB"), factor))
+    # Cameras write their 10 or 12 bits into 16, of which 8 remain.
+    return grey * np.float32(2 ** max(int(-np.log2(max(float(grey.max()), 2**-9))), 0))
 
 
 def _array(picture: Image.Image, factor: int) -> Grey:
@@ -148,67 +104,8 @@ def _one_channel(colours: Grey) -> Grey:
     flat = colours.reshape(-1, 3)
     line = np.linalg.eigh(np.cov(flat, rowvar=False))[1][:, -1]
     line = line * np.sign(line.sum()) / np.abs(line).sum()
-    return np.asarray(colours @ line, np.float32)
-
-
-def _ink(grey: Grey) -> Grey:
-    """Return the ink at each pixel, 0 to 1, grain and specks left out. Raises ValueError if there is none."""
-    difference = grey - _background(grey)
-    if np.square(difference[difference < 0]).sum() > np.square(difference[difference > 0]).sum():
-        difference = -difference
-    # Of a normal distribution, from neighbours: slow changes of the background are no grain.
-    grain = float(np.median(np.abs(np.diff(grey.ravel())))) / 0.6745 / 2**0.5
-    for blur in (max(grey.shape) / 250, max(grey.shape) / 100):
-        smooth = ndimage.gaussian_filter(difference, blur)
-        left = grain / max(2 * blur * np.pi**0.5, 1)
-        peak = float(smooth.max())
-        if peak >= max(_MIN_CONTRAST, _MIN_GRAINS * left):
-            break
-    else:
-        raise ValueError("holds no digit: nothing stands out from its background")
-    drawn = _drawn(smooth > max(0.4 * peak, 4 * left))
-    full = float(np.median(smooth[drawn]))
-    low = min(2 * left, 0.4 * full)
-    near = ndimage.binary_dilation(drawn, iterations=2 + max(grey.shape) // 200)
-    return np.asarray(((smooth - low) / (full - low)).clip(0, 1) * near, np.float32)
-
-
-def _background(grey: Grey) -> Grey:
-    """Return the picture without ink: as its edge is, or a second-order surface if the paper is nearer to that.
-
-    The surface is that of least absolute distance, by reweighted least squares.
-    """
-    height, width = grey.shape
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    step = -(-max(height, width) // 50)
-    some, values = terms[::step, ::step].reshape(-1, 6), grey[::step, ::step].ravel()
-    edge = float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
-    distance = np.abs(values - edge)
-    # A quarter of the picture is paper even where ink fills the rest.
-    flat = np.percentile(distance, 25)
-    for _ in range(20):
-        weighted = some / np.maximum(distance, 0.004)[:, None]
-        # The small diagonal is for pictures that are too narrow to curve.
-        surface = np.linalg.solve(weighted.T @ some + 1e-4 * np.eye(6), weighted.T @ values)
-        distance = np.abs(values - some @ surface)
-    if flat <= 1.1 * np.percentile(distance, 25):
-        return np.full_like(grey, edge)
-    return np.asarray(terms @ surface, np.float32)
-
-
-def _drawn(mask: Mask) -> Mask:
-    """Return the parts of a mask that belong to the digit: no specks, and no lines from edge to edge beside it."""
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    across = [
-        any(place.stop - place.start == length for place, length in zip(places, mask.shape, strict=True))
-        for places in ndimage.find_objects(parts)
-    ]
-    inside = np.where(across, 0, sizes)
-    if inside.max() >= 0.1 * sizes.max():
-        sizes = inside
-    return np.isin(parts, 1 + np.flatnonzero(sizes >= _MIN_PART * sizes.max()))
+    # A line that falls in one colour as it rises in another begins below 0.
+    return np.asarray(colours @ line - line[line < 0].sum(), np.float32)
 
 
 def _thickened(ink: Grey, least: float) -> Grey:

@@ -71,7 +71,9 @@ def test_predict_classifies_usable_pictures_and_names_the_others(
     assert [each["image"] for each in found] == names
     seen = np.stack([np.asarray(Image.open(each["seen"])) for each in found])
     expected = models.load_recorded_model(store, config, run_id).predict(seen, verbose=0)
-    assert [each["digit"] for each in found] == expected.argmax(axis=1).tolist()
+    assert [each["predicted"] for each in found] == expected.argmax(axis=1).tolist()
+    assert np.array([each["probabilities"] for each in found]) == pytest.approx(expected, abs=1e-5)
+    assert [each["unsure"] for each in found] == [bool(row.max() < 0.8) for row in expected]
     assert [each["probability"] for each in found] == pytest.approx(expected.max(axis=1).tolist(), abs=1e-5)
     assert [each["runner_up"] for each in found] == expected.argsort(axis=1)[:, -2].tolist()
     reports = Path(config.root) / "reports" / "predictions"
@@ -121,13 +123,21 @@ def test_predict_never_writes_over_a_picture(champion: Champion, mnist: tuple[Pi
 
 
 def test_predictions_say_the_same_in_every_format() -> None:
-    found = [Prediction('a "b", c.png', 7, 0.9876, 1, 0.0101), Prediction("d.png", 2, 0.5, 3, 0.25, "seen/d.png")]
-    assert json.loads(predict.predictions_as_json(found)) == [vars(each) for each in found]
+    found = [
+        Prediction('a "b", c.png', 7, 0.9876, 1, 0.0101, False, None, (0.0023, 0.0101, 0.9876)),
+        Prediction("d.png", 2, 0.5, 3, 0.25, True, "seen/d.png", (0.25, 0.5, 0.25)),
+    ]
+    assert json.loads(predict.predictions_as_json(found)) == [
+        vars(each) | {"probabilities": list(each.probabilities)} for each in found
+    ]
     rows = list(csv.DictReader(io.StringIO(predict.predictions_as_csv(found))))
     assert rows[0]["image"] == 'a "b", c.png'
     assert [float(row["probability"]) for row in rows] == [0.9876, 0.5]
+    assert [row["unsure"] for row in rows] == ["False", "True"]
     assert predict.prediction_in_words(found[0]) == 'a "b", c.png: 7 (98.8 %), runner-up 1 (1.0 %)'
-    assert predict.prediction_in_words(found[1]) == "d.png: 2 (50.0 %), runner-up 3 (25.0 %); the model saw seen/d.png"
+    assert predict.prediction_in_words(found[1]) == (
+        "d.png: 2 (50.0 %, unsure), runner-up 3 (25.0 %); the model saw seen/d.png"
+    )
     assert json.loads(predict.predictions_as_json([])) == []
 
 
@@ -165,7 +175,7 @@ def test_predict_reads_over_97_of_100_redrawn_digits_right(
     wanted = PredictConfig(image=[str(place) for place in places], study=STUDY, tracking=config.tracking)
     found = predict.predict(wanted)
     assert messages == []
-    right = np.mean([each.digit for each in found] == labels)
+    right = np.mean([each.predicted for each in found] == labels)
     assert right > 0.97, f"{100 * right:.1f} % right"
 
 
@@ -232,4 +242,4 @@ def test_predict_answers_as_the_served_champion_does(
     model = models.load_recorded_model(tracking.open_store(config), config, run_id)
     own = model.predict(np.stack([np.asarray(Image.open(name)) for name in seen]), verbose=0)
     assert served == pytest.approx(own, abs=1e-5)
-    assert served.argmax(axis=1).tolist() == [each.digit for each in found]
+    assert served.argmax(axis=1).tolist() == [each.predicted for each in found]

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from digitcnn.predict.preprocess import prepare_picture, read_picture
+from digitcnn.predict.preprocess import prepare_picture
+from digitcnn.predict.reading import read_picture
 from tests.conftest import REPOSITORY
+from tests.support import pictures
 
 Pixels = NDArray[np.uint8]
 
@@ -109,6 +111,10 @@ FORMS: dict[str, Callable[[Pixels], Image.Image]] = {
     "palette": _palette,
     "palette, transparent": lambda drawn: _saved(_transparent(drawn, 0).quantize(32), "PNG"),
     "16 bits": _deep,
+    "10 bits in 16": lambda drawn: _saved(Image.fromarray(1023 - drawn.astype(np.uint16) * 4), "PNG"),
+    "12 bits in 16": lambda drawn: _saved(Image.fromarray(4095 - drawn.astype(np.uint16) * 16), "TIFF"),
+    "12 bits in 16, big-endian": lambda drawn: Image.fromarray((drawn.astype(np.uint16) * 16).astype(">u2")),
+    "4 bits in 8, as is left of 12 in 16 in colour": lambda drawn: Image.fromarray(15 - drawn // 16).convert("RGB"),
     "32 bits": lambda drawn: Image.fromarray(drawn.astype(np.int32) * 1000),
     "floating point": lambda drawn: _saved(Image.fromarray(drawn.astype(np.float32) / 7), "TIFF"),
     "1 bit": lambda drawn: _saved(Image.fromarray(drawn).convert("1", dither=Image.Dither.NONE), "BMP"),
@@ -130,15 +136,58 @@ def test_prepare_picture_gives_the_same_for_every_form_of_a_digit(form: str, dig
         assert likeness(prepare_picture(FORMS[form](drawn)), prepare_picture(Image.fromarray(drawn))) > least
 
 
-def test_read_picture_follows_a_telephones_note_of_rotation(digits: Pixels, tmp_path: Path) -> None:
+# What a telephone did to a picture for each orientation that it notes; 1 is upright.
+TURNED = {
+    1: lambda page: page,
+    2: np.fliplr,
+    3: lambda page: np.rot90(page, 2),
+    4: np.flipud,
+    5: lambda page: page.T,
+    6: np.rot90,
+    7: lambda page: np.rot90(page, 2).T,
+    8: lambda page: np.rot90(page, 3),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_read_picture_follows_a_telephones_note_of_rotation(orientation: int, digits: Pixels, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    for index, digit in enumerate(digits[:5]):
-        place = tmp_path / f"{index}.jpg"
-        Image.fromarray(np.rot90(255 - drawing(digit))).save(place, quality=95, exif=exif)
-        assert (
-            likeness(prepare_picture(read_picture(str(place))), prepare_picture(Image.fromarray(drawing(digit)))) > 0.99
-        )
+    exif[0x0112] = orientation
+    for kind in ("jpg", "png", "webp", "tif"):
+        place = tmp_path / f"it.{kind}"
+        turned = np.ascontiguousarray(TURNED[orientation](255 - drawing(digits[0])))
+        Image.fromarray(turned).save(place, quality=95, exif=exif)
+        seen = prepare_picture(read_picture(str(place)))
+        assert likeness(seen, prepare_picture(Image.fromarray(drawing(digits[0])))) > 0.99
+
+
+def test_read_picture_needs_no_sound_metadata(digits: Pixels, tmp_path: Path) -> None:
+    page = Image.fromarray(255 - drawing(digits[0]))
+    for number, damaged in enumerate(
+        (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff12")
+    ):
+        page.save(tmp_path / f"{number}.jpg", exif=damaged)
+        seen = prepare_picture(read_picture(str(tmp_path / f"{number}.jpg")))
+        assert likeness(seen, prepare_picture(page)) > 0.99
+
+
+@pytest.mark.parametrize("kind", pictures.HARD)
+def test_prepare_picture_sees_the_digit_alone(kind: str, digits: Pixels) -> None:
+    """Given what is around a digit and in its way, its prepared form is nearly that of a clean page."""
+    number = list(pictures.HARD).index(kind)
+    seen = prepare_picture(pictures.HARD[kind](digits[number], np.random.default_rng(number)))
+    clean = prepare_picture(pictures.OTHERS["clean"](digits[number], np.random.default_rng(0)))
+    assert likeness(seen, clean) > 0.85
+
+
+def test_prepare_picture_finds_no_digit_on_empty_paper_and_among_several() -> None:
+    with np.load(REPOSITORY / "digitcnn" / "datasets" / "mnist.npz") as mnist:
+        several = pictures.several(mnist["x_test"][:500], mnist["y_test"][:500])
+    blanks = {name: picture for name, picture in pictures.blanks().items() if name != "mottled"}
+    for expected, shown in (("holds no digit", blanks), (r"holds \d separate shapes", several)):
+        for name, picture in shown.items():
+            with pytest.raises(ValueError, match=expected if name != "Hello" else "holds"):
+                raise AssertionError(name, prepare_picture(picture))
 
 
 def test_prepare_picture_leaves_mnist_nearly_as_it_is(digits: Pixels) -> None:
@@ -234,12 +283,21 @@ def _sparse(path: Path) -> None:
     ("make", "message"),
     [
         (lambda path: None, "cannot be read: No such file or directory"),
-        (_write(b""), "is not a picture; must be one of PNG, JPEG, BMP, GIF, TIFF, WEBP"),
+        (_write(b""), "is empty"),
         (_write(b"a letter to a friend"), "is not a picture; must be"),
         # Pillow would start Ghostscript for it.
         (
             _write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"),
-            "is not a picture; must be",
+            "is PostScript; save it as JPEG",
+        ),
+        (_write(b"\0\0\0\x20ftypheic\0\0\0\0mif1heic"), "is HEIC; save it as JPEG or PNG"),
+        (_write(b"\0\0\0\x20ftypavif\0\0\0\0avifmif1"), "is AVIF; save it as JPEG or PNG"),
+        (_write(b"%PDF-1.7\n"), "is a PDF file; save it as JPEG or PNG"),
+        (_write(b'<?xml version="1.0"?>\n<svg/>'), "is SVG; save it"),
+        (_write(b"<!DOCTYPE html><html>"), "is a web page; save it"),
+        (
+            _write(b"version https://git-lfs.github.com/spec/v1\n"),
+            "is a Git LFS pointer; fetch the picture: git lfs pull",
         ),
         (_write(_png(60_000, 60_000, bytes(10**7))), "has more than 50,000,000 pixels"),
         (_write(_png(8_000, 8_000, bytes(8_000 * 8_001))), "has 8,000 x 8,000 pixels; at most 50,000,000"),
@@ -249,11 +307,11 @@ def _sparse(path: Path) -> None:
         (_write(_file("BMP", 5000)), "is corrupt or truncated"),
         (_write(_png(200, 200, b"12")), "is corrupt or truncated"),
         (_sparse, "holds 8,589,934,592 bytes; at most 67,108,864"),
-        (Path.mkdir, "cannot be read: Is a directory"),
+        (Path.mkdir, "is a folder; name the pictures in it, as FOLDER/"),
         (os.mkfifo, "is not a regular file"),
         (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file or directory"),
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
-        (lambda path: path.symlink_to(path.parent), "cannot be read: Is a directory"),
+        (lambda path: path.symlink_to(path.parent), "is a folder; name the pictures in it, as FOLDER/"),
     ],
 )
 def test_read_picture_refuses_other_files(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:

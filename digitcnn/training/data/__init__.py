@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from digitcnn.config import DataConfig
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.training.npz import read_npz
+from digitcnn.training.data.npz import read_npz
 from digitcnn.values import Examples, Splits, sha256_of_arrays
 
 # SHA-256 of each array's raw bytes, as published with the data set's card.
