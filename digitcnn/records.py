@@ -78,6 +78,7 @@ class Artifact:
     # Of a run.
     CONFIG = "config.yaml"
     ENVIRONMENT = "environment.json"
+    CHANGES = "uncommitted.diff"
     CURVES_PICTURE = "learning_curves.png"
     CONFUSION_PICTURE = "confusion_matrix.png"
     PREDICTIONS = "test_predictions.csv"

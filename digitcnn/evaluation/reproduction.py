@@ -14,7 +14,7 @@ from digitcnn import runner, study, tracking, training
 from digitcnn.config import ReproduceConfig, RunConfig, StudyReference, TrackingConfig, expand_user
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation.manifest import RunManifest, config_of_run, manifest_of, read_manifest
-from digitcnn.records import IN_VALIDATION, EnvironmentKey, Tag
+from digitcnn.records import IN_VALIDATION, Artifact, EnvironmentKey, Tag
 from digitcnn.values import Decision, EpochMetrics, Splits
 
 Verdict = Literal["IDENTICAL", "EQUIVALENT", "DIFFERENT"]
@@ -97,7 +97,7 @@ def find_run(
     if reference == "champion":
         return tracking.champion_run(store)
     if reference == "best":
-        return _best_run(of, config)
+        return _best_run(store, of, config)
     # Only `run` may be a file; `runs` puts recorded ones side by side.
     allowed = (*_REFERENCES, "a manifest's FILE.yaml") if key == "run" else _REFERENCES
     return tracking.find_run_id(store, reference, key, allowed)
@@ -111,13 +111,19 @@ def find_config(reference: str, records: TrackingConfig) -> tuple[str, RunConfig
         return run_id, config_of_run(store, run_id, records)
 
 
-def _best_run(of: StudyReference, config: TrackingConfig) -> str:
+def _best_run(store: tracking.Store, of: StudyReference, config: TrackingConfig) -> str:
     opened = study.recorded_study(of, config.folder)
     with study.storage_errors(config.folder):
-        best = study.best_trial(opened)
-    if best is None:
+        ranked = study.best_first(opened, study.ended_trials(opened))
+    if not ranked:
         raise ConfigError(f"study.name={of.name}: no trial of it has completed yet")
-    return str(best.record.run_id)
+    there = (each for each in ranked if tracking.is_kept(store, str(each.record.run_id)))
+    best, kept = ranked[0], next(there, None)
+    if kept is best:
+        return str(best.record.run_id)
+    others = "and so were those of all others" if kept is None else f"the next best is trial {kept.number}: "
+    others += "" if kept is None else f"run={kept.record.run_id}"
+    raise ConfigError(f"run=best: the run of trial {best.number} was deleted from MLflow for good; {others}")
 
 
 def reproduce(
@@ -140,6 +146,10 @@ def reproduce(
         raise ConfigError(f"data.path={config.data.path}: holds other data than the run was trained on (SHA-256)")
     now = training.describe_environment(training.thread_count(config.training), config.backend)
     differences = environment_differences(manifest.environment, now)
+    recorded = manifest.environment.get(EnvironmentKey.GIT, {})
+    if _CODE in differences and recorded.get(EnvironmentKey.DIRTY):
+        back = f"git checkout {recorded.get(EnvironmentKey.COMMIT)} and git apply {Artifact.CHANGES}"
+        differences[_CODE] += f"; {back}, a file of run {manifest.run_id} in MLflow, give the recorded code back"
 
     def go_on(metrics: EpochMetrics) -> Decision:
         decision = on_epoch(metrics)

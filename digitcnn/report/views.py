@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from digitcnn import evaluation, study, tracking
 from digitcnn.config import StudyReference, TrackingConfig
-from digitcnn.drawing import BLUE
+from digitcnn.drawing import BLUE, plain_style
 from digitcnn.records import STUDY_VIEWS, TITLES, Artifact, IdentityKey, Metric, Tag, is_maximized
 from digitcnn.report import charts, text
 from digitcnn.report.record import StudyRecord, read_study
@@ -215,10 +215,11 @@ def _pictures(found: StudyRecord) -> dict[str, bytes]:
     objective = charts.title_of(found.objectives[0])
     trials = [trial for trial in shown.get_trials(deepcopy=False) if trial.values is not None]
     searched = {name: [each.params[name] for each in trials] for name in found.identity[IdentityKey.SPACE]}
-    return {
-        Artifact.IMPORTANCE_PICTURE: _importance_picture(importances, objective.partition(" (")[0]),
-        Artifact.SLICES_PICTURE: _slices_picture(searched, [each.values[0] for each in trials], objective),
-    }
+    with plain_style():
+        return {
+            Artifact.IMPORTANCE_PICTURE: _importance_picture(importances, objective.partition(" (")[0]),
+            Artifact.SLICES_PICTURE: _slices_picture(searched, [each.values[0] for each in trials], objective),
+        }
 
 
 def _importance_picture(chart: Any, title: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from digitcnn import study, tracking, training
 from digitcnn.config import Backend, DataConfig, RunConfig
 from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
-from digitcnn.records import EnvironmentKey, Tag
+from digitcnn.records import Artifact, EnvironmentKey, Tag
 from digitcnn.runner.pool import Job, RunDiverged, RunFailed, Trainer, Worker, WorkerDied, answer_events
 from digitcnn.training import Checkpoints, SavedTraining, StoredCheckpoint, build_model, samples_per_epoch, train
 from digitcnn.values import Checkpoint, Decision, EpochMetrics, Event, Events, RunFinished, RunStarted, Splits
@@ -225,6 +225,8 @@ def record_training(
             if event.data_sha256 != splits.sha256:
                 raise MachineError(f"data.path={config.data.path}: the file was changed, or is another one on a node")
             run.log_start(RunStarted(environment, event.data_sha256), splits)
+            if environment.get(EnvironmentKey.GIT, {}).get(EnvironmentKey.DIRTY):
+                tracking.put_files(store, run_id, {Artifact.CHANGES: training.uncommitted_changes()})
             if start is not None and event.refused:
                 logger.warning(f"checkpoint {start.path.name} {event.refused}: trained from the start")
                 start.path.unlink(missing_ok=True)

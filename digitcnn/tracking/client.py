@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from digitcnn.config import TrackingConfig, without_credentials
-from digitcnn.errors import RECORDS_SAFE, MachineError, StoreAway
+from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, StoreAway
 from digitcnn.formatting import format_count
 from digitcnn.tracking import local, outbox
 
@@ -119,7 +119,7 @@ def _open(config: TrackingConfig, stopped: Callable[[], bool], reading: bool) ->
         requests.get(f"{config.uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
     mlflow.set_tracking_uri(config.store_uri)
     client = mlflow.MlflowClient(config.store_uri)
-    experiment_id = _experiment_id(client, config)
+    experiment_id = _experiment_id(client, config, reading)
     return Store(client, config.store_uri, _name(config), experiment_id, outbox_folder(config), stopped)
 
 
@@ -133,7 +133,7 @@ def outbox_folder(config: TrackingConfig) -> Path:
     return config.folder / "outbox"
 
 
-def _experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
+def _experiment_id(client: MlflowClient, config: TrackingConfig, reading: bool) -> str:
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(config.experiment)
@@ -149,6 +149,12 @@ def _experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
             experiment = client.get_experiment_by_name(config.experiment)
             if experiment is None:
                 raise
+    if experiment.lifecycle_stage == "deleted" and not reading:
+        raise ConfigError(
+            f"tracking.experiment={config.experiment}: was deleted in MLflow; to restore it: "
+            f"MLFLOW_TRACKING_URI={without_credentials(config.store_uri)} mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}; or choose another tracking.experiment"
+        )
     return str(experiment.experiment_id)
 
 

@@ -154,6 +154,18 @@ def runs_place(experiment_id: str) -> str:
     return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
+def is_kept(store: Store, run_id: str) -> bool:
+    """Return True if a run is recorded, be it in MLflow's trash; False once `mlflow gc` has removed it from there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(store.client.get_run(run_id))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+
+
 def has_run(store: Store, run_id: str) -> bool:
     """Return True if a run is recorded and has not been deleted."""
     return bool(find_runs(store, f"attributes.run_id = '{run_id}'"))

@@ -23,6 +23,7 @@ from digitcnn.training.environment import (
     git_state,
     numeric_environment,
     package_versions,
+    uncommitted_changes,
 )
 from digitcnn.training.loop import batches_per_epoch, samples_per_epoch, train
 from digitcnn.training.machine import (
@@ -84,6 +85,7 @@ __all__ = [
     "samples_per_epoch",
     "thread_count",
     "train",
+    "uncommitted_changes",
     "usable_cores",
     "usable_memory_mb",
     "weights_sha256",

@@ -35,6 +35,11 @@ _OF_A_REPOSITORY = (
 )
 
 
+_FOLDER = Path(__file__).parent
+# Of uncommitted changes: the most characters that are kept, and the most untracked files that are named.
+_MAX_CHANGES, _MAX_NAMES = 200_000, 10
+
+
 def describe_environment(threads: int, backend: Backend = "tensorflow") -> dict[str, Any]:
     """Return the environment of a run as plain values, which environment.json holds."""
     return {
@@ -84,21 +89,43 @@ def git_state() -> dict[str, Any]:
 
     Git is asked once: a process runs the code that it began with.
     """
-    folder = Path(__file__).parent
-    variables = {name: value for name, value in os.environ.items() if name not in _OF_A_REPOSITORY}
-
-    def git(*arguments: str) -> str:
-        line = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(
-            line, env=variables, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
     try:
         # An installed package may lie in an environment inside another project's checkout.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
+        _git(_FOLDER, "ls-files", "--error-unmatch", Path(__file__).name)
         return {
-            EnvironmentKey.COMMIT: git("rev-parse", "HEAD"),
-            EnvironmentKey.DIRTY: bool(git("status", "--porcelain", "--untracked-files=normal")),
+            EnvironmentKey.COMMIT: _git(_FOLDER, "rev-parse", "HEAD").strip(),
+            EnvironmentKey.DIRTY: bool(_git(_FOLDER, "status", "--porcelain", "--untracked-files=normal").strip()),
         }
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+@functools.cache
+def uncommitted_changes(folder: Path = _FOLDER) -> str:
+    """Return the changes of a checkout since its last commit, for `git apply`; the heading names what is not in them.
+
+    Those are untracked files, and what is longer than 200,000 characters, of which nothing is kept.
+    """
+    try:
+        root = Path(_git(folder, "rev-parse", "--show-toplevel").strip())
+        changes = _git(root, "diff", "--no-color", "--no-ext-diff", "--binary", "HEAD")
+        untracked = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
+        commit = _git(root, "rev-parse", "HEAD").strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    heading = [f"git checkout {commit}, then git apply this file, gives the code of the run back."]
+    if len(changes) > _MAX_CHANGES:
+        heading = [f"{len(changes):,} characters of changes of commit {commit} are too many to be kept."]
+        changes = ""
+    if untracked:
+        more = f" and {len(untracked) - _MAX_NAMES} more" if len(untracked) > _MAX_NAMES else ""
+        heading.append(f"Not in it, as untracked: {', '.join(untracked[:_MAX_NAMES])}{more}.")
+    return without_credentials("".join(f"# {line}\n" for line in heading) + changes)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    variables = {name: value for name, value in os.environ.items() if name not in _OF_A_REPOSITORY}
+    line = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(
+        line, env=variables, capture_output=True, text=True, errors="replace", check=True, timeout=10
+    ).stdout

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from digitcnn import report, study, tracking
+from digitcnn import evaluation, report, study, tracking
 from digitcnn.cli.commands.delete import delete
-from digitcnn.config import DeleteConfig, RunsConfig, StudyChoice, SweepConfig
+from digitcnn.config import DeleteConfig, RunsConfig, StudyChoice, StudyReference, SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.records import Tag
 from tests.conftest import Command
@@ -101,3 +101,24 @@ def test_delete_takes_a_run_that_belongs_to_no_study(copied: SweepConfig) -> Non
     assert run_id not in set(_runs(copied)["run_id"])
     assert not (root / "artifacts" / "digitcnn" / run_id).exists()
     assert not list((root / "artifacts" / "digitcnn" / "models").glob("*"))
+
+
+def test_what_was_deleted_in_mlflow_is_named_with_the_remedy(copied: SweepConfig, store: tracking.Store) -> None:
+    # Given a study whose best trial was deleted, and then removed by `mlflow gc`
+    opened = study.existing_study(copied.tracking.folder, "small")
+    assert opened is not None
+    first, second, *_ = study.best_first(opened, study.ended_trials(opened))
+    reference = StudyReference(name="small")
+    store.client.delete_run(str(first.record.run_id))
+    assert evaluation.find_run(store, "best", reference, copied.tracking) == first.record.run_id
+    store.client.restore_run(str(first.record.run_id))
+    tracking.delete_runs(store, [str(first.record.run_id)], [])
+    line = f"run=best: the run of trial {first.number} was deleted from MLflow for good; the next best is trial "
+    with pytest.raises(ConfigError, match=f"{line}{second.number}: run={second.record.run_id}"):
+        evaluation.find_run(store, "best", reference, copied.tracking)
+    # And an experiment that was deleted
+    store.client.delete_experiment(store.experiment_id)
+    line = f"mlflow experiments restore --experiment-id {store.experiment_id}; or choose another tracking.experiment"
+    with pytest.raises(ConfigError, match=line):
+        tracking.open_store(copied.tracking)
+    assert tracking.open_store(copied.tracking, reading=True).experiment_id == store.experiment_id

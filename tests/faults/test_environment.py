@@ -152,6 +152,34 @@ def test_commit_is_that_of_our_code_within_a_git_hook_too(tmp_path: Path, monkey
     assert training.git_state.__wrapped__() == expected
 
 
+def test_uncommitted_changes_give_the_code_back(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(
+            ["git", "-C", str(tmp_path / "code"), "-c", "user.name=a", "-c", "user.email=a", *arguments], check=True
+        )
+
+    # Given a file that was changed since it was committed, and one that git does not know
+    code, kept = tmp_path / "code" / "a.py", tmp_path / "kept.diff"
+    code.parent.mkdir()
+    code.write_text("one\n")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        git(*arguments)
+    code.write_text("one\nzwei ü\n")
+    (code.parent / "new.py").touch()
+    # When
+    kept.write_text(training.uncommitted_changes(code.parent))
+    git("checkout", "-q", "a.py")
+    git("apply", str(kept))
+    # Then
+    assert code.read_text() == "one\nzwei ü\n"
+    assert "# Not in it, as untracked: new.py.\n" in kept.read_text()
+    # And of what is too large nothing but its size
+    code.write_text("x" * 300_000)
+    kept.write_text(training.uncommitted_changes.__wrapped__(code.parent))
+    assert kept.stat().st_size < 1000
+    assert "characters of changes of commit" in kept.read_text()
+
+
 def test_user_whom_the_system_does_not_know_has_a_home_that_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Given no HOME, as in a container: MLflow's import would fail."""
     monkeypatch.setattr(os, "environ", {})
