@@ -34,7 +34,7 @@ COMMANDS: dict[str, type[Config]] = {
     "ui": config.UiConfig,
 }
 # Groups with one file for each choice; of the others every file sets the same keys.
-_GROUPS = ("data", "model", "training", "tracking", "workers", "study", "experiment")
+_GROUPS = ("data", "model", "training", "augmentation", "tracking", "workers", "study", "experiment")
 _INTRODUCTION = """# Configuration
 
 Every key of every command, written by `make docs` from the schema (`digitcnn/config/`) and the comments of `conf/`.
@@ -49,7 +49,7 @@ _SPACE = """
 ### Search space
 
 `study.space` mirrors the config: `study.space.GROUP.KEY` holds the values that are tried for `GROUP.KEY`. Every key of
-`model` and `training` but `training.threads`, which a worker keeps, can be searched.
+`model`, `training` and `augmentation` but `training.threads`, which a worker keeps, can be searched.
 
 | value | meaning |
 | --- | --- |
@@ -74,7 +74,7 @@ def configuration() -> str:
         files = ", ".join(f"`{path.stem}`" for path in sorted((CONF / group).glob("*.yaml")))
         commands = ", ".join(name for name, groups in taken.items() if group in groups)
         lines.append(f"| [`{group}`](#{group}) | {files} | {commands} |")
-    for group in ("data", "model", "training", "tracking", "workers"):
+    for group in ("data", "model", "training", "augmentation", "tracking", "workers"):
         lines += ["", f"## {group}"]
         for path in sorted((CONF / group).glob("*.yaml")):
             schema = _member(group, path.stem)

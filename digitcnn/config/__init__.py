@@ -19,6 +19,7 @@ from digitcnn.config.commands import (
 from digitcnn.config.fields import Backend, Count, FilePath, Precision, expand_user, listed, parse_duration
 from digitcnn.config.loading import Config, flatten, known_keys, load_config, nearest_key, nested
 from digitcnn.config.schema import (
+    AugmentationConfig,
     CnnConfig,
     DataConfig,
     LocalWorkers,
@@ -34,6 +35,7 @@ from digitcnn.config.schema import (
 from digitcnn.config.urls import value_without_credentials, without_credentials
 
 __all__ = [
+    "AugmentationConfig",
     "Backend",
     "CnnConfig",
     "Config",

@@ -99,6 +99,8 @@ class TrainingConfig(Config):
     `steps_per_epoch`: null is one full pass over the training images, last partial batch included; a number or
     `batch_size` (the article's choice) takes that many batches from a repeating shuffled stream.
     `engine`: keras is Keras's own fit. `precision`: auto is bfloat16 where the processor has instructions for it.
+    `schedule`: the learning rate falls to zero over the epochs (cosine), or rises to it and falls (one_cycle).
+    `weight_average`: judged and saved are averages of the weights, of which each update keeps that share; 0 is none.
     `threads`: null is every core this process may use.
     """
 
@@ -107,9 +109,22 @@ class TrainingConfig(Config):
     batch_size: Count = 250
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     learning_rate: Annotated[float, Field(gt=0, le=1_000_000)] = 0.001
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: Annotated[float, Field(ge=0, le=0.9999)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.004
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    weight_average: Annotated[float, Field(ge=0, le=0.9999)] = 0.0
     steps_per_epoch: Steps = None
     seed: Seed = 0
     threads: Processes | None = None
+
+
+class AugmentationConfig(Config):
+    """Random changes of the training images, of an image's own in each epoch; all 0: none."""
+
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    zoom: Annotated[float, Field(ge=0, le=0.9)] = 0.0
 
 
 class TrackingConfig(Config):
@@ -136,6 +151,7 @@ class RunConfig(Config):
     data: DataConfig = DataConfig()
     model: Annotated[ModelConfig, Field(discriminator="name")] = CnnConfig()
     training: TrainingConfig = TrainingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     backend: Backend = "tensorflow"
     tracking: TrackingConfig = TrackingConfig()
 

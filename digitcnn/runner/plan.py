@@ -24,6 +24,7 @@ from digitcnn.training import (
     build_model,
     count_multiplications,
     count_parameters,
+    draw_transforms,
     import_keras,
     make_engine,
     samples_per_epoch,
@@ -121,11 +122,12 @@ class Calibration:
         engine = make_engine(model, splits.train, config.training)
         batch = min(config.training.batch_size, len(splits.train))
         order = np.arange(max(1, _TIMED_IMAGES // batch) * batch) % len(splits.train)
+        transforms = draw_transforms(config.augmentation, config.training.seed, 1, len(order), height, width)
         judged = Examples(splits.validation.images[:_TIMED_IMAGES], splits.validation.labels[:_TIMED_IMAGES])
         rates = {}
         for _ in range(2):
             began = time.perf_counter()
-            engine.train_epoch(order, None)
+            engine.train_epoch(order, None, transforms)
             trained = time.perf_counter()
             engine.evaluate(judged)
             rates = {

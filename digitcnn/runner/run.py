@@ -93,7 +93,7 @@ class KerasTrainer:
         height, width = splits.image_shape
         model = build_model(config.model, height, width, splits.classes, config.training.seed)
         save = functools.partial(training.write_checkpoint, training=identity) if job.saves else None
-        result = yield from train(model, splits, config.training, on_progress, save, saved)
+        result = yield from train(model, splits, config, on_progress, save, saved)
         yield tracking.package_result(config, result, model, environment[EnvironmentKey.PACKAGES])
 
 

@@ -16,7 +16,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.formatting import named_null
 
 Scalar = bool | int | float | str | None
-_SEARCHED_GROUPS = ("model", "training")
+_SEARCHED_GROUPS = ("model", "training", "augmentation")
 # Beyond this many corners of the space, only the all-low and all-high ones are tried: a check takes 0.1 ms each.
 _MAX_CORNERS = 4096
 _MAX_GRID_POINTS = 100_000

@@ -3,6 +3,7 @@
 from digitcnn.training.backends import BACKEND_PACKAGES, check_installed, import_keras, thread_count
 from digitcnn.training.data import load_splits, provide_arrays, read_arrays
 from digitcnn.training.engines import make_engine
+from digitcnn.training.engines.augmentation import draw_transforms
 from digitcnn.training.engines.checkpoint import (
     CheckpointRefused,
     Checkpoints,
@@ -16,6 +17,7 @@ from digitcnn.training.engines.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from digitcnn.training.engines.optimizers import batches_per_epoch
 from digitcnn.training.environment import (
     NUMERIC_PACKAGES,
     command_line,
@@ -25,7 +27,7 @@ from digitcnn.training.environment import (
     package_versions,
     uncommitted_changes,
 )
-from digitcnn.training.loop import batches_per_epoch, samples_per_epoch, train
+from digitcnn.training.loop import samples_per_epoch, train
 from digitcnn.training.machine import (
     available_cores,
     check_limits,
@@ -68,6 +70,7 @@ __all__ = [
     "count_parameters",
     "depends_on_length",
     "describe_environment",
+    "draw_transforms",
     "git_state",
     "identify_training",
     "import_keras",

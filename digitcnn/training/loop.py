@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from digitcnn.config import TrainingConfig
+from digitcnn.config import RunConfig, TrainingConfig
 from digitcnn.errors import TrainingDiverged
 from digitcnn.training.engines import make_engine
+from digitcnn.training.engines.augmentation import draw_transforms
 from digitcnn.training.engines.checkpoint import SavedTraining
+from digitcnn.training.engines.optimizers import batches_per_epoch
 from digitcnn.training.machine import peak_memory_mb, reset_peak_memory
 from digitcnn.training.network import weights_sha256
 from digitcnn.values import Checkpoint, Decision, Ending, EpochMetrics, Evaluation, Splits, TrainingResult
@@ -23,13 +25,6 @@ if TYPE_CHECKING:
 
 # What a kill costs at most, and one epoch.
 _CHECKPOINT_SECONDS = 30.0
-
-
-def batches_per_epoch(config: TrainingConfig, examples: int) -> int:
-    """Return the updates of an epoch; a full pass ends with a partial batch if the sizes do not divide."""
-    if config.steps_per_epoch is None:
-        return math.ceil(examples / config.batch_size)
-    return config.batch_size if config.steps_per_epoch == "batch_size" else config.steps_per_epoch
 
 
 def samples_per_epoch(config: TrainingConfig, examples: int) -> int:
@@ -60,12 +55,12 @@ def epoch_orders(config: TrainingConfig, examples: int) -> Iterator[NDArray[np.i
 def train(
     model: keras.Model,
     splits: Splits,
-    config: TrainingConfig,
+    run: RunConfig,
     on_progress: Callable[[int, float], None] | None = None,
     save: Callable[[SavedTraining], bytes | None] | None = None,
     saved: SavedTraining | None = None,
 ) -> Generator[EpochMetrics | Checkpoint, Decision, TrainingResult]:
-    """Train the model in place with Adam on cross-entropy; judge it after every epoch, or after the last alone.
+    """Train the model in place on cross-entropy; judge it after every epoch, or after the last alone.
 
     Yield each epoch's metrics, to be answered with a decision on whether to go on; return the result. Those of a
     `saved` training, from which it goes on, are yielded first; the decision on the last of them counts. With `save`,
@@ -73,7 +68,7 @@ def train(
     `on_progress(epoch, fraction)` is called within an epoch. Raises TrainingDiverged when a loss is no longer a finite
     number.
     """
-    began = time.perf_counter()
+    config, began = run.training, time.perf_counter()
     engine = make_engine(model, splits.train, config)
     compile_seconds = time.perf_counter() - began
     epochs: list[EpochMetrics] = []
@@ -92,7 +87,8 @@ def train(
         else:
             epoch_began = time.perf_counter()
             progress = None if on_progress is None else lambda fraction, epoch=epoch: on_progress(epoch, fraction)
-            train_loss, train_accuracy = engine.train_epoch(order, progress)
+            transforms = draw_transforms(run.augmentation, config.seed, epoch, len(order), *splits.image_shape)
+            train_loss, train_accuracy = engine.train_epoch(order, progress, transforms)
             trained = time.perf_counter()
             if not splits.final_test_only:
                 final = engine.evaluate(splits.validation)

@@ -89,7 +89,7 @@ def train_case() -> None:
         job = config.replace({"training.seed": seed + shift})
         model = training.build_model(job.model, *splits.image_shape, splits.classes, job.training.seed)
         epochs = []
-        events = training.train(model, splits, job.training)
+        events = training.train(model, splits, job)
         with contextlib.suppress(StopIteration):
             event = next(events)
             while isinstance(event, EpochMetrics):

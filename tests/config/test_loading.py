@@ -36,7 +36,7 @@ STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
             "training.steps_per_epoch=x: must be null, a whole number from 1 to 10000000, or batch_size",
         ),
         ({"training": {"threads": 0}}, "training.threads=0: must be greater than or equal to 1"),
-        ({"trainin": {}}, "trainin: unknown key; known keys: data, model, training, backend, tracking"),
+        ({"trainin": {}}, "trainin: unknown key; known keys: data, model, training, augmentation, backend, tracking"),
         ({"model": {"name": "rnn"}}, "model.name=rnn: must be one of cnn, mlp"),
         ({"model": {}}, "model.name=None: must be one of cnn, mlp"),
         ({"model": "cnn"}, "model.name=None: must be one of cnn, mlp"),

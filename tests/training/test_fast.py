@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from digitcnn import runner, training
-from digitcnn.config import CnnConfig, MlpConfig, RunConfig, TrainingConfig
-from digitcnn.training import build_model, train
+from digitcnn.config import AugmentationConfig, CnnConfig, MlpConfig, RunConfig, TrainingConfig
+from digitcnn.training import build_model, draw_transforms, train
 from digitcnn.training.engines.reference import KerasEngine
 from digitcnn.values import Examples
 from tests.support.trainers import result_of
@@ -126,8 +126,39 @@ def test_fast_computes_the_first_gradient(model: CnnConfig | MlpConfig) -> None:
     built, fast, keras = _engines(model, _examples(), 250, 0.001)
     fast.train_epoch(np.arange(250), None)
     keras.train_epoch(np.arange(250), None)
-    for momentum, expected in zip(fast._momenta, built.optimizer._momentums, strict=True):
+    for momentum, expected in zip(fast._kept[0], built.optimizer._momentums, strict=True):
         np.testing.assert_allclose(momentum, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer": "adamw", "weight_decay": 0.1},
+        {"optimizer": "sgd", "learning_rate": 1e-3, "schedule": "one_cycle"},
+        {"schedule": "cosine", "weight_average": 0.9},
+    ],
+)
+def test_fast_updates_augments_and_averages_as_keras_does(values: dict[str, Any]) -> None:
+    """Over two epochs: after the first one Keras's fit has been left and entered again."""
+    from digitcnn.training.engines.fast import FastEngine
+
+    config = TrainingConfig(**{"batch_size": 50, "threads": 1, "epochs": 2, "learning_rate": QUIET_RATE, **values})
+    examples = _examples()
+    built = build_model(CnnConfig(conv1_filters=8, conv2_filters=8, dense_units=16), 28, 28, 10, 5)
+    initial = built.get_weights()
+    fast, keras = FastEngine(built, examples, config), KerasEngine(built, examples, config)
+    for epoch in range(2):
+        order = np.random.default_rng(epoch).permutation(400)
+        moved = draw_transforms(AugmentationConfig(shift=0.1, rotation=20, zoom=0.1), 0, epoch, 400, 28, 28)
+        ours, theirs = fast.train_epoch(order, None, moved), keras.train_epoch(order, None, moved)
+        assert ours == pytest.approx(theirs, rel=1e-5)
+        found, expected = fast.evaluate(examples), keras.evaluate(examples)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    expected_weights = built.get_weights()
+    fast.finish()
+    moves = [np.abs(weight - before).max() for weight, before in zip(expected_weights, initial, strict=True)]
+    for weight, expected_weight in zip(built.get_weights(), expected_weights, strict=True):
+        np.testing.assert_allclose(weight, expected_weight, rtol=0, atol=0.02 * max(moves))
 
 
 def test_fast_handles_a_partial_last_batch_and_evaluates() -> None:
@@ -220,7 +251,7 @@ def test_bfloat16_repeats_its_bits_learns_as_float32_and_saves_float32(small_con
             {"training.engine": engine, "training.precision": precision, "training.epochs": 6}
         )
         model = build_model(config.model, *splits.image_shape, splits.classes, 0)
-        results.append(result_of(train(model, splits, config.training)))
+        results.append(result_of(train(model, splits, config)))
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
         assert {weight.dtype for weight in model.get_weights()} == {np.dtype("float32")}
         # Judged as it is saved.
@@ -237,7 +268,7 @@ def test_train_says_which_engine_trained_and_keeps_the_layers(small_config: RunC
     for engine in ("fast", "keras"):
         config = small_config.replace({"training.engine": engine})
         model = build_model(config.model, *splits.image_shape, splits.classes, 0)
-        result = result_of(train(model, splits, config.training))
+        result = result_of(train(model, splits, config))
         assert result.engine == engine
         # The weights that are saved are those that were judged last.
         probabilities = model.predict(splits.validation.images, verbose=0)
@@ -249,6 +280,6 @@ def test_train_calls_progress_between_short_calls(small_config: RunConfig) -> No
     splits = runner.check_run(small_config)
     model = build_model(small_config.model, *splits.image_shape, splits.classes, 0)
     told: list[tuple[int, float]] = []
-    result_of(train(model, splits, small_config.training, lambda epoch, fraction: told.append((epoch, fraction))))
+    result_of(train(model, splits, small_config, lambda epoch, fraction: told.append((epoch, fraction))))
     assert told == sorted(told)
     assert [fraction for _, fraction in told].count(1.0) == small_config.training.epochs

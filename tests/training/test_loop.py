@@ -17,8 +17,8 @@ import pytest
 from digitcnn import runner, training
 from digitcnn.config import RunConfig, TrainingConfig
 from digitcnn.errors import TrainingDiverged
-from digitcnn.training import build_model, train
-from digitcnn.training.loop import batches_per_epoch, epoch_orders
+from digitcnn.training import batches_per_epoch, build_model, train
+from digitcnn.training.loop import epoch_orders
 from digitcnn.values import Decision, EpochMetrics, TrainingResult
 from tests.support.trainers import result_of
 
@@ -27,7 +27,7 @@ def _train(config: RunConfig, on_epoch: Any = lambda _: "continue") -> TrainingR
     training.import_keras(config.training.threads or 1)
     splits = runner.check_run(config)
     model = build_model(config.model, *splits.image_shape, splits.classes, config.training.seed)
-    return result_of(train(model, splits, config.training), on_epoch)
+    return result_of(train(model, splits, config), on_epoch)
 
 
 def _orders(examples: int, **values: Any) -> list[list[int]]:
@@ -71,7 +71,7 @@ def test_train_reports_the_metrics_that_keras_does(small_config: RunConfig) -> N
     training.import_keras(1)
     splits = runner.check_run(small_config)
     model = build_model(small_config.model, *splits.image_shape, splits.classes, 0)
-    result = result_of(train(model, splits, small_config.training))
+    result = result_of(train(model, splits, small_config))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     loss, accuracy = model.evaluate(splits.validation.images, splits.validation.labels, verbose=0)
     assert result.epochs[-1].validation_loss == pytest.approx(loss, rel=1e-5)
@@ -141,7 +141,7 @@ def trained(values, epochs, start=None, folder=None):
     saved = start and training.read_checkpoint(start.read_bytes(), identity, epochs)
     model = training.build_model(config.model, *splits.image_shape, splits.classes, config.training.seed)
     events = training.train(
-        model, splits, config.training, None, lambda saved: training.write_checkpoint(saved, identity), saved
+        model, splits, config, None, lambda saved: training.write_checkpoint(saved, identity), saved
     )
     try:
         event = next(events)

@@ -60,9 +60,9 @@ class _Manifest(Config):
 def depends_on_length(config: TrainingConfig) -> bool:
     """Return True if the first epochs of a training depend on the number of its epochs, as with a schedule over them.
 
-    The one place that decides it. The order of the images depends on the seed alone, and the learning rate is constant.
+    The one place that decides it. The order of the images and their augmentation depend on seed and epoch alone.
     """
-    return not isinstance(config.learning_rate, float)
+    return config.schedule != "constant"
 
 
 def beginning_of(config: RunConfig, data_sha256: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ order, so that results depend on the number of threads and on nothing else. docs
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from digitcnn.config import TrainingConfig
 from digitcnn.training.backends import repeat_exactly, thread_count
+from digitcnn.training.engines.augmentation import Transforms, transform_images
+from digitcnn.training.engines.optimizers import learning_rate
 from digitcnn.training.engines.reference import Progress, judge
 from digitcnn.training.engines.rewriting import rewrite_for_training
 from digitcnn.values import Evaluation, Examples
@@ -40,19 +43,29 @@ class FastEngine:
     def __init__(self, model: keras.Sequential, examples: Examples, config: TrainingConfig) -> None:
         repeat_exactly("tensorflow")
         self._model, self._network = model, rewrite_for_training(model, config.precision)
-        self._rate, self._batch_size, self._threads = config.learning_rate, config.batch_size, thread_count(config)
+        self._config, self._batch_size, self._threads = config, config.batch_size, thread_count(config)
+        self._rate = learning_rate(config, len(examples))
         # A layer with statistics of the batch, as batch normalization has, must see it whole.
         self._shares = 1 if model.non_trainable_weights else self._threads
         self._images, self._labels = tf.constant(examples.images), tf.constant(examples.labels.astype(np.int32))
         self._weights = [tf.Variable(variable.value) for variable in model.trainable_variables]
         self._state = [tf.Variable(variable.value) for variable in model.non_trainable_variables]
-        self._momenta, self._velocities = ([tf.Variable(tf.zeros_like(w)) for w in self._weights] for _ in range(2))
+        # Momentum, and Adam's second moment.
+        moments = 1 if config.optimizer == "sgd" else 2
+        self._kept = [[tf.Variable(tf.zeros_like(w)) for w in self._weights] for _ in range(moments)]
+        # What is judged and saved.
+        self._judged = self._weights
+        if config.weight_average:
+            self._judged = [tf.Variable(variable.value) for variable in model.trainable_variables]
+            self._kept.append(self._judged)
         self._step, self._batches_per_call = 0, 1
         # By their number of shares: another one is needed for batches with fewer images than that.
-        self._graphs: dict[tuple[str, int], Any] = {}
+        self._graphs: dict[tuple[str, int, int], Any] = {}
         self._train_function(min(self._shares, self._batch_size))
 
-    def train_epoch(self, order: NDArray[np.int64], progress: Progress | None = None) -> tuple[float, float]:
+    def train_epoch(
+        self, order: NDArray[np.int64], progress: Progress | None = None, transforms: Transforms | None = None
+    ) -> tuple[float, float]:
         """Train once through `order`; see Engine. `progress` is called about twice a second."""
         batches, done = math.ceil(len(order) / self._batch_size), 0
         alone = 0 < len(order) % self._batch_size < self._shares
@@ -61,9 +74,11 @@ class FastEngine:
             began = time.perf_counter()
             together = batches - done - 1 if alone and done < batches - 1 else batches - done
             now = min(self._batches_per_call, together)
-            rows = order[done * self._batch_size : (done + now) * self._batch_size]
-            train = self._train_function(min(self._shares, len(rows) - (now - 1) * self._batch_size))
-            sums += train(tf.constant(rows), tf.constant(self._step)).numpy()
+            part = slice(done * self._batch_size, (done + now) * self._batch_size)
+            rows, moved = order[part], [] if transforms is None else [tf.constant(transforms[part])]
+            shares = min(self._shares, len(rows) - (now - 1) * self._batch_size)
+            train = self._train_function(shares, transforms is not None)
+            sums += train(tf.constant(rows), tf.constant(self._step), *moved).numpy()
             self._step, done = self._step + now, done + now
             self._batches_per_call = max(1, int(now * _CALL_SECONDS / (time.perf_counter() - began)))
             if progress:
@@ -81,7 +96,7 @@ class FastEngine:
 
     def finish(self) -> None:
         """Put the trained weights into the model."""
-        ours, theirs = [*self._weights, *self._state], self._model.trainable_variables
+        ours, theirs = [*self._judged, *self._state], self._model.trainable_variables
         for variable, value in zip([*theirs, *self._model.non_trainable_variables], ours, strict=True):
             variable.assign(value)
 
@@ -97,44 +112,45 @@ class FastEngine:
         self._step = int(step)
 
     def _variables(self) -> list[Any]:
-        return [*self._weights, *self._state, *self._momenta, *self._velocities]
+        return [*self._weights, *self._state, *itertools.chain.from_iterable(self._kept)]
 
     def _traced(self, function: Any, parts: int, *inputs: Any) -> Any:
         """Return the graph of a function of a number of parts and of such inputs, traced when it is first needed."""
-        key = function.__name__, parts
+        key = function.__name__, parts, len(inputs)
         if key not in self._graphs:
             compute = tf.function(functools.partial(function, parts), autograph=False)
             self._graphs[key] = compute.get_concrete_function(*inputs)
         return self._graphs[key]
 
-    def _train_function(self, shares: int) -> Any:
-        return self._traced(self._train_batches, shares, tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32))
+    def _train_function(self, shares: int, moved: bool = False) -> Any:
+        inputs = [tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
+        return self._traced(self._train_batches, shares, *inputs, *[tf.TensorSpec([None, 8], tf.float32)] * moved)
 
     def _predict_function(self, parts: int) -> Any:
         return self._traced(self._probabilities, parts, tf.TensorSpec([None, *self._images.shape[1:]], tf.uint8))
 
-    def _train_batches(self, shares: int, order: Tensor, step: Tensor) -> Tensor:
+    def _train_batches(self, shares: int, order: Tensor, step: Tensor, transforms: Tensor = None) -> Tensor:
         """Train on consecutive batches of `order` (samples,), each of at least `shares` images, after `step` updates.
 
-        Return the sums (2,) over all samples of their losses and of those that were right.
+        The images are transformed by `transforms` (samples, 8) if these are given. Return the sums (2,) over all
+        samples of their losses and of those that were right.
         """
         batches = -(-tf.size(order) // self._batch_size)
 
         def train_batch(index: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
             start = index * self._batch_size
-            rows = order[start : start + self._batch_size]
-            return index + 1, sums + self._train_batch(shares, rows, step + index + 1)
+            batch = [each[start : start + self._batch_size] for each in (order, transforms) if each is not None]
+            return index + 1, sums + self._train_batch(shares, batch, step + index + 1)
 
         initial = (0, tf.zeros(2, tf.float64))
         return tf.while_loop(lambda index, _: index < batches, train_batch, initial, parallel_iterations=1)[1]
 
-    def _train_batch(self, shares: int, rows: Tensor, step: Tensor) -> Tensor:
+    def _train_batch(self, shares: int, batch: list[Tensor], step: Tensor) -> Tensor:
         weights = [variable.read_value() for variable in self._weights]
         state = [variable.read_value() for variable in self._state]
-        size = tf.size(rows)
-        found = [
-            self._share(number, weights, state, part, size) for number, part in enumerate(_parts(rows, size, shares))
-        ]
+        size = tf.size(batch[0])
+        parts = zip(*(_parts(each, size, shares) for each in batch), strict=True)
+        found = [self._share(number, weights, state, size, *part) for number, part in enumerate(parts)]
         for variable, value in zip(self._state, found[0][2], strict=True):
             variable.assign(value)
         gradients = [functools.reduce(tf.add, parts) for parts in zip(*(share[0] for share in found), strict=True)]
@@ -142,18 +158,26 @@ class FastEngine:
         return tf.cast(functools.reduce(tf.add, [share[1] for share in found]), tf.float64)
 
     def _share(
-        self, number: int, weights: list[Tensor], state: list[Tensor], rows: Tensor, size: Tensor
+        self,
+        number: int,
+        weights: list[Tensor],
+        state: list[Tensor],
+        size: Tensor,
+        rows: Tensor,
+        transforms: Tensor = None,
     ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         """Return a share's part of the mean gradients over `size` samples, its sums (2,), and the network's new state.
 
         Whole numbers in the state are the seeds of random layers, and each share has its own.
         """
         state = [value + tf.constant([number, 0], value.dtype) if value.dtype.is_integer else value for value in state]
-        labels = tf.gather(self._labels, rows)
+        images, labels = tf.gather(self._images, rows), tf.gather(self._labels, rows)
+        if transforms is not None:
+            images = transform_images(images, transforms)
         with tf.GradientTape() as tape:
             tape.watch(weights)
             probabilities, state, penalties = self._network.stateless_call(
-                weights, state, tf.gather(self._images, rows), training=True, return_losses=True
+                weights, state, images, training=True, return_losses=True
             )
             loss = tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
             mean = loss / tf.cast(size, tf.float32)
@@ -163,26 +187,35 @@ class FastEngine:
         return tape.gradient(mean, weights), tf.stack([loss, tf.reduce_sum(tf.cast(right, tf.float32))]), state
 
     def _update(self, gradients: list[Tensor], step: Tensor) -> None:
-        """Update weights and moments in place, as Keras's Adam does: one pass over each, which XLA needs more for."""
-        for weight, momentum, velocity, gradient in zip(
-            self._weights, self._momenta, self._velocities, gradients, strict=True
-        ):
-            tf.raw_ops.ResourceApplyAdam(
-                var=weight.handle,
-                m=momentum.handle,
-                v=velocity.handle,
-                beta1_power=tf.pow(_BETA_1, step),
-                beta2_power=tf.pow(_BETA_2, step),
-                lr=self._rate,
-                beta1=_BETA_1,
-                beta2=_BETA_2,
-                epsilon=_EPSILON,
-                grad=gradient,
-            )
+        """Update all in place, as Keras's optimizers do: one pass over each, where XLA needs more."""
+        config, rate = self._config, self._rate if isinstance(self._rate, float) else self._rate(step - 1)
+        for weight, gradient, *kept in zip(self._weights, gradients, *self._kept, strict=True):
+            if config.optimizer == "adamw":
+                weight.assign(weight * (1 - config.weight_decay * rate))
+            if config.optimizer == "sgd":
+                tf.raw_ops.ResourceApplyKerasMomentum(
+                    var=weight.handle, accum=kept[0].handle, lr=rate, grad=gradient, momentum=config.momentum
+                )
+            else:
+                tf.raw_ops.ResourceApplyAdam(
+                    var=weight.handle,
+                    m=kept[0].handle,
+                    v=kept[1].handle,
+                    beta1_power=tf.pow(_BETA_1, step),
+                    beta2_power=tf.pow(_BETA_2, step),
+                    lr=rate,
+                    beta1=_BETA_1,
+                    beta2=_BETA_2,
+                    epsilon=_EPSILON,
+                    grad=gradient,
+                )
+            if config.weight_average:
+                share = tf.where(step > 1, config.weight_average, 0.0)
+                kept[-1].assign(share * kept[-1] + (1 - share) * weight)
 
     def _probabilities(self, parts: int, images: Tensor) -> Tensor:
         """Return the probabilities (n, classes) of images (n, height, width), cut into parts for the threads."""
-        weights = [variable.read_value() for variable in self._weights]
+        weights = [variable.read_value() for variable in self._judged]
         state = [variable.read_value() for variable in self._state]
         cut = _parts(images, tf.shape(images)[0], parts)
         return tf.concat([self._model.stateless_call(weights, state, part, training=False)[0] for part in cut], 0)

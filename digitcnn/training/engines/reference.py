@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from digitcnn.config import TrainingConfig
 from digitcnn.training.backends import repeat_exactly
+from digitcnn.training.engines.augmentation import Transforms, transform_images
+from digitcnn.training.engines.optimizers import make_optimizer
 from digitcnn.values import Evaluation, Examples
 
 if TYPE_CHECKING:
@@ -26,11 +28,14 @@ class Engine(Protocol):
 
     name: str
 
-    def train_epoch(self, order: NDArray[np.int64], progress: Progress | None = None) -> tuple[float, float]:
+    def train_epoch(
+        self, order: NDArray[np.int64], progress: Progress | None = None, transforms: Transforms | None = None
+    ) -> tuple[float, float]:
         """Train once through `order`; return the mean loss and accuracy, each at the weights before its batch's update.
 
         `order` (samples,) holds indices of examples, any number, repeats allowed; batches are its consecutive slices
-        and the last one may be smaller. `progress` gets the fraction done, from time to time.
+        and the last one may be smaller. `progress` gets the fraction done, from time to time. `transforms` (samples, 8)
+        are those of draw_transforms.
         """
         ...
 
@@ -73,14 +78,16 @@ class KerasEngine:
         repeat_exactly(keras.backend.backend())
         self._model, self._examples, self._batch_size = model, examples, config.batch_size
         self._network = model
-        if config.precision != "float32":
+        self._averaged = config.weight_average > 0
+        if config.precision != "float32" or self._averaged:
             self._network = rewrite_for_training(model, config.precision)
             self._network.set_weights(model.get_weights())
-        self._network.compile(
-            keras.optimizers.Adam(config.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
-        )
+        optimizer = make_optimizer(config, len(examples))
+        self._network.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
 
-    def train_epoch(self, order: NDArray[np.int64], progress: Progress | None = None) -> tuple[float, float]:
+    def train_epoch(
+        self, order: NDArray[np.int64], progress: Progress | None = None, transforms: Transforms | None = None
+    ) -> tuple[float, float]:
         """Train once through `order`; see Engine."""
         import keras
 
@@ -88,15 +95,23 @@ class KerasEngine:
         batch_size = min(self._batch_size, len(order))
         batches = math.ceil(len(order) / batch_size)
         tell = progress or (lambda fraction: None)
-        callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tell((batch + 1) / batches))
+        weights: list[NDArray[Any]] = []
+        callback = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: tell((batch + 1) / batches),
+            on_epoch_end=lambda epoch, logs: weights.extend(self._network.get_weights() if self._averaged else ()),
+        )
+        images = self._examples.images[order]
         history = self._network.fit(
-            self._examples.images[order],
+            images if transforms is None else transform_images(images, transforms).numpy(),
             self._examples.labels[order],
             batch_size=batch_size,
             shuffle=False,
             verbose=0,
-            callbacks=[callback] if progress else [],
+            callbacks=[callback] if progress or self._averaged else [],
         ).history
+        if weights:
+            # Keras's fit ends with the averages in their place.
+            self._network.set_weights(weights)
         return float(history["loss"][0]), float(history["accuracy"][0])
 
     def evaluate(self, examples: Examples) -> Evaluation:
@@ -109,6 +124,10 @@ class KerasEngine:
         """Put the trained weights into the model, if they are not there."""
         if self._network is not self._model:
             self._model.set_weights(self._network.get_weights())
+        optimizer = self._network.optimizer
+        if self._averaged and optimizer.built:
+            # Puts the averages of the network's weights in their place, in whichever model has as many.
+            optimizer.finalize_variable_values(self._model.trainable_variables)
 
     def state(self) -> list[NDArray[Any]]:
         """Return all that the next epoch depends on; see Engine."""
