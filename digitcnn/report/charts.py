@@ -282,6 +282,6 @@ def finish(figure: go.Figure, x: str | None, y: str | None, height: int = 380) -
 
 
 def as_json(figures: dict[str, go.Figure]) -> str:
-    """Return figures by name as JSON that can stand in a page's script element."""
+    """Return figures by name as JSON."""
     parts = [f'"{name}": {figure.to_json()}' for name, figure in figures.items()]
-    return ("{" + ", ".join(parts) + "}").replace("<", "\\u003c")
+    return "{" + ", ".join(parts) + "}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import time
@@ -56,9 +57,11 @@ def page(found: StudyRecord, store: tracking.Store) -> str:
 
     drawn = _charts(found)
     champion, mistakes = _champion(found, store, drawn)
-    scripts = {"library": get_plotlyjs(), "drawing": (files("digitcnn") / "templates/draw.js").read_text("utf-8")}
+    library, drawing = get_plotlyjs(), (files("digitcnn") / "templates/draw.js").read_text("utf-8")
     objectives = [charts.title_of(name) for name in found.objectives]
-    values = scripts | {
+    values = {
+        "library": _packed(library),
+        "drawing": drawing,
         "text": text,
         "search": search,
         "early": search.early_epochs_of(found),
@@ -74,12 +77,17 @@ def page(found: StudyRecord, store: tracking.Store) -> str:
         "digits": mistakes,
         "cut": [name for name, figure in drawn.items() if name.startswith("curves") and figure.layout.yaxis.range],
         "heights": {name: figure.layout.height for name, figure in drawn.items()},
-        "figures": charts.as_json(drawn),
-        "policy": _policy(scripts.values()),
+        "figures": _packed(charts.as_json(drawn)),
+        "policy": _policy((library, drawing)),
     }
     loader = jinja2.PackageLoader("digitcnn")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.get_template("report.html").render(values)
+
+
+def _packed(text: str) -> str:
+    """Return a text as draw.js unpacks it: compressed, in letters that HTML leaves as they are."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _policy(scripts: Iterable[str]) -> str:
