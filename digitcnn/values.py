@@ -97,9 +97,9 @@ class EpochMetrics:
     weights_sha256: str = ""
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics by name, without those that were not measured."""
-        named = {name: value for name, value in vars(self).items() if name not in ("epoch", Tag.WEIGHTS_SHA256)}
-        return {name: value for name, value in named.items() if value is not None}
+        """Return the epoch's own metrics by name, without those that were not measured."""
+        others = ("epoch", Metric.TRAINING_SECONDS, Metric.CPU_SECONDS, Tag.WEIGHTS_SHA256)
+        return {name: value for name, value in vars(self).items() if name not in others and value is not None}
 
 
 @dataclass(frozen=True)

@@ -170,12 +170,14 @@ class RecordedEpochs:
         yield RunStarted(self.environment, self.data_sha256)
         for each in epochs:  # noqa: UP028 - a tuple takes no decisions
             yield each
-        whole = len(self.epochs)
+        own, whole = last.metrics(), len(self.epochs)
         summary = {
-            **self.summary,
-            **{name: value for name, value in last.metrics().items() if name in self.summary},
+            **{name: value for name, value in self.summary.items() if name not in own},
+            **{name: own[name] for name in (Metric.VALIDATION_LOSS, Metric.VALIDATION_ACCURACY)},
             Metric.BEST_VALIDATION_ACCURACY: best.validation_accuracy or 0.0,
             Metric.BEST_EPOCH: best.epoch,
+            Metric.TRAINING_SECONDS: last.training_seconds,
+            Metric.CPU_SECONDS: last.cpu_seconds,
             Metric.CPU_SPENT: 0.0,
             # Whole numbers: each epoch has as many as another.
             Metric.SAMPLES_SEEN: self.summary[Metric.SAMPLES_SEEN] * count / whole,

@@ -110,6 +110,8 @@ def test_trials_that_differ_in_epochs_alone_share_them(sweep_config: SweepConfig
         assert {each.step: each.value for each in history} == {
             epoch: undisturbed.accuracy(config.baseline, epoch) for epoch in range(1, epochs + 1)
         }
+        steps = [each.step for each in client.get_metric_history(run.info.run_id, "train_loss")]
+        assert steps == list(range(1, epochs + 1))
     assert client.get_run(str(records[1].run_id)).data.tags["prefix_of"] == records[0].run_id
     assert client.get_run(str(records[3].run_id)).data.tags["continues"] == records[0].run_id
     assert "the first epochs of trial 3, not trained again" in list(study.rank_trials(opened)["note"])

@@ -173,7 +173,8 @@ class SavingTrainer(InstantTrainer):
                 break
         last = epochs[epoch - 1]
         files = {Artifact.EPOCHS: json.dumps([vars(each) for each in epochs[:epoch]]).encode()}
-        metrics = {name: value for name, value in last.metrics().items() if name.startswith(("val", "cpu", "train"))}
+        metrics = {name: value for name, value in last.metrics().items() if name.startswith("val")}
+        metrics |= {"cpu_seconds": last.cpu_seconds, "training_seconds": last.training_seconds}
         cost = {"cpu_spent": float(epoch - count), "samples_seen": 500 * epoch, "updates": 10 * epoch, "parameters": 7}
         model = MODEL if ending == "completed" else {}
         yield RunFinished(ending, epoch, metrics | cost, last.weights_sha256, "instant", files, model, count)
