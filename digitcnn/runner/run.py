@@ -229,7 +229,9 @@ def record_training(
                 tracking.put_files(store, run_id, {Artifact.CHANGES: training.uncommitted_changes()})
             if start is not None and event.refused:
                 logger.warning(f"checkpoint {start.path.name} {event.refused}: trained from the start")
-                start.path.unlink(missing_ok=True)
+                if checkpoints is not None and start.path.parent == checkpoints.folder:
+                    # Not that of a finished run, which may be of use elsewhere.
+                    start.path.unlink(missing_ok=True)
             elif start is not None:
                 tracking.put(store, run_id, tracking.tags({Tag.CONTINUES: start.run_id}))
         elif isinstance(event, EpochMetrics):

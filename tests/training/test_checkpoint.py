@@ -48,6 +48,8 @@ def test_checkpoint_is_that_of_trainings_which_differ_in_epochs_alone() -> None:
         return training.checkpoint_key(CONFIG.replace({name.replace("__", "."): v for name, v in values.items()}), "d")
 
     assert key() == key(training__epochs=99) == key(data__path="moved.npz")
+    # With a schedule over the epochs their number decides the first ones too.
+    assert key(training__schedule="cosine") != key(training__schedule="cosine", training__epochs=99)
     assert len({key(), key(training__seed=1), key(training__threads=3), key(training__learning_rate=0.1)}) == 4
     assert training.checkpoint_key(CONFIG, "other data") != training.checkpoint_key(CONFIG, "d")
 

@@ -171,12 +171,15 @@ def test_train_goes_on_from_any_epoch_with_the_same_bits(
     The last batch of 500 images has one image, where there are two threads.
     """
     normalized = {"name": "cnn", "batch_normalization": threads == 1}
-    values = {
+    values: dict[str, Any] = {
         "data": {"path": str(small_npz), "validation_size": 100},
         # Layers with a state of their own: seeds and moving averages.
         "model": {"conv1_filters": 8, "conv2_filters": 16, "dense_units": 32, "dropout": 0.3} | normalized,
         "training": {"batch_size": batch_size, "threads": threads, "engine": engine},
     }
+    if threads == 1:
+        values["training"] |= {"optimizer": "adamw", "weight_average": 0.9}
+        values["augmentation"] = {"shift": 0.1, "rotation": 10.0}
 
     def run(epochs: int, start: int = 0) -> Any:
         arguments = json.dumps([values, str(tmp_path / str(epochs)), epochs, start])
