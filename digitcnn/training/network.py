@@ -105,7 +105,9 @@ def _products(config: ModelConfig, height: int, width: int, classes: int) -> Ite
         height, width = (height - lost) // pooling, (width - lost) // pooling
         if height < 1 or width < 1:
             key = f"kernel={kernel}" if pooling == 1 or pooling <= kernel else f"pooling={pooling}"
-            raise ConfigError(f"model.{name}_{key}: leaves no pixels of images of {image}")
+            raise ConfigError(
+                f"model.{name}_{key}: leaves no pixels of images of {image}; take a smaller one, or model=mlp"
+            )
         # Pooling keeps one of so many outputs.
         positions = pooling**2 * height * width
         yield _Product(kernel**2 * channels, filters, positions, 4 if normalized else 1)
