@@ -154,7 +154,12 @@ def _one_shape(mask: Mask, before: Mask | None) -> tuple[Mask, int, bool]:
         return nothing, 0, False
     inside = sizes.copy()
     edges = parts[0], parts[-1], parts[:, 0], parts[:, -1]
-    touching = np.setdiff1d(np.concatenate(edges), [0])
+    # A frame touches none of the edges, but is as large as the picture.
+    reaches = [
+        all(part.stop - part.start > 0.8 * side for part, side in zip(place, mask.shape, strict=True))
+        for place in places
+    ]
+    touching = np.union1d(np.setdiff1d(np.concatenate(edges), [0]), 1 + np.flatnonzero(reaches)).astype(int)
     if before is not None:
         touching = np.setdiff1d(touching, parts[before])
     inside[touching - 1] = 0

@@ -101,6 +101,13 @@ def _framed(drawn: Pixels) -> Image.Image:
     return Image.fromarray(page)
 
 
+def _framed_inside(drawn: Pixels) -> Image.Image:
+    page = 255 - drawn
+    page[8:11, 8:-8] = page[-11:-8, 8:-8] = 0
+    page[8:-8, 8:11] = page[8:-8, -11:-8] = 0
+    return Image.fromarray(page)
+
+
 FORMS: dict[str, Callable[[Pixels], Image.Image]] = {
     "dark on light": lambda drawn: Image.fromarray(255 - drawn),
     "faint": lambda drawn: Image.fromarray((150 - drawn // 8).astype(np.uint8)),
@@ -124,6 +131,7 @@ FORMS: dict[str, Callable[[Pixels], Image.Image]] = {
     "colours of one lightness": _red_on_green,
     "unevenly lit": _uneven,
     "a frame around it": _framed,
+    "a frame on the page": _framed_inside,
 }
 
 
@@ -322,6 +330,11 @@ def test_read_picture_refuses_other_files(make: Callable[[Path], Any], message: 
         read_picture(str(path))
     # In kB: nothing was decoded. The smallest of the large ones would take 64 MB, the largest 8 GB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000
+
+
+def test_read_picture_downloads_nothing() -> None:
+    with pytest.raises(ValueError, match="is an address; download the picture first"):
+        read_picture("https://127.0.0.1:1/7.png")
 
 
 def test_read_picture_takes_the_first_of_an_animation(digits: Pixels, tmp_path: Path) -> None:
