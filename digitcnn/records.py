@@ -239,8 +239,9 @@ class IdentityKey:
     SPACE = "space"
     OBJECTIVE = "objective"
     BASELINE = "baseline"
-    # Studies that an earlier version began have none.
+    # Studies that an earlier version began have neither.
     DATA_SHA256 = "data_sha256"
+    CONSTRAINTS = "constraints"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ _SECRET = re.compile(
     rf"((?<![\w./-])[\w.]*{_SECRET_NAME}[\w.]*=|[{{,]\s*['\"]?[\w.]*{_SECRET_NAME}[\w.]*['\"]?\s*:).*",
     re.IGNORECASE | re.DOTALL,
 )
+_TREES = r"\+{0,2}(study\.(?:space(?:\.\w+){0,2}|constraints(?:\.\w+)?))=.+"
 _KEY = re.compile(r"(?:\+{0,2}|~)([A-Za-z_][\w-]*(?:[./@:][\w-]+)*)")
 
 
@@ -63,7 +64,7 @@ def parse_arguments(arguments: Sequence[str], schema: type[BaseModel], words: st
             raise ConfigError(f"{argument}: must be the name of a file in conf/{group}")
         # Hydra takes null in a defaults list, and not here.
         written = "~experiment" if argument == "experiment=null" else _written(argument, texts, multirun)
-        line.overrides.extend(_whole_space(written))
+        line.overrides.extend(_whole_tree(written))
     return line
 
 
@@ -125,14 +126,16 @@ def _listed(value: str) -> list[str]:
     return [str(text) for text in texts] if isinstance(texts, list) else [value]
 
 
-def _whole_space(argument: str) -> list[str]:
+def _whole_tree(argument: str) -> list[str]:
     """Let `study.space={...}` and `study.space.training.epochs=[1,2]` replace what was there as a whole.
 
     Hydra would merge the new value into the old one: the search would go on over the old keys, and a list of choices in
     a range is an error there. The two keys are written differently, since a multirun keeps the last value of each
-    spelling alone.
+    spelling alone. The same of the constraints, which need not be there to be set.
     """
-    entry = re.fullmatch(r"\+{0,2}(study\.space(?:\.\w+){0,2})=.+", argument, re.DOTALL)
+    if re.match(r"study\.constraints\.\w+\.\w+=", argument):
+        return [f"++{argument}"]
+    entry = re.fullmatch(_TREES, argument, re.DOTALL)
     return [f"++{entry[1]}=null", argument.lstrip("+")] if entry else [argument]
 
 

@@ -82,7 +82,9 @@ def nearest_key(name: str, names: list[str]) -> str:
 
 
 def _configs(annotation: Any) -> list[type[BaseModel]]:
-    """Return the configs that a field's annotation names."""
+    """Return the configs that a field's annotation names; the values of a mapping have names of their own."""
+    if getattr(annotation, "__origin__", None) is dict:
+        return []
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [config for part in getattr(annotation, "__args__", ()) for config in _configs(part)]
@@ -97,7 +99,8 @@ def _typed_key(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[st
     holder: type[BaseModel] | None = kind
     keys = known_keys(kind)
     choices: dict[str, type[BaseModel]] = {}
-    for part in map(str, location):
+    # Pydantic adds to the key of a mapping that it is one.
+    for part in (str(part) for part in location if part != "[key]"):
         if part in choices:
             holder, choices = choices[part], {}
             keys = known_keys(holder, f"{'.'.join(parts)}.")

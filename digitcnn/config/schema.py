@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from digitcnn.config.fields import (
@@ -40,6 +41,7 @@ from digitcnn.config.fields import (
 )
 from digitcnn.config.loading import Config, flatten, load_config
 from digitcnn.files import sqlite_url
+from digitcnn.records import Objective
 
 
 class DataConfig(Config):
@@ -205,6 +207,21 @@ class RayWorkers(Config):
 WorkersConfig = Annotated[LocalWorkers | RayWorkers, Field(discriminator="name")]
 
 
+class Bounds(Config):
+    """The least and the largest value of a metric that a trial may have."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _leave_room(self) -> Bounds:
+        if self.min is None and self.max is None:
+            raise ValueError("must have min or max, or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"is empty: min={self.min} is above max={self.max}")
+        return self
+
+
 class StudyConfig(Config):
     """The search: its space, its method and its limits. `space` mirrors the config tree: see study/space.py."""
 
@@ -220,8 +237,13 @@ class StudyConfig(Config):
     retry_failed: bool = False
     extends: Name | None = None
     take: str | None = None
+    constraints: dict[Objective, Bounds] = Field(default_factory=dict)
     checkpoints: Literal["delete", "keep"] = "delete"
     space: dict[str, Any]
+
+    def bounds(self) -> dict[str, dict[str, float]]:
+        """Return the constraints as plain values."""
+        return {str(name): each.model_dump(exclude_none=True) for name, each in self.constraints.items()}
 
     @field_validator("extends")
     @classmethod

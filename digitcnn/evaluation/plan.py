@@ -124,7 +124,7 @@ def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[C
     ended = study.ended_trials(opened)
     grouped: dict[str, list[study.EndedTrial]] = {}
     for trial in ended:
-        if trial.values is not None:
+        if trial.values is not None and not study.broken(trial.constraints):
             parameters = {name: value for name, value in trial.parameters.items() if name in start}
             grouped.setdefault(study.parameters_key(parameters), []).append(trial)
     grouped.pop(study.parameters_key(start), None)

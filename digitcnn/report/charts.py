@@ -77,7 +77,7 @@ def learning_curves(curves: pd.DataFrame, metric: str, best: int | None, baselin
     """Draw a metric over epochs, a line per trial: those that ended early faded, best and baseline on top."""
     known = curves[curves[metric].notna()]
     plain = known[~known[Column.TRIAL].isin([best, baseline])]
-    complete = plain[Column.STATE] == "complete"
+    complete = plain[Column.STATE].isin(("complete", "infeasible"))
     figure = go.Figure(_bundle(plain[~complete], metric, "ended early", GREY, 0.6))
     figure.add_traces(_bundle(plain[complete], metric, "completed", BLUE, 1.0))
     looks = {baseline: ("baseline", INK, "dash"), best: (f"trial {best}, ranked first", ORANGE, "solid")}

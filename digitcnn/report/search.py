@@ -42,7 +42,9 @@ class EarlyEpoch:
 def early_epochs_of(found: StudyRecord) -> list[EarlyEpoch]:
     """Return the early epochs of a study's completed trials, by the metric that its pruner would judge."""
     metric = PRUNING_METRICS.get(found.objectives[0], Metric.VALIDATION_ACCURACY)
-    judged = (found.curves[Column.STATE] == "complete") & ~found.curves[Column.TRIAL].isin(_copies(found))
+    judged = found.curves[Column.STATE].isin(("complete", "infeasible")) & ~found.curves[Column.TRIAL].isin(
+        _copies(found)
+    )
     return early_epochs(found.curves[judged], metric)
 
 

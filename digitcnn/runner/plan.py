@@ -15,6 +15,7 @@ from digitcnn import study, training
 from digitcnn.config import Backend, LocalWorkers, RunConfig, SweepConfig, WorkersConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.formatting import format_count, format_duration, named_null
+from digitcnn.records import Metric
 from digitcnn.runner.pool import Job, RunFailed, WorkerDied, plan_workers, run_workers
 from digitcnn.runner.run import check_run, tell_doubts
 from digitcnn.runner.takeover import Takeover, plan_takeover
@@ -166,6 +167,8 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     for name, parameter in plan.space.items():
         inside = "" if parameter.contains(baseline[name]) else ", off the grid"
         lines.append(f"  {name:<{width}}  {parameter}; baseline {named_null(baseline[name])}{inside}")
+    if config.study.constraints:
+        lines.append(f"constraints: {_constraints(plan)}")
     existing = study.existing_study(config.tracking.folder, config.study.name)
     finished = 0 if existing is None else study.count_finished(existing, config.study.sampler)
     finished += len(plan.taken.trials)
@@ -199,11 +202,26 @@ def describe_time(seconds: float, config: WorkersConfig, workers: int) -> str:
 def _expected(plan: SweepPlan, speed: Speed) -> tuple[float, float]:
     """Return the mean seconds and parameters of a trial over random draws."""
     drawn = [plan.baseline.replace(point) for point in draw_points(plan.space, _DRAWS)]
-    splits = check_run(plan.baseline)
-    shape = (*splits.image_shape, splits.classes)
     seconds = [estimate_seconds(config, plan.baseline, speed) for config in drawn]
-    parameters = [count_parameters(config.model, *shape) for config in drawn]
-    return float(np.mean(seconds)), float(np.mean(parameters))
+    return float(np.mean(seconds)), float(np.mean([parameters_of(config) for config in drawn]))
+
+
+def _constraints(plan: SweepPlan) -> str:
+    """Return the constraints in words, with the share of the space that keeps the one on parameters."""
+    bounds = plan.config.study.bounds()
+    said = [f"{name} {side} {bound:,.6g}" for name, sides in bounds.items() for side, bound in sides.items()]
+    if Metric.PARAMETERS in bounds:
+        drawn = (plan.baseline.replace(point) for point in draw_points(plan.space, _DRAWS))
+        sizes = ({Metric.PARAMETERS: float(parameters_of(config))} for config in drawn)
+        kept = np.mean([not study.broken(study.constraint_values(bounds, size)) for size in sizes])
+        said.append(f"{100 * kept:.0f} % of the space keep the one on parameters, others are not trained")
+    return ", ".join(said)
+
+
+def parameters_of(config: RunConfig) -> int:
+    """Return the number of weights of a run's network."""
+    splits = check_run(config)
+    return count_parameters(config.model, *splits.image_shape, splits.classes)
 
 
 def estimate_seconds(config: RunConfig, baseline: RunConfig, speed: Speed) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +15,28 @@ from digitcnn import study, tracking, training
 from digitcnn.config import SweepConfig, flatten
 from digitcnn.files import write_atomically
 from digitcnn.formatting import format_count
-from digitcnn.records import Artifact, Metric, StudyAttribute, Tag, TrialRecord
+from digitcnn.records import Artifact, IdentityKey, Metric, StudyAttribute, Tag, TrialRecord
 from digitcnn.study import OpenStudy, parse_space
 from digitcnn.values import Ending
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """An ended sweep: its leaderboard, its counts, and the signal of its interruption, if there was one.
+
+    `failure` says why most of the trials failed that have no result, `overtime` how far past its timeout the sweep
+    went, and why; they are empty if none did, and if it did not.
+    """
+
+    leaderboard: pd.DataFrame
+    leaderboard_path: Path
+    finished: int
+    completed: int
+    total: int
+    parent_run_id: str
+    interrupted: signal.Signals | None
+    failure: str
+    overtime: str
 
 
 def repair_records(opened: study.OpenStudy, store: tracking.Store) -> str:
@@ -93,6 +113,8 @@ def _finish(opened: study.OpenStudy, store: tracking.Store, trial: study.FrozenT
         return False
     record = study.outcome_record(outcome.epochs, outcome.summary)
     study.record_trial(opened, trial, replace(record, pruned_against=outcome.pruned_against))
+    constraints = opened.identity.get(IdentityKey.CONSTRAINTS, {})
+    study.record_constraints(opened, trial, study.constraint_values(constraints, outcome.summary))
     study.tell_recorded(opened, trial, {name: outcome.summary[name] for name in names}, outcome.ending == "pruned")
     return True
 

@@ -9,17 +9,13 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass
-from pathlib import Path
-
-import pandas as pd
 
 from digitcnn import study, tracking, training
-from digitcnn.config import LocalWorkers, parse_duration
+from digitcnn.config import LocalWorkers, RunConfig, parse_duration
 from digitcnn.errors import MachineError
-from digitcnn.records import Tag, TrialRecord
+from digitcnn.records import Metric, Tag, TrialRecord
 from digitcnn.runner import study_run
-from digitcnn.runner.plan import SweepPlan
+from digitcnn.runner.plan import SweepPlan, parameters_of
 from digitcnn.runner.pool import (
     Job,
     Pool,
@@ -32,28 +28,12 @@ from digitcnn.runner.pool import (
     stopped_by_signals,
 )
 from digitcnn.runner.run import Interrupted, KerasTrainer, SweepDisplay, record_training
+from digitcnn.runner.study_run import SweepResult
 from digitcnn.runner.takeover import record_beginning, recorded_epochs
 from digitcnn.runner.workers import make_pool
 from digitcnn.values import Decision, EpochMetrics, RunFinished
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """An ended sweep: its leaderboard, its counts, and the signal of its interruption, if there was one.
-
-    `failure` says why most of the trials failed that have no result; it is empty if none did.
-    """
-
-    leaderboard: pd.DataFrame
-    leaderboard_path: Path
-    finished: int
-    completed: int
-    total: int
-    parent_run_id: str
-    interrupted: signal.Signals | None
-    failure: str
 
 
 def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = None) -> SweepResult:
@@ -119,6 +99,7 @@ class _Sweep:
             workers = self.plan.workers if isinstance(self.plan.config.workers, LocalWorkers) else None
             self.shown.began(config.name, queue.total, queue.finished, workers, config.objective[0])
             run_workers(self.pool, self._loop)
+            overtime = queue.overtime()
             if self.failure is not None:
                 raise self.failure
         except BaseException as error:
@@ -141,6 +122,7 @@ class _Sweep:
             parent_run_id=self.parent,
             interrupted=self.signals[0] if self.signals else None,
             failure=study.frequent_failure(self.opened),
+            overtime=overtime,
         )
 
     def _loop(self, worker: Worker) -> None:
@@ -184,6 +166,8 @@ class _Sweep:
         # A result whose run was deleted cannot be copied.
         if original is not None and tracking.has_run(self.store, str(original.record.run_id)):
             self._reuse(trial, run_id, original)
+            return
+        if self._breaks_constraints(trial, run_id, config):
             return
         self.shown.trial_began(worker.index, trial.number, trial.params, config.training.epochs)
         checkpoints = training.checkpoints_of(self.checkpoints, config, self.plan.data_sha256)
@@ -230,6 +214,19 @@ class _Sweep:
                 checkpoints.drop()
             self._ended(trial, worker, finished)
 
+    def _breaks_constraints(self, trial: study.Trial, run_id: str, config: RunConfig) -> bool:
+        """End a trial whose network is known to break a constraint before it is trained; the baseline is trained."""
+        size = {Metric.PARAMETERS: float(parameters_of(config))}
+        values = study.constraint_values(self.plan.config.study.bounds(), size)
+        if study.read_trial(trial).baseline or not study.broken(values):
+            return False
+        study.record_constraints(self.opened, trial, values)
+        tracking.put(self.store, run_id, tracking.metrics(size, step=0))
+        tracking.close_run(self.store, run_id, "KILLED", "breaks study.constraints, and was not trained")
+        self._finish(trial, None)
+        self.shown.trial_ended(None, trial.number, "infeasible, not trained", None, self._best_so_far())
+        return True
+
     def _ended(self, trial: study.Trial, worker: Worker, finished: RunFinished) -> None:
         """End a trial as its run ended."""
         objectives = self.plan.config.study.objective
@@ -241,6 +238,8 @@ class _Sweep:
             self.queue.lose(trial, "interrupted")
             self._show(worker, trial, "interrupted")
             return
+        bounds = self.plan.config.study.bounds()
+        study.record_constraints(self.opened, trial, study.constraint_values(bounds, finished.summary))
         if finished.epochs_before < finished.epochs:
             self.queue.note_success()
         ended = self._finish(trial, values if finished.ending == "completed" else None)
@@ -269,10 +268,8 @@ class _Sweep:
     def _reuse(self, trial: study.Trial, run_id: str, original: study.EndedTrial) -> None:
         """Give a duplicate the recorded result of an earlier trial with the same parameters."""
         values = original.values
-        study.record_trial(self.opened, trial, study.same_result(original))
+        study.copy_result(self.opened, trial, original)
         tracking.copy_run(self.store, str(original.record.run_id), run_id, "KILLED" if values is None else "FINISHED")
-        for epoch, reported in original.reports.items():
-            trial.report(reported, epoch)
         self._finish(trial, values)
         value = None if values is None else values[0]
         self.shown.trial_ended(None, trial.number, f"same as trial {original.number}", value, self._best_so_far())

@@ -104,16 +104,19 @@ def _fitted(
     outcome = None if run is None else outcome_of(run)
     if outcome is None:
         raise _Left("without a result")
-    parameters, tags, objectives = run.data.params, run.data.tags, config.study.objective
+    tags, objectives = run.data.tags, config.study.objective
+    # A run of an earlier version has the defaults of the keys that there were not.
+    defaults = RunConfig(model=type(config.model)()).parameters()
+    parameters = {**{name: str(value) for name, value in defaults.items()}, **run.data.params}
     if Tag.SAME_AS_RUN in tags:
         raise _Left("with the result of another")
     if tags.get(Tag.DATA_SHA256) != data_sha256:
         raise _Left("with other data")
     fixed = study.fixed_values(config.baseline)
     for name in (name for name in fixed if name not in space and name != "data.path"):
-        if parameters.get(name) != str(fixed[name]):
+        if not _is_the_same(config.baseline, name, parameters[name]):
             raise _Left(f"with {name} other than {named_null(fixed[name])}")
-    point = {name: parameter.parse(parameters.get(name, "")) for name, parameter in space.items()}
+    point = {name: parameter.parse(parameters[name]) for name, parameter in space.items()}
     for name, value in point.items():
         if not space[name].contains(value):
             raise _Left(f"with {name} other than {space[name]}")
@@ -128,12 +131,24 @@ def _fitted(
         pruned_against=outcome.pruned_against,
         taken_from=f"run {run.info.run_id[:8]}" if number == _BY_HAND else f"trial {number} of {config.study.extends}",
     )
+    constraints = study.constraint_values(config.study.bounds(), outcome.summary)
     if outcome.ending == "completed":
-        return EndedTrial(number, point, values, record, {})
+        return EndedTrial(number, point, values, record, {}, constraints)
     if objectives != pruned_by or len(objectives) > 1:
         raise _Left("pruned before its end")
     reached = {str(name): value for name, value in zip(objectives, values, strict=True)}
-    return EndedTrial(number, point, None, replace(record, reached=reached), {})
+    return EndedTrial(number, point, None, replace(record, reached=reached), {}, constraints)
+
+
+def _is_the_same(baseline: RunConfig, name: str, recorded: str) -> bool:
+    """Return True if a recorded text is the baseline's value; an earlier version's words mean what a config's do."""
+    value = baseline.parameters()[name]
+    if not isinstance(value, str) or recorded == value:
+        return recorded == str(value)
+    try:
+        return bool(baseline.replace({name: recorded}).parameters()[name] == value)
+    except ConfigError:
+        return False
 
 
 def _with_reports(store: tracking.Store, trials: Sequence[EndedTrial], objectives: Sequence[str]) -> list[EndedTrial]:

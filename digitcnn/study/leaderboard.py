@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from digitcnn.config import RunConfig
 from digitcnn.formatting import format_percent, format_points, named_null
 from digitcnn.records import Column, Metric, TrialRecord
-from digitcnn.study.trials import parameters_of, read_trial, signed_values
+from digitcnn.study.trials import broken, parameters_of, read_trial, signed_values
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -33,11 +33,12 @@ def rank_trials(study: optuna.Study) -> pd.DataFrame:
     """Return a row per trial that has begun: rank, parameters, objectives, accuracy, cost, epochs, state, run id, note.
 
     Completed trials are ranked by the objective; with several objectives the rank is the number of the Pareto front.
-    Equals are in the order of `best_first`. Pruned trials follow, by what they had reached, without a rank.
+    Equals are in the order of `best_first`. Others follow without a rank: those that break a constraint, which are
+    called infeasible, and those that were pruned, by what they had reached.
     """
     names = study.metric_names or ["value"]
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    completed = [each for each in trials if each.state == TrialState.COMPLETE and not broken(each.constraints)]
     ranks = _ranks([signed_values(study, trial.values) for trial in completed])
     rank_of = {trial.number: rank for trial, rank in zip(completed, ranks, strict=True)}
     rows = [_row(trial, rank_of.get(trial.number), names) for trial in trials]
@@ -69,13 +70,13 @@ def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str
         Metric.CPU_SPENT: record.cpu_seconds if record.cpu_spent is None else record.cpu_spent,
         **dict(zip(names, values, strict=True)),
         Column.EPOCHS_RUN: record.epochs_run,
-        Column.STATE: _STATES[trial.state],
+        Column.STATE: "infeasible" if broken(trial.constraints) else _STATES[trial.state],
         Column.RUN_ID: record.run_id,
-        Column.NOTE: _note(record, trial.state),
+        Column.NOTE: _note(record, trial),
     }
 
 
-def _note(record: TrialRecord, state: TrialState) -> str:
+def _note(record: TrialRecord, trial: FrozenTrial) -> str:
     notes = [
         "baseline" if record.baseline else "",
         "" if record.same_as is None else f"same parameters as trial {record.same_as}, not trained again",
@@ -85,8 +86,10 @@ def _note(record: TrialRecord, state: TrialState) -> str:
         "" if record.repeats is None else f"repeats trial {record.repeats}",
         # A trial whose worker died before it could end it has the number too.
         f"judged in epoch {record.epochs_run} against {record.pruned_against} values"
-        if record.pruned_against is not None and state == TrialState.PRUNED
+        if record.pruned_against is not None and trial.state == TrialState.PRUNED
         else "",
+        *(f"{value:,.4g} beyond {name}" for name, value in broken(trial.constraints).items()),
+        "not trained" if broken(trial.constraints) and record.epochs_run is None else "",
         record.lost or "",
         record.failure or "",
     ]
@@ -137,18 +140,24 @@ def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str
     """Return one line: the first-ranked trial's first objective beside the baseline's. A comparison, not a finding."""
     completed = table[table[Column.STATE] == "complete"] if len(table) else table
     if completed.empty:
-        return "no trial has completed"
+        broke = int((table[Column.STATE] == "infeasible").sum()) if len(table) else 0
+        return f"no trial has completed{f' that keeps study.constraints; {broke} broke them' if broke else ''}"
     name = objectives[0]
     best = completed.iloc[0]
     text = f"best: trial {best[Column.TRIAL]}, {name} {format_cell(name, best[name])}"
-    baseline = completed[completed[Column.NOTE].str.startswith("baseline")]
+    baseline = table[table[Column.STATE].isin(("complete", "infeasible")) & table[name].notna()]
+    baseline = baseline[baseline[Column.NOTE].str.startswith("baseline")]
     if baseline.empty:
         return f"{text}; the baseline has not completed"
     of_baseline = float(baseline.iloc[0][name])
     difference = best[name] - of_baseline
     in_words = f"{format_points(difference)} points" if name.endswith("accuracy") else f"{difference:+.4g}"
     number = baseline.iloc[0][Column.TRIAL]
-    return f"{text}; baseline: trial {number}, {format_cell(name, of_baseline)} (difference {in_words}, one run each)"
+    infeasible = ", infeasible" if baseline.iloc[0][Column.STATE] == "infeasible" else ""
+    return (
+        f"{text}; baseline: trial {number}, {format_cell(name, of_baseline)} (difference {in_words}, one run each"
+        f"{infeasible})"
+    )
 
 
 def frequent_failure(study: optuna.Study) -> str:

@@ -16,16 +16,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from optuna.exceptions import StorageInternalError
-from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digitcnn.config import StudyConfig
 from digitcnn.errors import MachineError
+from digitcnn.formatting import format_count, format_duration
 from digitcnn.records import TrialRecord
 from digitcnn.study.space import Scalar, Space, distributions, grid_points
 from digitcnn.study.storage import STORAGE_FAILURES
 from digitcnn.study.study import OpenStudy
-from digitcnn.study.trials import parameters_key, parameters_of, read_trial, record_trial, repeated_numbers
+from digitcnn.study.trials import (
+    count_finished,
+    finished_points,
+    parameters_key,
+    parameters_of,
+    read_trial,
+    record_trial,
+    repeated_numbers,
+)
 
 # How often a thread that finds no room for a trial looks whether there is some.
 _POLL_SECONDS = 0.5
@@ -56,29 +64,6 @@ def tell_recorded(study: OpenStudy, trial: FrozenTrial, values: Mapping[str, flo
         study.tell(trial.number, list(values.values()))
 
 
-def count_finished(study: Study, sampler: str) -> int:
-    """Return the number of trials that count: completed, pruned, or failed for a reason of their own.
-
-    A grid counts its points: trials of equal parameters, which another sampler may have drawn before, are one.
-    """
-    counted = _finished_points(study)
-    return len(set(counted) if sampler == "grid" else counted)
-
-
-def _finished_points(study: Study) -> list[str]:
-    """Return the `parameters_key` of each trial that counts."""
-    trials = study.get_trials(deepcopy=False)
-    repeated = repeated_numbers(trials)
-    return [parameters_key(parameters_of(each)) for each in trials if _counts(each) and each.number not in repeated]
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    # A trial that ended before it had parameters left nothing to count or to repeat.
-    if trial.state == TrialState.FAIL:
-        return read_trial(trial).lost is None and bool(parameters_of(trial))
-    return trial.state.is_finished()
-
-
 @dataclass(frozen=True)
 class _Loss:
     """A lost trial that waits to be tried again, and the number of successes before it was lost."""
@@ -105,7 +90,7 @@ class TrialQueue:
     ) -> None:
         self.study, self.config, self.total, self.deadline, self.stop = study, config, total, deadline, stop
         self.distributions = distributions(space)
-        self.successes = self.running = 0
+        self.successes = self.running = self.late = 0
         self.lost: dict[int, _Loss] = {}
         # By parameters: how often in a row a trial failed with no success in between.
         self.failures: Counter[str] = Counter()
@@ -113,7 +98,7 @@ class TrialQueue:
         self._repeat_what_was_lost()
         trials = study.get_trials(deepcopy=False)
         self.finished = count_finished(study, config.sampler)
-        self.covered = set(_finished_points(study))
+        self.covered = set(finished_points(study))
         self.completed = sum(trial.state == TrialState.COMPLETE for trial in trials)
         known = {parameters_key(parameters_of(trial)) for trial in trials}
         self.points: Iterator[dict[str, Scalar]] | None = None
@@ -160,6 +145,15 @@ class TrialQueue:
 
     def _is_late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def overtime(self) -> str:
+        """Return how far past its timeout the study is, and why; empty if it is not."""
+        past = 0.0 if self.deadline is None else time.monotonic() - self.deadline
+        if past < 1:
+            return ""
+        begun = f"{format_count(self.late, 'trial')} that had begun went on to the end"
+        why = begun if self.late else "it took as long until a worker was ready"
+        return f"study.timeout={self.config.timeout}: {format_duration(past)} past it, as {why}"
 
     def _make_room(self) -> bool:
         """Return True if a trial may begin, a lost one if others have succeeded since, or if no other is left."""
@@ -231,6 +225,7 @@ class TrialQueue:
         key = parameters_key(trial.params)
         with self.choosing:
             self.running -= 1
+            self.late += self._is_late()
             if counts:
                 self.finished += self.points is None or key not in self.covered
                 self.covered.add(key)

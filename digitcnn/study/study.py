@@ -51,7 +51,7 @@ class OpenStudy(Study):
 
 
 def study_identity(config: StudyConfig, space: Space, baseline: RunConfig, data_sha256: str) -> dict[str, Any]:
-    """Return all that two sweeps of one study share: space, objectives, data, and every value that is not searched.
+    """Return all that two sweeps of one study share: space, objectives, constraints, data, values not searched.
 
     The data are their SHA-256: `data.path` says where they were last, and may change.
     """
@@ -59,6 +59,7 @@ def study_identity(config: StudyConfig, space: Space, baseline: RunConfig, data_
         IdentityKey.SPACE: describe_space(space),
         IdentityKey.OBJECTIVE: list(config.objective),
         IdentityKey.BASELINE: fixed_values(baseline),
+        IdentityKey.CONSTRAINTS: config.bounds(),
         IdentityKey.DATA_SHA256: data_sha256,
     }
 
@@ -140,7 +141,7 @@ def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
             begun = f"was begun with {before[key]}" if key in before else "was begun without it"
             wanted_now = f"{key}={now[key]}" if key in now else f"{key} is left out"
             extends = f", with study.extends={study.study_name} to take its trials along"
-            searched = key.startswith(("study.space", "study.objective"))
+            searched = key.startswith("study.")
             raise ConfigError(
                 f"{wanted_now}: study {study.study_name} {begun}; choose another study.name for a new study"
                 f"{extends if searched else ''}"
@@ -153,9 +154,13 @@ def _directions(objectives: Sequence[str]) -> list[StudyDirection]:
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     space = {f"study.space.{name}": value for name, value in identity[IdentityKey.SPACE].items()}
+    searched = {
+        "study.objective": identity[IdentityKey.OBJECTIVE],
+        "study.constraints": identity.get(IdentityKey.CONSTRAINTS, {}),
+    }
     # A study of an earlier version has the defaults of the keys that there were not.
     baseline = fixed_values(load_config(RunConfig, nested(identity[IdentityKey.BASELINE])))
-    return {"study.objective": identity[IdentityKey.OBJECTIVE], **space, **baseline}
+    return {**searched, **space, **baseline}
 
 
 def open_study(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from optuna.distributions import BaseDistribution
 from optuna.study import Study, StudyDirection
@@ -45,6 +45,30 @@ def trial_of_run(study: Study, run_id: str) -> int | None:
     return next((t.number for t in study.get_trials(deepcopy=False) if read_trial(t).run_id == run_id), None)
 
 
+def constraint_values(constraints: Mapping[str, Mapping[str, float]], metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return how far metrics are beyond the bounds that they are held to, as far as they are known: above 0 is broken.
+
+    `constraints` holds `min` and `max` by metric; the names of the result are `parameters.max`.
+    """
+    return {
+        f"{name}.{side}": metrics[name] - bound if side == "max" else bound - metrics[name]
+        for name, bounds in constraints.items()
+        if name in metrics
+        for side, bound in bounds.items()
+    }
+
+
+def record_constraints(study: Study, trial: Trial | FrozenTrial, values: Mapping[str, float]) -> None:
+    """Record a trial's `constraint_values` before it ends, for the sampler and the leaderboard."""
+    for name, value in values.items():
+        Trial(study, trial._trial_id).set_constraint(name, value)
+
+
+def broken(constraints: Mapping[str, float]) -> dict[str, float]:
+    """Return the constraints that are broken, and by how much."""
+    return {name: value for name, value in constraints.items() if value > 0}
+
+
 def repeated_numbers(trials: Iterable[FrozenTrial]) -> set[int]:
     """Return the numbers of the trials that were queued again, which `TrialRecord.repeats` of others names."""
     # Without `read_trial`, which takes 2 microseconds a trial: this is looked up twice a second in all of them.
@@ -66,15 +90,42 @@ def beginning_key(parameters: Mapping[str, Scalar]) -> str:
     return parameters_key({name: value for name, value in parameters.items() if name != "training.epochs"})
 
 
+def count_finished(study: Study, sampler: str) -> int:
+    """Return the number of trials that count: completed, pruned, or failed for a reason of their own.
+
+    A grid counts its points: trials of equal parameters, which another sampler may have drawn before, are one.
+    """
+    counted = finished_points(study)
+    return len(set(counted) if sampler == "grid" else counted)
+
+
+def finished_points(study: Study) -> list[str]:
+    """Return the `parameters_key` of each trial that counts."""
+    trials = study.get_trials(deepcopy=False)
+    repeated = repeated_numbers(trials)
+    return [parameters_key(parameters_of(each)) for each in trials if _counts(each) and each.number not in repeated]
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    # A trial that ended before it had parameters left nothing to count or to repeat.
+    if trial.state == TrialState.FAIL:
+        return read_trial(trial).lost is None and bool(parameters_of(trial))
+    return trial.state.is_finished()
+
+
 @dataclass(frozen=True)
 class EndedTrial:
-    """A trial with a result: the objectives' values, None if it was pruned; and the values its pruner saw by epoch."""
+    """A trial with a result: the objectives' values, None if it was pruned; and the values its pruner saw by epoch.
+
+    `constraints` are Optuna's, by their names: what is above 0 is broken.
+    """
 
     number: int
     parameters: dict[str, Scalar]
     values: list[float] | None
     record: TrialRecord
     reports: dict[int, float]
+    constraints: dict[str, float] = field(default_factory=dict)
 
 
 def ended_trial(study: Study, trial: Trial, values: list[float] | None) -> EndedTrial:
@@ -83,7 +134,9 @@ def ended_trial(study: Study, trial: Trial, values: list[float] | None) -> Ended
 
 
 def _ended(trial: FrozenTrial, values: list[float] | None) -> EndedTrial:
-    return EndedTrial(trial.number, trial.params, values, read_trial(trial), trial.intermediate_values)
+    return EndedTrial(
+        trial.number, trial.params, values, read_trial(trial), trial.intermediate_values, trial.constraints
+    )
 
 
 def ended_trials(study: Study) -> list[EndedTrial]:
@@ -101,7 +154,16 @@ def as_recorded(trial: EndedTrial, searched: dict[str, BaseDistribution]) -> Fro
         distributions=searched,
         user_attrs=trial.record.attributes(),
         intermediate_values=trial.reports,
+        constraints=trial.constraints,
     )
+
+
+def copy_result(study: Study, trial: Trial, original: EndedTrial) -> None:
+    """Record of a trial what is recorded of an earlier one with the same parameters, before it ends like that."""
+    record_trial(study, trial, _same_result(original))
+    record_constraints(study, trial, original.constraints)
+    for epoch, value in original.reports.items():
+        trial.report(value, epoch)
 
 
 def reusable_trials(ended: Iterable[EndedTrial]) -> dict[str, EndedTrial]:
@@ -119,7 +181,7 @@ def longest_trials(ended: Iterable[EndedTrial]) -> dict[str, EndedTrial]:
     return {beginning_key(each.parameters): each for each in by_length}
 
 
-def same_result(original: EndedTrial) -> TrialRecord:
+def _same_result(original: EndedTrial) -> TrialRecord:
     """Return what a duplicate records: the result of the trial that has its parameters, at no cost."""
     return TrialRecord(
         same_as=original.number,
@@ -139,8 +201,11 @@ def signed_values(study: Study, values: Iterable[float]) -> list[float]:
 
 
 def best_first(study: Study, ended: Iterable[EndedTrial]) -> list[EndedTrial]:
-    """Return the completed ones of some trials, the best first: by the objectives in their order, then the earliest."""
-    completed = [trial for trial in ended if trial.values is not None]
+    """Return the completed ones of some trials that break no constraint, the best first.
+
+    They are in the order of the objectives, the first of which decides, then the earliest.
+    """
+    completed = [trial for trial in ended if trial.values is not None and not broken(trial.constraints)]
     return sorted(completed, key=lambda trial: (signed_values(study, trial.values or []), trial.number))
 
 

@@ -169,6 +169,8 @@ def test_text_keys_are_those_of_the_schema() -> None:
         "tracking.experiment": False,
         "study.name": False,
         "study.timeout": True,
+        "study.extends": True,
+        "study.take": True,
         "workers.address": False,
         "workers.patience": False,
     }
@@ -234,3 +236,20 @@ def test_arguments_take_words_as_files_whatever_their_names() -> None:
     found = _compose("predict", PredictConfig, typed, "image")
     assert found.image == [*names, "007", "1", "x y"]
     assert found.run == "best"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "study.constraints={parameters: {max: 200000}}",
+        "study.constraints.parameters={max: 200000}",
+        "study.constraints.parameters.max=200000",
+    ],
+)
+def test_constraints_are_given_at_any_depth(override: str) -> None:
+    assert _compose("sweep", SweepConfig, [override]).study.bounds() == {"parameters": {"max": 200000.0}}
+
+
+def test_space_is_replaced_as_a_whole() -> None:
+    space = {"training": {"batch_size": [10, 20]}}
+    assert _compose("sweep", SweepConfig, ["study.space={training: {batch_size: [10, 20]}}"]).study.space == space

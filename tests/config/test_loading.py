@@ -54,6 +54,15 @@ STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
             {"study": {**STUDY, "extends": STUDY["name"]}},
             "must be another study; give this one a study.name of its own",
         ),
+        ({"study": {**STUDY, "constraints": {"cpu_seconds": {}}}}, "must have min or max, or both"),
+        (
+            {"study": {**STUDY, "constraints": {"cpu_seconds": {"min": 2, "max": 1}}}},
+            "is empty: min=2.0 is above max=1",
+        ),
+        (
+            {"study": {**STUDY, "constraints": {"weights": {"max": 1}}}},
+            "study.constraints.weights=weights: must be 'valid",
+        ),
         ({"study": {**STUDY, "timeout": "5"}}, "study.timeout=5: must be a duration such as 90s, 15m or 2h"),
         ({"study": {**STUDY, "trials": 0}}, "study.trials=0: must be greater than or equal to 1"),
         ({"study": {**STUDY, "workers": 2}}, "study.workers: unknown key; is now workers.count"),

@@ -7,8 +7,8 @@ import re
 import pytest
 from optuna.trial import TrialState
 
-from digitcnn import report, runner, study, tracking
-from digitcnn.config import ReportConfig, StudyReference, SweepConfig, load_config
+from digitcnn import evaluation, report, runner, study, tracking
+from digitcnn.config import ConfirmConfig, ReportConfig, StudyReference, SweepConfig, load_config
 from digitcnn.errors import ConfigError
 from tests.conftest import with_study
 from tests.support.sweeps import open_records, work
@@ -115,3 +115,43 @@ def test_study_takes_over_runs_by_hand(copied: SweepConfig) -> None:
         ConfigError, match=f"^study.take={other[:8]}: is a run with training.batch_size other than {allowed}$"
     ):
         runner.plan_sweep(with_study(copied, name="new", take=f"[{good},{other}]"))
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_infeasible_trials_are_neither_best_nor_confirmed(sweep_config: SweepConfig) -> None:
+    """Given a grid in which more epochs are better, but cost too much, and the largest network has too many weights."""
+    space = {"training": {"epochs": [1, 2, 3]}, "model": {"conv1_filters": [2, 4, 64]}}
+    bounds = {"parameters": {"max": 5000}, "cpu_seconds": {"max": 2}}
+    config = with_study(sweep_config, workers=1, sampler="grid", space=space, constraints=bounds, trials=9)
+    table = work(config, InstantTrainer()).leaderboard
+    opened, client, _ = open_records(config.tracking.folder)
+    states = table.set_index(["training.epochs", "model.conv1_filters"])["state"].to_dict()
+    assert {point for point, state in states.items() if state == "complete"} == {(1, 2), (1, 4), (2, 2), (2, 4)}
+    assert sorted({state for point, state in states.items() if point[0] == 3 or point[1] == 64}) == ["infeasible"]
+    best = study.best_trial(opened)
+    assert best is not None
+    assert best.parameters["training.epochs"] == 2
+    assert table["rank"].notna().sum() == 4
+    assert study.best_trial_number(table) == best.number
+    # A network that is known to be too large is not trained.
+    large = table[table["model.conv1_filters"] == 64]
+    assert large["epochs_run"].isna().all()
+    assert large["note"].str.contains("beyond parameters.max; not trained").all()
+    run = client.get_run(large["run_id"].iloc[0])
+    assert (run.info.status, run.data.metrics["parameters"] > 5000) == ("KILLED", True)
+    assert run.data.tags["failure"] == "breaks study.constraints, and was not trained"
+    late = table[(table["training.epochs"] == 3) & (table["model.conv1_filters"] != 64)]
+    assert late["note"].tolist() == ["1 beyond cpu_seconds.max"] * 2
+    settings = {"study": {"name": "small"}, "tracking": {"root": str(config.tracking.folder)}}
+    plan = evaluation.plan_confirmation(load_config(ConfirmConfig, settings))
+    assert {each.parameters["training.epochs"] for each in (*plan.candidates, *plan.others)} == {1, 2}
+    page = report.write_report(ReportConfig(study=StudyReference(name="small"), tracking=config.tracking))
+    assert "4 complete, 5 infeasible" in page.read_text() or "5 infeasible, 4 complete" in page.read_text()
+    # Other constraints are another study's, which judges what it takes over anew.
+    with pytest.raises(ConfigError, match="study.constraints=.* with study.extends=small to take its trials along"):
+        runner.plan_sweep(with_study(config, constraints={}))
+    stricter = with_study(config, name="stricter", extends="small", constraints={"cpu_seconds": {"max": 1}})
+    taken = runner.plan_sweep(stricter).taken.trials
+    assert {trial.parameters["training.epochs"]: trial.constraints for trial in taken} == {
+        epochs: {"cpu_seconds.max": epochs - 1.0} for epochs in (1, 2, 3)
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 from digitcnn import study
 from digitcnn.config import SweepConfig
 from digitcnn.study.space import distributions
+from tests.conftest import with_study
 from tests.support.studies import open_in, run_all, run_trials, space_of
 
 
@@ -65,8 +67,23 @@ def test_queue_repeats_trials_that_a_killed_sweep_left_running(sweep_config: Swe
 
 def test_queue_starts_no_trial_when_time_is_up(sweep_config: SweepConfig, tmp_path: Path) -> None:
     opened = open_in(sweep_config, tmp_path)
-    run_trials(opened, sweep_config, lambda _: [0.0], 6, deadline=time.monotonic())
+    queue = run_trials(opened, sweep_config, lambda _: [0.0], 6, deadline=time.monotonic())
     assert study.count_finished(opened, "tpe") == 0
+    assert queue.overtime() == ""
+
+
+def test_queue_says_how_far_past_its_timeout_it_went(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    config = with_study(sweep_config, timeout="1s")
+
+    def objective(_: optuna.Trial) -> list[float]:
+        time.sleep(1.7)
+        return [0.0]
+
+    queue = run_trials(open_in(config, tmp_path), config, objective, 6, deadline=time.monotonic() + 0.5)
+    said = r"study.timeout=1s: \d+ s past it, as [12] trials? that had begun went on to the end"
+    assert re.fullmatch(said, queue.overtime())
+    queue.late = 0
+    assert queue.overtime().endswith("as it took as long until a worker was ready")
 
 
 class _BrokenSampler(RandomSampler):

@@ -31,6 +31,8 @@ def search(config: SweepConfig) -> int:
     tables.print_leaderboard(result.leaderboard, list(plan.space), config.study.objective)
     tables.print_line(study.best_against_baseline(result.leaderboard, config.study.objective))
     print(f"leaderboard: {result.leaderboard_path}")
+    if result.overtime:
+        print(result.overtime)
     if result.interrupted is not None:
         print(f"stopped at {result.finished} of {result.total} trials; resume with: {_this_command()}")
     elif result.finished < result.total:
