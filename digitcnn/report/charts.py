@@ -15,9 +15,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from plotly import graph_objects as go
 
-from digitcnn.drawing import BLUE, GREY, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares
+from digitcnn.drawing import BLUE, GREY, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares, settle_matplotlib
 from digitcnn.records import TITLES, Column
-from digitcnn.study import pareto_ranks
+from digitcnn.study import pareto_ranks, study_of_trials
+
+# Optuna's charts import it.
+settle_matplotlib()
 
 # The browser draws a chart of lines one line at a time.
 MAX_LINES = 300
@@ -42,12 +45,13 @@ def scaled(metric: str, values: Any) -> Any:
 def with_chart_units(study: optuna.Study) -> optuna.Study:
     """Copy a study, its objectives named and scaled as charts show them: accuracies in percent."""
     names = study.metric_names or ["value"]
-    shown = optuna.create_study(directions=study.directions)
+    trials = []
     for trial in study.get_trials(deepcopy=False):
         copied = copy.copy(trial)
         if trial.state == TrialState.COMPLETE:
             copied.values = [scaled(name, value) for name, value in zip(names, trial.values, strict=True)]
-        shown.add_trial(copied)
+        trials.append(copied)
+    shown = study_of_trials(study.directions, trials)
     shown.set_metric_names([title_of(name) for name in names])
     return shown
 
@@ -129,8 +133,7 @@ def parallel_coordinates(shown: optuna.Study, table: pd.DataFrame) -> go.Figure:
     """Draw a line per completed trial through its objectives and parameters; of very many trials the best."""
     best = table[table[Column.STATE] == "complete"][Column.TRIAL].head(MAX_LINES)
     trials = shown.get_trials(deepcopy=False)
-    some = optuna.create_study(directions=shown.directions)
-    some.add_trials([trials[number] for number in sorted(best)])
+    some = study_of_trials(shown.directions, [trials[number] for number in sorted(best)])
     names = _objectives(shown)
     some.set_metric_names(names)
     figure = optuna.visualization.plot_parallel_coordinate(some, target_name=names[0])

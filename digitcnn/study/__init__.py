@@ -44,6 +44,7 @@ from digitcnn.study.study import (
     refuse_another,
     snapshot_study,
     study_identity,
+    study_of_trials,
     total_trials,
 )
 from digitcnn.study.trials import (
@@ -127,6 +128,7 @@ __all__ = [
     "startup_trials",
     "storage_errors",
     "study_identity",
+    "study_of_trials",
     "tell_recorded",
     "total_trials",
     "trial_of_run",

@@ -6,13 +6,14 @@ import contextlib
 import json
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial
 
 from digitcnn.config import RunConfig, StudyConfig, StudyReference, load_config, nested
 from digitcnn.errors import ConfigError
@@ -111,11 +112,22 @@ def delete_study(folder: Path, name: str) -> None:
 
 def snapshot_study(study: Study) -> Study:
     """Return a copy in memory of a study as it is now, with the same trial numbers."""
-    copy = optuna.create_study(study_name=study.study_name, directions=study.directions)
-    copy.add_trials(study.get_trials(deepcopy=False))
+    copy = study_of_trials(study.directions, study.get_trials(deepcopy=False), study.study_name)
     if study.metric_names is not None:
         copy.set_metric_names(study.metric_names)
     return copy
+
+
+def study_of_trials(
+    directions: Sequence[StudyDirection], trials: Iterable[FrozenTrial], name: str | None = None
+) -> Study:
+    """Return a study in memory of some trials; their parameters may be off the grid, as a baseline's."""
+    memory = optuna.storages.InMemoryStorage()
+    made = optuna.create_study(study_name=name, directions=directions, storage=memory)
+    for trial in trials:
+        # Study.add_trial checks that a value is one of its distribution.
+        memory.create_new_trial(made._study_id, template_trial=trial)
+    return made
 
 
 def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:

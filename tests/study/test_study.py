@@ -116,3 +116,12 @@ def test_existing_study_is_found_in_a_folder_of_any_name(name: str, sweep_config
     assert found.key == opened.key
     assert [path.name for path in folder.iterdir()] == ["optuna.db"]
     assert study.existing_study(folder, "another") is None
+
+
+def test_snapshot_takes_a_baseline_off_the_grid() -> None:
+    """Optuna's own copy of a trial refuses values that its distribution does not hold."""
+    begun = optuna.create_study()
+    begun.enqueue_trial({"training.epochs": 2})
+    begun.tell(begun.ask({"training.epochs": optuna.distributions.IntDistribution(4, 12)}), 0.5)
+    copied = study.snapshot_study(begun)
+    assert [(trial.number, trial.params, trial.value) for trial in copied.trials] == [(0, {"training.epochs": 2}, 0.5)]
