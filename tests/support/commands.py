@@ -30,6 +30,8 @@ def run_here(
         changed = [(sys, "argv"), (logging, "raiseExceptions"), (logging.root, "handlers"), (logging.root, "level")]
         for holder, attribute in changed:
             kept.setattr(holder, attribute, getattr(holder, attribute))
+        # Hydra closes the handlers that there are, and TensorFlow's would close this process's standard error with it.
+        kept.setattr(logging, "_handlerList", [])
         try:
             with (
                 contextlib.redirect_stdout(output),
