@@ -194,8 +194,7 @@ def tell(error: Exception, schema: type[Config]) -> int:
     text, status = str(error), 2
     if isinstance(error, HydraException | OmegaConfBaseException):
         text = _hydra_line(error, schema)
-    elif text == "[Errno 2] No such file or directory":
-        # Of no file: it asked where it is.
+    elif text == "[Errno 2] No such file or directory":  # of no file: it asked where it is
         text = "the folder that this is run in is gone; change to another one"
     elif isinstance(error, OSError):
         text, status = f"the machine failed: {error}; {RECORDS_SAFE}", 1
