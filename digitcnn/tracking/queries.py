@@ -217,9 +217,10 @@ def _histories(store: Store, run_ids: Sequence[str], metric: str) -> list[tuple[
 
 
 def was_trained_with(run: Any, config: RunConfig) -> bool:
-    """Return True if a run was trained with this config, but for threads: they change last bits and speed only."""
-    wanted = {name: str(value) for name, value in config.parameters().items() if name != "training.threads"}
-    return all(run.data.params.get(name) == value for name, value in wanted.items())
+    """Return True if a run had this config, a key that there was not its default; threads change speed only."""
+    recorded = RunConfig(model=type(config.model)()).parameters() | run.data.params
+    recorded["training.threads"] = config.training.threads
+    return all(str(recorded[name]) == str(value) for name, value in config.parameters().items())
 
 
 def same_training(store: Store, config: RunConfig, data_sha256: str) -> str | None:

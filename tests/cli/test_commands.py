@@ -106,7 +106,7 @@ def test_train_prints_its_epochs_and_records_a_run(
     assert "training.batch_size=50" in run.data.tags["command"]
     # Nothing is left where the command was started.
     assert list((tmp_path / "elsewhere").iterdir()) == []
-    assert {path.name for path in (tmp_path / "records").iterdir()} == {"mlflow.db", "artifacts"}
+    assert {path.name for path in (tmp_path / "records").iterdir()} == {"mlflow.db", "artifacts", "checkpoints"}
 
 
 def test_train_runs_every_combination_of_a_multirun(
