@@ -72,11 +72,9 @@ def search_runs(store: Store, filters: str) -> list[Any]:
 
 def _pages(ask: Callable[[str | None], Any]) -> list[Any]:
     """Return what all pages of an answer hold; `ask` returns the page of a token, or the first one."""
-    page = ask(None)
-    found = list(page)
+    found = list(page := ask(None))
     while page.token:
-        page = ask(page.token)
-        found += page
+        found += (page := ask(page.token))
     return found
 
 
