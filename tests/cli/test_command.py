@@ -52,9 +52,12 @@ def application(tmp_path: Path) -> Application:
     (tmp_path / "empty").mkdir()
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        # Unbuffered, the words that jobs print at the same time would mix.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         return subprocess.run(
             [sys.executable, str(tmp_path / "app.py"), *arguments],
             cwd=tmp_path / "empty",
+            env=environment,
             capture_output=True,
             text=True,
             check=False,

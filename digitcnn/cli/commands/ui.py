@@ -27,6 +27,8 @@ from digitcnn.tracking import relocate_artifacts, runs_place
 logger = logging.getLogger(__name__)
 
 _START_SECONDS = 120
+# Without the proxy of http_proxy, which knows nothing of this machine's own ports.
+_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 # uvicorn ends open requests before it ends itself.
 _END_SECONDS = 15
 
@@ -83,7 +85,7 @@ def _table(config: UiConfig, address: str) -> dict[str, str]:
     """Return what follows the UI's address to see all runs of the experiment, if there is one."""
     wanted = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={config.tracking.experiment}"
     try:
-        with urllib.request.urlopen(wanted, timeout=_START_SECONDS) as answer:
+        with _LOCAL.open(wanted, timeout=_START_SECONDS) as answer:
             found = json.load(answer)["experiment"]["experiment_id"]
     except OSError:
         return {"": ""}
@@ -183,10 +185,8 @@ def _end(server: subprocess.Popen[str]) -> None:
 
 
 def _answers(address: str) -> bool:
-    # Without the proxy of http_proxy, which knows nothing of this machine's own ports.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(address, timeout=2):
+        with _LOCAL.open(address, timeout=2):
             return True
     except OSError:
         return False
