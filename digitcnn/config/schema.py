@@ -161,6 +161,15 @@ class RunConfig(Config):
         """Return every value that defines the run, by its dotted name; not where the run is recorded."""
         return flatten(self.model_dump(exclude={"tracking"}))
 
+    @property
+    def defaults(self) -> RunConfig:
+        """The default config with a network of the same kind."""
+        return RunConfig(model=type(self.model)())
+
+    def completed(self, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Return a run's recorded parameters, with the defaults of the keys that an earlier version did not have."""
+        return {name: str(value) for name, value in self.defaults.parameters().items()} | dict(recorded)
+
     def replace(self, values: Mapping[str, Any]) -> RunConfig:
         """Return this config with other values under the given dotted names. Raises ConfigError as load_config does."""
         tree = self.model_dump()

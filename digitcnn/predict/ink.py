@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What is drawn: each pixel's depth below its paper, the ink, lines of the paper, and how many other shapes."""
+    """A drawing: each pixel's depth below its paper, the ink, the paper's lines, and the number of other shapes."""
 
     depth: Grey
     ink: Mask

@@ -37,7 +37,7 @@ def list_studies(config: TrackingConfig) -> pd.DataFrame:
         rows = []
         for opened in study.recorded_studies(config.folder):
             name, runs = opened.study_name, of_study[opened.study_name]
-            files = [path for each in tracking.run_folders(store, config.folder, runs).values() for path in each]
+            files = tracking.run_folders(store, config.folder, runs)
             used = max((run.info.end_time or run.info.start_time for run in runs), default=0)
             size = format_bytes(sum(map(size_of, [*files, config.folder / "reports" / name])))
             rows.append((used, name, _trials(opened, runs), _best(opened), _confirmed(runs), size, _date(used)))

@@ -84,7 +84,7 @@ def early_sentence(epochs: Sequence[EarlyEpoch]) -> str:
     """Return what the first epoch that a pruner may judge tells of the end; empty if there are too few trials."""
     if not epochs:
         return ""
-    first = max(4, math.ceil((epochs[-1].epoch + 1) / 4))
+    first = study.judged_from(epochs[-1].epoch + 1)
     each = next((each for each in epochs if each.epoch == first), epochs[-1])
     return (
         f"Can early epochs be trusted? Epoch {each.epoch} has a rank correlation of {_correlation(each)} with the end "

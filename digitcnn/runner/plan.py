@@ -67,8 +67,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     if config.data.validation != "holdout":
         raise ConfigError(f"data.validation={config.data.validation}: a search must not see the test set; use holdout")
     baseline = config.baseline
-    tell_doubts(baseline)
-    splits = check_run(baseline)
+    splits = tell_doubts(baseline)
     space = parse_space(config.study.space, baseline)
     height, width = splits.image_shape
     for point in space_corners(space):

@@ -56,10 +56,12 @@ def recorded_before(config: RunConfig) -> str | None:
         return tracking.same_training(store, config, splits.sha256)
 
 
-def tell_doubts(config: RunConfig) -> None:
-    """Check a run as check_run does, and log what makes results on its data doubtful."""
-    for doubt in check_run(config).doubts:
+def tell_doubts(config: RunConfig) -> Splits:
+    """Check a run and return its splits as check_run does, and log what makes results on its data doubtful."""
+    splits = check_run(config)
+    for doubt in splits.doubts:
         logger.warning(f"data.path={config.data.path}: {doubt}")
+    return splits
 
 
 @functools.lru_cache(maxsize=1)
@@ -147,8 +149,7 @@ def record_run(
     threads = training.thread_count(config.training)
     # What is recorded is what was used.
     config = config.replace({"training.threads": threads})
-    tell_doubts(config)
-    splits = check_run(config)
+    splits = tell_doubts(config)
     trainer = trainer or KerasTrainer(config.backend)
     trainer.prepare(threads)
     epochs: list[EpochMetrics] = []
@@ -163,9 +164,7 @@ def record_run(
         checkpoints = training.checkpoints_of(config.tracking.folder / "checkpoints" / "train", config, splits.sha256)
         start = _start(store, config, checkpoints, continues) if saves else None
         name = f"{config.model.name}-{time.strftime('%m%d-%H%M%S')}"
-        name = ", ".join(
-            filter(None, (name, study.differences_in_words(config, RunConfig(model=type(config.model)()))))
-        )
+        name = ", ".join(filter(None, (name, study.differences_in_words(config, config.defaults))))
         run_id = tracking.create_training_run(store, config, name, tags)
         try:
             worker = ThisProcess(trainer, on_progress)

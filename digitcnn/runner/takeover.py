@@ -105,9 +105,7 @@ def _fitted(
     if outcome is None:
         raise _Left("without a result")
     tags, objectives = run.data.tags, config.study.objective
-    # A run of an earlier version has the defaults of the keys that there were not.
-    defaults = RunConfig(model=type(config.model)()).parameters()
-    parameters = {**{name: str(value) for name, value in defaults.items()}, **run.data.params}
+    parameters = config.baseline.completed(run.data.params)
     if Tag.SAME_AS_RUN in tags:
         raise _Left("with the result of another")
     if tags.get(Tag.DATA_SHA256) != data_sha256:

@@ -19,6 +19,7 @@ from digitcnn.study.queue import TrialQueue, end_running_trials, tell_recorded
 from digitcnn.study.samplers import (
     check_sampler,
     first_judged_epoch,
+    judged_from,
     pruning_doubt,
     report_epoch,
     startup_trials,
@@ -102,6 +103,7 @@ __all__ = [
     "fixed_values",
     "format_cell",
     "frequent_failure",
+    "judged_from",
     "longest_trials",
     "only_process",
     "open_study",

@@ -77,8 +77,13 @@ def make_sampler(config: StudyConfig, trials: int) -> BaseSampler:
 
 
 def first_judged_epoch(space: Space, baseline: RunConfig) -> int:
-    """Return the first epoch in which a trial may be pruned: a quarter of the longest training, and at least four."""
-    return max(_FIRST_JUDGED, math.ceil(_most_epochs(space, baseline) / 4))
+    """Return the first epoch in which a trial of a study may be pruned."""
+    return judged_from(_most_epochs(space, baseline))
+
+
+def judged_from(longest: int) -> int:
+    """Return the first epoch that is judged where the longest training has so many: a quarter, and at least four."""
+    return max(_FIRST_JUDGED, math.ceil(longest / 4))
 
 
 def _most_epochs(space: Space, baseline: RunConfig) -> int:

@@ -160,7 +160,17 @@ def as_recorded(trial: EndedTrial, searched: dict[str, BaseDistribution]) -> Fro
 
 def copy_result(study: Study, trial: Trial, original: EndedTrial) -> None:
     """Record of a trial what is recorded of an earlier one with the same parameters, before it ends like that."""
-    record_trial(study, trial, _same_result(original))
+    result = original.record
+    copied = TrialRecord(
+        same_as=original.number,
+        reached=result.reached,
+        epochs_run=result.epochs_run,
+        pruned_against=result.pruned_against,
+        validation_accuracy=result.validation_accuracy,
+        cpu_seconds=result.cpu_seconds,
+        cpu_spent=0.0,
+    )
+    record_trial(study, trial, copied)
     record_constraints(study, trial, original.constraints)
     for epoch, value in original.reports.items():
         trial.report(value, epoch)
@@ -179,19 +189,6 @@ def longest_trials(ended: Iterable[EndedTrial]) -> dict[str, EndedTrial]:
     trained = [each for each in ended if each.record.same_as is None and each.record.prefix_of is None]
     by_length = sorted(trained, key=lambda each: (each.record.epochs_run or 0, -each.number))
     return {beginning_key(each.parameters): each for each in by_length}
-
-
-def _same_result(original: EndedTrial) -> TrialRecord:
-    """Return what a duplicate records: the result of the trial that has its parameters, at no cost."""
-    return TrialRecord(
-        same_as=original.number,
-        reached=original.record.reached,
-        epochs_run=original.record.epochs_run,
-        pruned_against=original.record.pruned_against,
-        validation_accuracy=original.record.validation_accuracy,
-        cpu_seconds=original.record.cpu_seconds,
-        cpu_spent=0.0,
-    )
 
 
 def signed_values(study: Study, values: Iterable[float]) -> list[float]:

@@ -88,16 +88,15 @@ def filtered_runs(store: Store, filters: str) -> list[Any]:
         raise ConfigError(f"filter: {error_cause(error)}") from None
 
 
-def run_folders(store: Store, folder: Path, runs: Sequence[Any]) -> dict[str, list[Path]]:
-    """Return by run id the folders, within a records folder, of each run's files and of its models.
+def run_folders(store: Store, folder: Path, runs: Sequence[Any]) -> list[Path]:
+    """Return the folders, within a records folder, of the files of some runs and of their models.
 
     A store that was made by somebody else may name any place as a run's: others than a run's own are left out.
     """
     root = (folder / "artifacts").resolve()
-    found = {run.info.run_id: _own_folder(run.info.artifact_uri, run.info.run_id, root) for run in runs}
-    for model in run_models(store, runs):
-        found[model.source_run_id] += _own_folder(model.artifact_location, model.model_id, root)
-    return found
+    places = [(run.info.artifact_uri, run.info.run_id) for run in runs]
+    places += [(model.artifact_location, model.model_id) for model in run_models(store, runs)]
+    return [path for address, name in places for path in _own_folder(address, name, root)]
 
 
 def _own_folder(address: str, name: str, root: Path) -> list[Path]:
@@ -216,9 +215,8 @@ def _histories(store: Store, run_ids: Sequence[str], metric: str) -> list[tuple[
 
 def was_trained_with(run: Any, config: RunConfig) -> bool:
     """Return True if a run had this config, a key that there was not its default; threads change speed only."""
-    recorded = RunConfig(model=type(config.model)()).parameters() | run.data.params
-    recorded["training.threads"] = config.training.threads
-    return all(str(recorded[name]) == str(value) for name, value in config.parameters().items())
+    recorded = config.completed(run.data.params) | {"training.threads": str(config.training.threads)}
+    return all(recorded[name] == str(value) for name, value in config.parameters().items())
 
 
 def same_training(store: Store, config: RunConfig, data_sha256: str) -> str | None:

@@ -59,7 +59,7 @@ def settle_variables(backend: Backend, threads: int) -> None:
     """
     # Keras imports it.
     settle_matplotlib()
-    kept = {*_FLAGS, *_BACKENDS_FLAGS.get(backend, ())}
+    kept = _obeyed(backend)
     for name in [each for each in os.environ if each.startswith(_LIBRARIES) and not each.startswith(_LOGS)]:
         if name not in kept:
             del os.environ[name]
@@ -74,15 +74,18 @@ def settle_variables(backend: Backend, threads: int) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def _obeyed(backend: str) -> set[str]:
+    return {*_FLAGS, *_BACKENDS_FLAGS.get(backend, ())}
+
+
 def flags_in_effect(backend: str) -> dict[str, str]:
     """Return the variables of this process, by name, that change the arithmetic of a run on a backend."""
-    names = {*_FLAGS, *_BACKENDS_FLAGS.get(backend, ())}
-    return {name: os.environ[name] for name in sorted(names) if name in os.environ}
+    return {name: os.environ[name] for name in sorted(_obeyed(backend)) if name in os.environ}
 
 
 def arithmetic_flags(recorded: Mapping[str, str], backend: str) -> dict[str, str]:
     """Return those of some recorded variables, by name, that changed the arithmetic of a run on a backend."""
-    names = {*_FLAGS, *_BACKENDS_FLAGS.get(backend, ()), *_FORMER_FLAGS}
+    names = {*_obeyed(backend), *_FORMER_FLAGS}
     return {name: recorded[name] for name in sorted(names) if name in recorded}
 
 

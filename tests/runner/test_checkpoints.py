@@ -29,7 +29,7 @@ def _with_epochs(config: SweepConfig, epochs: int, **values: object) -> SweepCon
 
 
 def _trained(folder: Path) -> Counter[tuple[int, int]]:
-    """How often each epoch of each batch size was trained."""
+    """Return the number of times that each epoch of each batch size was trained."""
     lines = (folder / "trained").read_text().splitlines()
     return Counter((int(size), int(epoch)) for size, epoch in map(str.split, lines))
 

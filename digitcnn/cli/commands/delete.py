@@ -57,7 +57,7 @@ def _ask(removal: _Removal, store: tracking.Store, config: DeleteConfig) -> int:
 
 @dataclass(frozen=True)
 class _Removal:
-    """What is removed: a study's trials, if one is named, MLflow's runs and models by id, and folders of files."""
+    """A removal: of a study's trials, if one is named, of MLflow's runs and models by id, and of folders of files."""
 
     study: str | None
     runs: tuple[str, ...]
@@ -112,12 +112,14 @@ def _removal(
             f"{named}: run {champion} is the champion's, models:/digitcnn@champion; confirm another study, or remove "
             "that alias in MLflow's UI, first"
         )
-    folders = [path for each in tracking.run_folders(store, config.folder, runs).values() for path in each]
     return _Removal(
         study=of_study,
         runs=tuple(ids),
         models=tuple(model.model_id for model in tracking.run_models(store, runs)),
-        folders=(*folders, *([config.folder / "reports" / of_study] if of_study else [])),
+        folders=(
+            *tracking.run_folders(store, config.folder, runs),
+            *([config.folder / "reports" / of_study] if of_study else []),
+        ),
         experiments=tuple(sorted({run.info.experiment_id for run in runs})),
     )
 
