@@ -68,7 +68,9 @@ def test_sweep_of_a_killed_owner_goes_on_at_its_last_checkpoint(sweep_config: Sw
         process.join()
     (path,) = folder.glob("*.npz")
     assert int(path.stem.rpartition("-")[2]) in (5, 6, 7)
-    assert all(_trained(tmp_path)[50, epoch] == 1 for epoch in (1, 2, 3, 5))
+    # A kill between the begin of an epoch and its checkpoint has this epoch trained again: one for each kill.
+    assert all(_trained(tmp_path)[50, epoch] == 1 for epoch in (1, 2, 3))
+    assert sum(_trained(tmp_path)[50, epoch] - 1 for epoch in (4, 5)) <= 1
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
