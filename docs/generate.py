@@ -266,11 +266,10 @@ def _module_table(paths: Iterable[Path]) -> list[str]:
 
 
 def _public_names(module: ast.Module) -> list[str]:
-    """Return the names in a module's `__all__`."""
-    for node in module.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return list(ast.literal_eval(node.value))
-    return []
+    """Return the names that a room's `__init__` imports, those for type checkers alone included."""
+    nodes = [*module.body, *(node for part in module.body if isinstance(part, ast.If) for node in part.body)]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module != "typing"]
+    return sorted(alias.name for node in imports for alias in node.names)
 
 
 def _followed(reference: re.Match[str]) -> str:

@@ -6,5 +6,3 @@ from digitcnn.predict.prediction import (
     predictions_as_csv,
     predictions_as_json,
 )
-
-__all__ = ["predict", "prediction_in_words", "predictions_as_csv", "predictions_as_json"]

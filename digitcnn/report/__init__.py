@@ -5,17 +5,3 @@ from digitcnn.report.record import StudyRecord, read_study
 from digitcnn.report.runs import RunComparison, compare_runs, list_runs, list_studies
 from digitcnn.report.text import confirmed_text, markdown_table
 from digitcnn.report.views import describe_experiment, present_study
-
-__all__ = [
-    "RunComparison",
-    "StudyRecord",
-    "compare_runs",
-    "confirmed_text",
-    "describe_experiment",
-    "list_runs",
-    "list_studies",
-    "markdown_table",
-    "present_study",
-    "read_study",
-    "write_report",
-]

@@ -29,36 +29,3 @@ from digitcnn.runner.run import (
 from digitcnn.runner.study_run import repair_records
 from digitcnn.runner.sweep import run_sweep
 from digitcnn.runner.workers import LocalPool, make_pool
-
-__all__ = [
-    "FinishedRun",
-    "Interrupted",
-    "Job",
-    "KerasTrainer",
-    "LocalPool",
-    "Pool",
-    "RunDiverged",
-    "RunFailed",
-    "SweepDisplay",
-    "Trainer",
-    "Worker",
-    "WorkerDied",
-    "check_run",
-    "describe_sweep",
-    "describe_time",
-    "estimate_seconds",
-    "make_pool",
-    "measure_speed",
-    "plan_sweep",
-    "plan_workers",
-    "record_run",
-    "record_training",
-    "recorded_before",
-    "repair_records",
-    "run_sweep",
-    "run_workers",
-    "stopped_by_signals",
-    "tell_doubts",
-    "threads_per_worker",
-    "worker_count",
-]

@@ -10,5 +10,3 @@ os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
 
 from digitcnn.runner.cluster.pool import RayPool
-
-__all__ = ["RayPool"]

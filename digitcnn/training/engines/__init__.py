@@ -11,8 +11,6 @@ from digitcnn.values import Examples
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["make_engine"]
-
 
 def make_engine(model: keras.Sequential, examples: Examples, config: TrainingConfig) -> Engine:
     """Return the engine of a config, ready to train a model: `fast` is Keras's fit where the backend has no other."""
