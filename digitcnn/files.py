@@ -80,14 +80,18 @@ def lock_file(path: Path) -> Iterator[str | None]:
 
 def other_holder(folder: Path) -> str | None:
     """Return the holder of a lock file in the folder, if one is held by another process than this."""
-    for path in sorted(folder.glob("*.lock")):
-        with contextlib.suppress(OSError), os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+") as file:
-            if _identity(file.fileno()) in _HELD:
-                continue
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another process"
+    return next(filter(None, map(holder_of, sorted(folder.glob("*.lock")))), None)
+
+
+def holder_of(path: Path) -> str | None:
+    """Return the holder of a lock file, if another process than this holds it. To read the file is enough."""
+    with contextlib.suppress(OSError), os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+        if _identity(file.fileno()) in _HELD:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "another process"
     return None
 
 

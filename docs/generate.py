@@ -25,6 +25,8 @@ COMMANDS: dict[str, type[Config]] = {
     "confirm": config.ConfirmConfig,
     "reproduce": config.ReproduceConfig,
     "report": config.ReportConfig,
+    "status": config.ReportConfig,
+    "stop": config.ReportConfig,
     "studies": config.StudiesConfig,
     "runs": config.RunsConfig,
     "diff": config.DiffConfig,

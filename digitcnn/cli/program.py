@@ -21,6 +21,8 @@ COMMANDS = {
     "confirm": "test a study's best trials on the test set, and name the champion",
     "reproduce": "train a recorded run again and say whether it is the same",
     "report": "write what a study found as one page",
+    "status": "say what is at work on a study, how far it is, and the time left",
+    "stop": "end what is at work on a study with its present epochs",
     "studies": "list the recorded studies",
     "runs": "list the recorded runs, or a study's",
     "diff": "say what differs between runs",

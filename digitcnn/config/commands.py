@@ -89,7 +89,7 @@ class ReproduceConfig(Config):
 
 
 class ReportConfig(Config):
-    """The study that is reported."""
+    """The study that is reported, looked at or stopped."""
 
     study: StudyReference
     tracking: TrackingConfig = TrackingConfig()

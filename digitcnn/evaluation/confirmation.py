@@ -137,7 +137,8 @@ def _train(
     with closing(make_pool(plan.config.workers, trainer, plan.candidates[0].config, workers, threads)) as pool:
         work = _Trainings(plan, recorded, store, shown, threads, pool.stop, deque(missing))
         # Inside, so that a store that is away is told from other failures when a signal has come.
-        with stopped_by_signals(pool) as received, tracking.store_errors(plan.config.tracking):
+        asked = study.stop_file(plan.config.tracking.folder, plan.config.study.name)
+        with stopped_by_signals(pool, asked) as received, tracking.store_errors(plan.config.tracking):
             store.stopped = pool.stop.is_set
             run_workers(pool, work.loop)
         if received:

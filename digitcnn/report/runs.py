@@ -1,4 +1,4 @@
-"""Recorded studies and runs as tables: listed, and runs side by side."""
+"""Recorded studies and runs as tables: listed, runs side by side, and a study at work."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 import pandas as pd
 
 from digitcnn import evaluation, study, tracking
-from digitcnn.config import DiffConfig, RunsConfig, TrackingConfig
+from digitcnn.config import DiffConfig, ReportConfig, RunsConfig, TrackingConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import size_of
-from digitcnn.formatting import format_bytes, format_count
+from digitcnn.formatting import format_bytes, format_count, format_duration
 from digitcnn.records import Column, Metric, Tag, is_maximized
-from digitcnn.report.record import with_known_flags
+from digitcnn.report import text
+from digitcnn.report.record import StudyRecord, read_study, with_known_flags
 
 _TAGS = {Tag.ENGINE, Tag.CPU, Tag.FLAGS, Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256, Tag.WEIGHTS_SHA256}
 # Of a list of runs, beside the parameters that differ between them.
@@ -70,6 +71,50 @@ def _confirmed(runs: Sequence[Any]) -> str:
 
 def _date(milliseconds: int) -> str:
     return time.strftime(_TIME, time.localtime(milliseconds / 1000)) if milliseconds else ""
+
+
+def study_status(config: ReportConfig) -> list[str]:
+    """Return lines on a study: its owner, progress and time left, what runs, the best so far, and what to type next.
+
+    Raise ConfigError if there is no such study.
+    """
+    name, folder = config.study.name, config.tracking.folder
+    with tracking.store_errors(config.tracking), study.storage_errors(folder):
+        store = tracking.open_recorded(config.tracking, f"study.name={name}")
+        found = read_study(store, config.study, config.tracking)
+        at_work = [
+            run
+            for run in tracking.study_runs(store, name)
+            if run.info.status == "RUNNING" and run.data.tags.get(Tag.PARENT) == found.parent_run_id
+        ]
+        epochs = tracking.metric_histories(store, [run.info.run_id for run in at_work], Metric.TRAIN_LOSS)
+    owner, again, (first, *_) = study.owner(folder, name), found.finished < found.total, text.commands(found)
+    reached = f"study {name}: {found.finished} of {found.total} trials are finished"
+    best = study.best_against_baseline(found.table, found.objectives)
+    if owner is None:
+        cut_off = f" ({format_count(len(at_work), 'run')} cut off)" if at_work else ""
+        next_ = f"goes on with the other {found.total - found.finished}: {first}" if again else f"adds none: {first}"
+        return [f"{reached}; nothing is at work on it{cut_off}; the same command {next_}", best]
+    lines, parts = [], 0.0
+    for run in sorted(at_work, key=lambda run: run.info.start_time):
+        epoch, length = max(epochs[run.info.run_id], default=0), int(run.data.params["training.epochs"])
+        parts += epoch / length if Tag.TRIAL in run.data.tags else 0.0
+        lines.append(f"  {run.info.run_name}: epoch {epoch} of {length}")
+    left = _seconds_left(found, parts, len(at_work)) if again else None
+    about = "" if left is None else f"; about {format_duration(left)} left"
+    return [f"{reached}; {owner} is at work on it{about}", *lines, best, f"digitcnn stop study={name} ends it in order"]
+
+
+def _seconds_left(found: StudyRecord, parts: float, workers: int) -> float | None:
+    """Return the time that the trials to come take at the mean of those that were trained; `parts` of them are done."""
+    trials = {trial.number: trial for trial in found.study.get_trials(deepcopy=False)}
+    trained = [trials[number] for number in found.completed.get(Column.TRIAL, [])]
+    took = [
+        each.duration.total_seconds() for each in trained if each.duration and (each.user_attrs.get("cpu_spent") or 1)
+    ]
+    if not took:
+        return None
+    return sum(took) / len(took) * max(found.total - found.finished - parts, 0.0) / max(workers, 1)
 
 
 def list_runs(config: RunsConfig) -> pd.DataFrame:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from digitcnn import signals, training
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 _PATIENCE_FACTOR = 10
 # How long a worker may go on with its epoch after it was asked to stop; all of a command's ending is to take 10 s.
 GRACE_SECONDS = 3.0
+# How often is looked whether `digitcnn stop` asks for the end.
+_LOOK_SECONDS = 0.5
 MAX_WORKERS = 1024
 
 
@@ -71,6 +75,7 @@ class Pool(Protocol):
 
     stop: threading.Event
     finished: threading.Event
+    patience: Patience
 
     def arrivals(self) -> Iterator[Worker]:
         """Yield each worker once, as soon as there is a place for it."""
@@ -103,10 +108,14 @@ class RunDiverged(RunFailed):
 
 @dataclass
 class Patience:
-    """The time that the workers of a pool may say nothing: `seconds`, or ten times the longest silence so far."""
+    """The time that the workers of a pool may say nothing: `seconds`, or ten times the longest silence so far.
+
+    Once they are to stop it is `grace`, if that is less.
+    """
 
     seconds: float
     longest: float = 0.0
+    grace: float = GRACE_SECONDS
 
     @property
     def limit(self) -> float:
@@ -127,7 +136,8 @@ class Wait:
         silence = now - self.began
         if self.stop.is_set():
             self.stopped = self.stopped or now
-            return "its worker did not stop" if now > self.stopped + GRACE_SECONDS else ""
+            if now > self.stopped + self.patience.grace:
+                return "its worker did not stop"
         if silence > limit:
             return f"its worker said nothing for {format_duration(silence)} and was ended"
         if silence > limit / 2 and not self.warned:
@@ -173,17 +183,27 @@ def run_workers(pool: Pool, loop: Callable[[Worker], None]) -> None:
 
 
 @contextlib.contextmanager
-def stopped_by_signals(pool: Pool) -> Iterator[list[signal.Signals]]:
+def stopped_by_signals(pool: Pool, asked: Path) -> Iterator[list[signal.Signals]]:
     """Let a signal inside the body end the workers in order, a second one kill them; yield the list of signals.
 
-    After a signal nobody waits for a store that is away: the process ends as the signal does, with one line.
+    The file `asked` is taken for a SIGTERM that leaves the workers the time to end their present epochs. After a signal
+    nobody waits for a store that is away: the process ends as the signal does, with one line.
     """
 
     def stop() -> None:
         pool.stop.set()
         logger.info("stopping: what has run is being recorded")
 
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            if asked.exists() and not received:
+                pool.patience.grace = math.inf
+                received.append(signal.SIGTERM)
+                stop()
+
+    over = threading.Event()
     with signals.capture_signals(stop, pool.kill) as received:
+        threading.Thread(target=watch, daemon=True).start()
         try:
             yield received
         except StoreAway as error:
@@ -191,6 +211,8 @@ def stopped_by_signals(pool: Pool) -> Iterator[list[signal.Signals]]:
                 raise
             logger.warning(f"interrupted: {error}")
             signals.end_process(received[0])
+        finally:
+            over.set()
 
 
 def core_shares(workers: int) -> list[tuple[int, ...]]:

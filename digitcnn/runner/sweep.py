@@ -47,7 +47,7 @@ def run_sweep(plan: SweepPlan, shown: SweepDisplay, trainer: Trainer | None = No
     with (
         study.only_process(folder, config.study.name),
         contextlib.closing(make_pool(config.workers, trainer, plan.baseline, plan.workers, plan.threads)) as pool,
-        stopped_by_signals(pool) as received,
+        stopped_by_signals(pool, study.stop_file(folder, config.study.name)) as received,
     ):
         store = tracking.open_store(config.tracking, pool.stop.is_set)
         with study.storage_errors(folder), tracking.store_errors(config.tracking):

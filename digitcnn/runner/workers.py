@@ -176,9 +176,9 @@ class LocalPool:
     def __init__(self, trainer: Trainer, workers: int, threads: int, patience: float = 120.0) -> None:
         training.check_limits(workers, threads)
         self.stop, self.finished = threading.Event(), threading.Event()
-        shared = Patience(patience)
+        self.patience = Patience(patience)
         self.workers = [
-            LocalWorker(index, trainer, share, threads, shared, workers)
+            LocalWorker(index, trainer, share, threads, self.patience, workers)
             for index, share in enumerate(core_shares(workers))
         ]
 

@@ -33,7 +33,7 @@ from digitcnn.study.space import (
     space_corners,
     space_size,
 )
-from digitcnn.study.storage import STORAGE_FAILURES, only_process, storage_errors
+from digitcnn.study.storage import STORAGE_FAILURES, only_process, owner, stop_file, storage_errors
 from digitcnn.study.study import (
     OpenStudy,
     delete_study,

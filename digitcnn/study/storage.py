@@ -11,7 +11,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, StoreAway
-from digitcnn.files import LOCK_SECONDS, check_database, create_database, lock_file, sqlite_url
+from digitcnn.files import LOCK_SECONDS, check_database, create_database, holder_of, lock_file, sqlite_url
 
 # Raised where the store failed, by Optuna or below it.
 STORAGE_FAILURES = (StorageInternalError, SQLAlchemyError)
@@ -59,7 +59,25 @@ def only_process(folder: Path, study: str) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         for each in sorted({folder.resolve(), storage_path(folder).resolve().parent}):
             held.enter_context(lock(each, study))
+        asked = stop_file(folder, study)
+        held.callback(asked.unlink, missing_ok=True)
+        # It was meant for an earlier process.
+        asked.unlink(missing_ok=True)
         yield
+
+
+def owner(folder: Path, study: str) -> str | None:
+    """Return the process that is at work on a study, in words, if it is another one than this."""
+    return holder_of(_lock_path(storage_path(folder).resolve().parent, study))
+
+
+def stop_file(folder: Path, study: str) -> Path:
+    """Return the file that asks the process at work on a study, wherever it runs, to end with its present epochs."""
+    return _lock_path(storage_path(folder).resolve().parent, study).with_suffix(".stop")
+
+
+def _lock_path(folder: Path, study: str) -> Path:
+    return folder / "locks" / f"{study}.lock"
 
 
 @contextlib.contextmanager
@@ -68,10 +86,10 @@ def lock(folder: Path, name: str) -> Iterator[None]:
 
     Raises ConfigError if another process holds it, MachineError if the folder cannot be written.
     """
-    with lock_file(folder / "locks" / f"{name}.lock") as holder:
+    with lock_file(_lock_path(folder, name)) as holder:
         if holder is not None:
             raise ConfigError(
-                f"study.name={name}: {holder} is at work on this study; wait for it, or end it and give it more "
-                "workers.count"
+                f"study.name={name}: {holder} is at work on this study; wait for it, or end it (digitcnn stop "
+                f"study={name}) and give it more workers.count"
             )
         yield
