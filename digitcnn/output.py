@@ -95,6 +95,20 @@ class _MessageHandler(logging.Handler):
 
 
 @contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Discard what native code writes to standard error while the body lasts; exceptions still reach the caller."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
 def messages(package: str = "digitcnn") -> Iterator[None]:
     """Print what a package logs while the body lasts."""
     logger, handler = logging.getLogger(package), _MessageHandler()

@@ -8,13 +8,7 @@ from pydantic import AfterValidator, Field
 
 from digitcnn.config.fields import Name, Processes
 from digitcnn.config.loading import Config
-from digitcnn.config.schema import (
-    LocalWorkers,
-    RunConfig,
-    StudyConfig,
-    TrackingConfig,
-    WorkersConfig,
-)
+from digitcnn.config.schema import LocalWorkers, RunConfig, StudyConfig, TrackingConfig, WorkersConfig
 
 
 def _check_local(value: str) -> str:

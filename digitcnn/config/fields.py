@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WrapValidator
 
 from digitcnn.config.urls import check_cluster, check_server
 from digitcnn.formatting import has_control_characters
@@ -77,7 +71,7 @@ def _check_root(value: str) -> str:
     return value
 
 
-def _check_steps(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+def _check_steps(value: Any, check: Callable[[Any], Any]) -> Any:
     try:
         return check(value)
     except ValidationError:

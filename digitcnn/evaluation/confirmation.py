@@ -21,16 +21,6 @@ from digitcnn.evaluation.plan import Candidate, ConfirmationPlan, Looks, Recorde
 from digitcnn.evaluation.verdicts import model_card
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, Metric, Tag
-from digitcnn.runner import (
-    RunFailed,
-    SweepDisplay,
-    Worker,
-    WorkerDied,
-    make_pool,
-    plan_workers,
-    run_workers,
-    stopped_by_signals,
-)
 from digitcnn.values import Decision, EpochMetrics
 
 logger = logging.getLogger(__name__)
@@ -52,7 +42,7 @@ class ConfirmationResult:
 
 
 def run_confirmation(
-    plan: ConfirmationPlan, shown: SweepDisplay, trainer: runner.Trainer | None = None
+    plan: ConfirmationPlan, shown: runner.SweepDisplay, trainer: runner.Trainer | None = None
 ) -> ConfirmationResult:
     """Train every candidate with every seed that is not recorded yet, compare them and register the champion.
 
@@ -119,7 +109,7 @@ def _train(
     missing: Sequence[tuple[Candidate, int]],
     recorded: RecordedRuns,
     store: tracking.Store,
-    shown: SweepDisplay,
+    shown: runner.SweepDisplay,
     trainer: runner.Trainer,
 ) -> None:
     """Train what is missing, and add it to what is recorded.
@@ -129,18 +119,18 @@ def _train(
     for name, seed in recorded.diverged.items():
         logger.warning(f"{name} diverged with seed {seed}: it is left out")
     total = sum(each.name not in recorded.diverged for each in plan.candidates) * len(plan.seeds)
-    workers, threads, _ = plan_workers(plan.config.workers, len(missing))
+    workers, threads, _ = runner.plan_workers(plan.config.workers, len(missing))
     local = workers if isinstance(plan.config.workers, LocalWorkers) else None
     shown.began(plan.config.study.name, total, total - len(missing), local, Metric.TEST_ACCURACY)
     if not missing:
         return
-    with closing(make_pool(plan.config.workers, trainer, plan.candidates[0].config, workers, threads)) as pool:
+    with closing(runner.make_pool(plan.config.workers, trainer, plan.candidates[0].config, workers, threads)) as pool:
         work = _Trainings(plan, recorded, store, shown, threads, pool.stop, deque(missing))
         # Inside, so that a store that is away is told from other failures when a signal has come.
         asked = study.stop_file(plan.config.tracking.folder, plan.config.study.name)
-        with stopped_by_signals(pool, asked) as received, tracking.store_errors(plan.config.tracking):
+        with runner.stopped_by_signals(pool, asked) as received, tracking.store_errors(plan.config.tracking):
             store.stopped = pool.stop.is_set
-            run_workers(pool, work.loop)
+            runner.run_workers(pool, work.loop)
         if received:
             signals.end_process(received[0])
     if work.failed:
@@ -158,7 +148,7 @@ class _Trainings:
     plan: ConfirmationPlan
     recorded: RecordedRuns
     store: tracking.Store
-    shown: SweepDisplay
+    shown: runner.SweepDisplay
     threads: int
     stop: threading.Event
     waiting: deque[tuple[Candidate, int]]
@@ -167,7 +157,7 @@ class _Trainings:
     failed: dict[str, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def loop(self, worker: Worker) -> None:
+    def loop(self, worker: runner.Worker) -> None:
         """Train one run after the other on a worker."""
         try:
             while worker.wait_ready() and (run := self._next()) is not None:
@@ -194,7 +184,7 @@ class _Trainings:
             self.stop.wait(_POLL_SECONDS)
         return None
 
-    def _train(self, candidate: Candidate, seed: int, worker: Worker) -> bool:
+    def _train(self, candidate: Candidate, seed: int, worker: runner.Worker) -> bool:
         """Train a run and record how it ended; return True if its worker died and it is to be tried again."""
         config = candidate.config.replace({"training.seed": seed, "training.threads": self.threads})
         label, study_name = f"{candidate.name}, seed {seed}", self.plan.config.study.name
@@ -226,10 +216,10 @@ class _Trainings:
             show(f"failed: {error}")
             self.recorded.diverged.setdefault(candidate.name, seed)
             self.recorded.require_baseline()
-        except (RunFailed, WorkerDied) as error:
-            show(f"{'failed' if isinstance(error, RunFailed) else 'lost'}: {error}")
-            self.deaths[candidate.name, seed] += isinstance(error, WorkerDied)
-            if isinstance(error, WorkerDied) and self.deaths[candidate.name, seed] <= _RETRIES:
+        except (runner.RunFailed, runner.WorkerDied) as error:
+            show(f"{'failed' if isinstance(error, runner.RunFailed) else 'lost'}: {error}")
+            self.deaths[candidate.name, seed] += isinstance(error, runner.WorkerDied)
+            if isinstance(error, runner.WorkerDied) and self.deaths[candidate.name, seed] <= _RETRIES:
                 return True
             self.failed[candidate.name] = str(error)
         else:

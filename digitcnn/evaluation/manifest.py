@@ -14,16 +14,7 @@ from digitcnn.config import Config, RunConfig, TrackingConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import write_atomically
 from digitcnn.formatting import has_control_characters
-from digitcnn.records import (
-    EPOCH_METRICS,
-    IN_VALIDATION,
-    TEST_METRICS,
-    TRAIN_METRICS,
-    Artifact,
-    EnvironmentKey,
-    Metric,
-    Tag,
-)
+from digitcnn.records import EPOCH_METRICS, IN_VALIDATION, TEST_METRICS, TRAIN_METRICS, Artifact, EnvironmentKey, Tag
 
 # The metrics that config and seed decide. Seconds and memory are the machine's.
 _METRICS = (*EPOCH_METRICS, *TEST_METRICS)
@@ -154,7 +145,7 @@ def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
         if name in found.data.metrics
     }
     try:
-        last = max(histories[Metric.TRAIN_LOSS])
+        last = max(histories[TRAIN_METRICS[0]])
         # Judged once, after the last epoch, or by every epoch.
         once = list(TEST_METRICS) if found.data.params["data.validation"] == "test_once" else []
         content = {

@@ -18,7 +18,6 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation.statistics import detectable_difference, spread_between_seeds
 from digitcnn.formatting import format_count, format_duration, format_percent, named_null
 from digitcnn.records import Artifact, Column, IdentityKey, Metric, Tag
-from digitcnn.runner import describe_time, estimate_seconds, measure_speed, plan_workers
 
 # Between the seeds of the published study's three confirmed configs: experiments/results/confirmation_runs.csv.
 _PUBLISHED_SPREAD = 0.0012
@@ -241,13 +240,13 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
         recorded, looks = recorded_runs(plan, store), Looks.read(store, plan.parent_run_id)
     looks.require_margin(config.confirm.margin)
     missing = recorded.missing(plan)
-    workers, threads, shares = plan_workers(config.workers, len(missing), "run")
+    workers, threads, shares = runner.plan_workers(config.workers, len(missing), "run")
     baseline = plan.candidates[0].config.replace({"training.threads": threads})
     lines = [
         f"confirmation of study {config.study.name}: {len(plan.candidates)} configs x {len(plan.seeds)} seeds",
         *_promise(plan, recorded, looks, missing),
     ]
-    speed = measure_speed(baseline, config.workers, workers) if missing else None
+    speed = runner.measure_speed(baseline, config.workers, workers) if missing else None
     total = 0.0
     for candidate in recorded.candidates:
         values = ", ".join(f"{name} {named_null(value)}" for name, value in candidate.parameters.items())
@@ -257,13 +256,13 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
         elif speed is None or left == 0:
             line += "; all recorded"
         else:
-            seconds = estimate_seconds(candidate.config, baseline, speed)
+            seconds = runner.estimate_seconds(candidate.config, baseline, speed)
             total += seconds * left
             line += f"; {left} of {len(plan.seeds)} runs to come, {format_duration(seconds)} each"
         lines.append(line)
     if missing:
         lines.append(shares)
-        time_left = describe_time(total, config.workers, workers)
+        time_left = runner.describe_time(total, config.workers, workers)
         lines.append(f"time: about {time_left} for {format_count(len(missing), 'run')}")
     else:
         lines.append("nothing is missing: confirm compares what is recorded")

@@ -20,17 +20,6 @@ from digitcnn.runner.pool import Job, RunFailed, WorkerDied, plan_workers, run_w
 from digitcnn.runner.run import check_run, tell_doubts
 from digitcnn.runner.takeover import Takeover, plan_takeover
 from digitcnn.runner.workers import LocalPool
-from digitcnn.study import Space, draw_points, parse_space, space_corners, space_size
-from digitcnn.training import (
-    build_model,
-    count_multiplications,
-    count_parameters,
-    draw_transforms,
-    import_keras,
-    make_engine,
-    samples_per_epoch,
-    thread_count,
-)
 from digitcnn.values import Events, Examples, RunFinished
 
 # Images that are trained on and judged, once to trace the network and once to be timed.
@@ -49,7 +38,7 @@ class SweepPlan:
 
     config: SweepConfig
     data_sha256: str
-    space: Space
+    space: study.Space
     total: int
     workers: int
     shares: str
@@ -68,9 +57,9 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         raise ConfigError(f"data.validation={config.data.validation}: a search must not see the test set; use holdout")
     baseline = config.baseline
     splits = tell_doubts(baseline)
-    space = parse_space(config.study.space, baseline)
+    space = study.parse_space(config.study.space, baseline)
     height, width = splits.image_shape
-    for point in space_corners(space):
+    for point in study.space_corners(space):
         try:
             training.check_fits(baseline.replace(point).model, height, width, splits.classes)
         except ConfigError as error:
@@ -112,17 +101,17 @@ class Calibration:
     backend: Backend
 
     def prepare(self, threads: int) -> None:
-        import_keras(threads, self.backend)
+        training.import_keras(threads, self.backend)
 
     def run(self, job: Job, on_progress: Callable[[int, float], None]) -> Events:
         config = job.config
         splits = check_run(config)
         height, width = splits.image_shape
-        model = build_model(config.model, height, width, splits.classes, config.training.seed)
-        engine = make_engine(model, splits.train, config.training)
+        model = training.build_model(config.model, height, width, splits.classes, config.training.seed)
+        engine = training.make_engine(model, splits.train, config.training)
         batch = min(config.training.batch_size, len(splits.train))
         order = np.arange(max(1, _TIMED_IMAGES // batch) * batch) % len(splits.train)
-        transforms = draw_transforms(config.augmentation, config.training.seed, 1, len(order), height, width)
+        transforms = training.draw_transforms(config.augmentation, config.training.seed, 1, len(order), height, width)
         judged = Examples(splits.validation.images[:_TIMED_IMAGES], splits.validation.labels[:_TIMED_IMAGES])
         rates = {}
         for _ in range(2):
@@ -146,7 +135,7 @@ def measure_speed(baseline: RunConfig, config: WorkersConfig, workers: int) -> S
     print(f"measuring the speed of {format_count(workers, 'worker')}, half a minute ...", file=sys.stderr)
     trainer, measured = Calibration(baseline.backend), list[dict[str, float]]()
     try:
-        with contextlib.closing(LocalPool(trainer, workers, thread_count(baseline.training))) as pool:
+        with contextlib.closing(LocalPool(trainer, workers, training.thread_count(baseline.training))) as pool:
             run_workers(pool, lambda w: measured.append(w.run(Job(baseline), lambda _: "stop", pool.stop).summary))
     except (WorkerDied, RunFailed) as error:
         raise MachineError(f"the calibration failed: {error}") from None
@@ -156,7 +145,7 @@ def measure_speed(baseline: RunConfig, config: WorkersConfig, workers: int) -> S
 def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     """Return the preview as lines of text."""
     config, baseline = plan.config, plan.baseline.parameters()
-    points = space_size(plan.space)
+    points = study.space_size(plan.space)
     lines = [f"study {config.study.name}: {', '.join(config.study.objective)}, {config.study.sampler} sampler, "]
     lines[0] += f"{config.study.pruner} pruner"
     lines.append(plan.shares)
@@ -200,7 +189,7 @@ def describe_time(seconds: float, config: WorkersConfig, workers: int) -> str:
 
 def _expected(plan: SweepPlan, speed: Speed) -> tuple[float, float]:
     """Return the mean seconds and parameters of a trial over random draws."""
-    drawn = [plan.baseline.replace(point) for point in draw_points(plan.space, _DRAWS)]
+    drawn = [plan.baseline.replace(point) for point in study.draw_points(plan.space, _DRAWS)]
     seconds = [estimate_seconds(config, plan.baseline, speed) for config in drawn]
     return float(np.mean(seconds)), float(np.mean([parameters_of(config) for config in drawn]))
 
@@ -210,7 +199,7 @@ def _constraints(plan: SweepPlan) -> str:
     bounds = plan.config.study.bounds()
     said = [f"{name} {side} {bound:,.6g}" for name, sides in bounds.items() for side, bound in sides.items()]
     if Metric.PARAMETERS in bounds:
-        drawn = (plan.baseline.replace(point) for point in draw_points(plan.space, _DRAWS))
+        drawn = (plan.baseline.replace(point) for point in study.draw_points(plan.space, _DRAWS))
         sizes = ({Metric.PARAMETERS: float(parameters_of(config))} for config in drawn)
         kept = np.mean([not study.broken(study.constraint_values(bounds, size)) for size in sizes])
         said.append(f"{100 * kept:.0f} % of the space keep the one on parameters, others are not trained")
@@ -220,16 +209,16 @@ def _constraints(plan: SweepPlan) -> str:
 def parameters_of(config: RunConfig) -> int:
     """Return the number of weights of a run's network."""
     splits = check_run(config)
-    return count_parameters(config.model, *splits.image_shape, splits.classes)
+    return training.count_parameters(config.model, *splits.image_shape, splits.classes)
 
 
 def estimate_seconds(config: RunConfig, baseline: RunConfig, speed: Speed) -> float:
     """Return the seconds of one run, from the baseline's speed: time grows with a network's multiplications."""
     splits = check_run(baseline)
     shape = (*splits.image_shape, splits.classes)
-    multiplications = count_multiplications(config.model, *shape)
-    work = multiplications / count_multiplications(baseline.model, *shape)
+    multiplications = training.count_multiplications(config.model, *shape)
+    work = multiplications / training.count_multiplications(baseline.model, *shape)
     epochs = config.training.epochs
-    training = epochs * samples_per_epoch(config.training, len(splits.train)) / speed.training
+    trained = epochs * training.samples_per_epoch(config.training, len(splits.train)) / speed.training
     judged = len(splits.validation) * (1 if splits.final_test_only else epochs) / speed.validation
-    return _SECONDS_BESIDE_EPOCHS + (training + judged) * work
+    return _SECONDS_BESIDE_EPOCHS + (trained + judged) * work

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import optuna
 import pandas as pd
 from numpy.typing import NDArray
+from optuna.study._multi_objective import _calculate_nondomination_rank
 from optuna.trial import FrozenTrial, TrialState
 
 from digitcnn.config import RunConfig
@@ -117,23 +116,7 @@ def pareto_ranks(points: NDArray[np.float64]) -> NDArray[np.int64]:
     A point dominates another that is nowhere better and somewhere worse; the first front is dominated by none, the
     next by the first alone. Equal points share a front.
     """
-    # In ascending order no point is dominated by a later one, and one of a front dominates it where it is as good in
-    # the other objectives. Who is dominated by a front is so by all before it, which a bisection finds (Zhang and
-    # others, 2015, doi:10.1109/TEVC.2014.2308305).
-    ordered, place = np.unique(points, axis=0, return_inverse=True)
-    # Of each front what dominates most: with two objectives a single value.
-    fronts: list[NDArray[np.float64]] = []
-    ranks = np.zeros(len(ordered), dtype=np.int64)
-    for index, others in enumerate(ordered[:, 1:]):
-        front = bisect_left(fronts, True, key=partial(_spares, others))
-        least = fronts[front] if front < len(fronts) else others[:0].reshape(0, len(others))
-        fronts[front : front + 1] = [np.vstack([least[~(others <= least).all(axis=1)], others])]
-        ranks[index] = front + 1
-    return ranks[place.reshape(-1)]
-
-
-def _spares(others: NDArray[np.float64], least: NDArray[np.float64]) -> bool:
-    return not (least <= others).all(axis=1).any()
+    return 1 + _calculate_nondomination_rank(points)
 
 
 def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
+from digitcnn import output
 from digitcnn.config import Backend, TrainingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.training.machine import available_cores, check_limits
@@ -55,25 +53,11 @@ def import_keras(threads: int | None = None, backend: Backend | None = None) -> 
     backend, threads = backend or "tensorflow", threads or available_cores()
     check_limits(1, threads)
     try:
-        with _silent_stderr():
+        with output.silent_stderr():
             _load(backend, threads)
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise MachineError(f"Keras cannot be imported on {backend}: {cause}") from error
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Discard what native code writes to standard error; Python's own exceptions still reach the caller."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def _load(backend: Backend, threads: int) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import socket
-import sys
 import threading
-from collections.abc import Iterator
 
 import ray
 
+from digitcnn import output
 from digitcnn.errors import ConfigError, MachineError
 
 # How long a cluster may take to answer. Ray itself would wait for minutes.
@@ -41,7 +38,7 @@ def connect(address: str) -> str:
 
     # In the main thread Ray would take the handler of SIGTERM for itself.
     thread = threading.Thread(target=begin, daemon=True)
-    with _silent_stderr():
+    with output.silent_stderr():
         thread.start()
         thread.join(CONNECT_SECONDS)
     if thread.is_alive():
@@ -58,20 +55,6 @@ def connect(address: str) -> str:
             raise ConfigError(f"{key}: {text[:300]}")
         raise MachineError(f"{key}: {text[:300]}")
     return head
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Discard what is written to this process's error stream, by Ray's own library too."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _head_address(address: str) -> str | None:
