@@ -159,7 +159,7 @@ def recorded_outcome(store: tracking.Store, run_id: str) -> _Outcome | None:
 
     def read() -> Sequence[Any]:
         # How it ended may be among what is still kept for the store.
-        tracking.deliver_run(store, run_id)
+        tracking.deliver(store, run_id)
         return tracking.search_runs(store, f"attributes.run_id = '{run_id}' and attributes.status != 'RUNNING'")
 
     found = tracking.with_retries(store, read)

@@ -14,7 +14,6 @@ from digitcnn.tracking.operations import (
     Status,
     delete_runs,
     deliver,
-    deliver_run,
     discard_refused,
     metrics,
     put,

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from digitcnn.config import TrackingConfig
 from digitcnn.formatting import format_count
@@ -47,7 +47,7 @@ def put(store: Store, run_id: str, operation: Operation) -> None:
             return
     outbox.enqueue(store.outbox, store.name, run_id, operation)
     if time.monotonic() >= store.retry_at:
-        _reaches(store, lambda: deliver_run(store, run_id))
+        _reaches(store, lambda: deliver(store, run_id))
 
 
 def _reaches(store: Store, action: Callable[[], Result]) -> tuple[bool, Result | None]:
@@ -66,38 +66,26 @@ def _reaches(store: Store, action: Callable[[], Result]) -> tuple[bool, Result |
 
 def put_files(store: Store, run_id: str, contents: Mapping[str, str | bytes]) -> None:
     """Record texts and other files as artifacts of a run, by their names."""
-    put(
-        store,
-        run_id,
-        files({name: each.encode() if isinstance(each, str) else each for name, each in contents.items()}),
-    )
+    files = {name: each.encode() if isinstance(each, str) else each for name, each in contents.items()}
+    put(store, run_id, Operation("files", {}, files))
 
 
-def deliver_run(store: Store, run_id: str) -> None:
-    """Deliver the queued operations of a run. Raises as the store does."""
-    _flush(store, run_id)
-
-
-def deliver(store: Store) -> None:
-    """Deliver the queued operations of all runs, and log how many those were. Raises as the store does.
+def deliver(store: Store, run_id: str | None = None) -> None:
+    """Deliver the queued operations of a run, or of all and log how many those were. Raises as the store does.
 
     An error of one run does not hold up the others; what the store refuses is set aside.
     """
-    delivered = _flush(store)
-    if delivered:
-        runs = format_count(len(delivered), "run")
-        logger.info(f"delivered {format_count(sum(delivered.values()), 'record')} of {runs} that had been kept")
-
-
-def _flush(store: Store, run_id: str | None = None) -> dict[str, int]:
     if not store.outbox.exists():
-        return {}
+        return
     delivered = outbox.flush(
         store.outbox, store.name, lambda run, each: write(store.client, run, each), is_unreachable, run_id
     )
     if delivered:
         store.note_answer()
-    return {run: number for run, number in delivered.items() if number}
+    numbers = [number for number in delivered.values() if number]
+    if numbers and run_id is None:
+        runs = format_count(len(numbers), "run")
+        logger.info(f"delivered {format_count(sum(numbers), 'record')} of {runs} that had been kept")
 
 
 def queued_records(config: TrackingConfig) -> list[Queued]:
@@ -121,12 +109,7 @@ def discard_refused(config: TrackingConfig, wanted: str) -> int:
 def metrics(values: Mapping[str, float], step: int) -> Operation:
     """Return the writing of a step's metrics, as of now, in one transaction."""
     now = int(time.time() * 1000)
-    return recorded_metrics([(name, float(value), now, step) for name, value in values.items()])
-
-
-def recorded_metrics(values: Sequence[tuple[str, float, int, int]]) -> Operation:
-    """Return the writing of metrics that were recorded before: name, value, time (ms) and step of each."""
-    return Operation("batch", {"metrics": [list(value) for value in values]})
+    return Operation("batch", {"metrics": [(name, float(value), now, step) for name, value in values.items()]})
 
 
 def tags(values: Mapping[str, str]) -> Operation:
@@ -134,24 +117,9 @@ def tags(values: Mapping[str, str]) -> Operation:
     return Operation("batch", {"tags": dict(values)})
 
 
-def files(contents: Mapping[str, bytes]) -> Operation:
-    """Return the writing of files as artifacts, by their names."""
-    return Operation("files", {}, dict(contents))
-
-
-def data(inputs: Mapping[str, Mapping[str, str]]) -> Operation:
-    """Return the writing of the data sets of a run, described as MLflow's `Dataset`, by their contexts."""
-    return Operation("data", {context: dict(dataset) for context, dataset in inputs.items()})
-
-
 def model(contents: Mapping[str, bytes], parameters: Mapping[str, str]) -> Operation:
     """Return the writing of a model in MLflow's format, by the relative paths of its files."""
     return Operation("model", {"parameters": dict(parameters)}, dict(contents))
-
-
-def without_models() -> Operation:
-    """Return the removal of a run's models, also of one that was only begun."""
-    return Operation("without_models", {})
 
 
 def ended(status: Status) -> Operation:
@@ -165,7 +133,7 @@ def write(client: MlflowClient, run_id: str, operation: Operation) -> str | None
     Raises as MLflow does if the store is away or out of order.
     """
     try:
-        _WRITERS[operation.kind](client, run_id, operation)
+        _write(client, run_id, operation)
     except Exception as error:
         # The others: what was queued is not what a writer expects, however often it is tried.
         if not is_refusal(error) and not isinstance(error, KeyError | TypeError):
@@ -189,17 +157,37 @@ def _folder_of(contents: Mapping[str, bytes]) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _write_batch(client: MlflowClient, run_id: str, operation: Operation) -> None:
+def _write(client: MlflowClient, run_id: str, operation: Operation) -> None:
     from mlflow.entities import Metric, RunTag
 
-    # The same metric with the same time is one row in MLflow, however often it is written.
-    points = [Metric(*metric) for metric in operation.content.get("metrics", [])]
-    client.log_batch(run_id, points, tags=[RunTag(*tag) for tag in operation.content.get("tags", {}).items()])
+    content = operation.content
+    match operation.kind:
+        case "batch":
+            # The same metric with the same time is one row in MLflow, however often it is written.
+            points = [Metric(*metric) for metric in content.get("metrics", [])]
+            client.log_batch(run_id, points, tags=[RunTag(*tag) for tag in content.get("tags", {}).items()])
+        case "files":
+            with _folder_of(operation.files) as folder:
+                client.log_artifacts(run_id, str(folder))
+        case "data":
+            _write_data(client, run_id, content)
+        case "model":
+            _write_model(client, run_id, operation)
+        case "without_models":
+            # Also one that was only begun.
+            for each in models_of(client, run_id):
+                client.delete_logged_model(each.model_id)
+        case "ended":
+            client.set_terminated(run_id, content["status"], content["end_time"])
+        case unknown:
+            raise KeyError(unknown)
 
 
-def _write_files(client: MlflowClient, run_id: str, operation: Operation) -> None:
-    with _folder_of(operation.files) as folder:
-        client.log_artifacts(run_id, str(folder))
+def models_of(client: MlflowClient, run_id: str) -> list[Any]:
+    """Return the logged models of a run."""
+    # In its own experiment: what was kept may be delivered by a command that works in another.
+    experiment_id = client.get_run(run_id).info.experiment_id
+    return list(client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"))
 
 
 def delete_runs(store: Store, run_ids: Sequence[str], model_ids: Sequence[str]) -> None:
@@ -225,14 +213,14 @@ def delete_runs(store: Store, run_ids: Sequence[str], model_ids: Sequence[str]) 
 _ALREADY_THERE = ("UNIQUE constraint failed", "duplicate key value")
 
 
-def _write_data(client: MlflowClient, run_id: str, operation: Operation) -> None:
+def _write_data(client: MlflowClient, run_id: str, content: Mapping[str, Any]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
     inputs = [
         DatasetInput(Dataset(**dataset), [InputTag(MLFLOW_DATASET_CONTEXT, context)])
-        for context, dataset in operation.content.items()
+        for context, dataset in content.items()
     ]
     try:
         client.log_inputs(run_id, inputs)
@@ -247,9 +235,7 @@ def _write_model(client: MlflowClient, run_id: str, operation: Operation) -> Non
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
 
-    # The run's own experiment: what was kept may be delivered by a command that works in another.
-    experiment_id = client.get_run(run_id).info.experiment_id
-    known = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    known = models_of(client, run_id)
     ready = [each for each in known if each.status == LoggedModelStatus.READY]
     if ready:
         uploaded = ready[0]
@@ -257,6 +243,7 @@ def _write_model(client: MlflowClient, run_id: str, operation: Operation) -> Non
         # One whose upload was cut off.
         for each in known:
             client.delete_logged_model(each.model_id)
+        experiment_id = client.get_run(run_id).info.experiment_id
         uploaded = client.create_logged_model(experiment_id, "model", run_id, params=operation.content["parameters"])
         with _folder_of(operation.files) as folder:
             # The saved model names itself, by an id that the store has only now given.
@@ -268,23 +255,3 @@ def _write_model(client: MlflowClient, run_id: str, operation: Operation) -> Non
             client.log_model_artifacts(uploaded.model_id, str(folder))
         client.finalize_logged_model(uploaded.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(uploaded.model_id, 0)])
-
-
-def _delete_models(client: MlflowClient, run_id: str, operation: Operation) -> None:
-    experiment_id = client.get_run(run_id).info.experiment_id
-    for each in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
-        client.delete_logged_model(each.model_id)
-
-
-def _end(client: MlflowClient, run_id: str, operation: Operation) -> None:
-    client.set_terminated(run_id, operation.content["status"], operation.content["end_time"])
-
-
-_WRITERS: dict[str, Callable[[MlflowClient, str, Operation], None]] = {
-    "batch": _write_batch,
-    "files": _write_files,
-    "data": _write_data,
-    "model": _write_model,
-    "without_models": _delete_models,
-    "ended": _end,
-}

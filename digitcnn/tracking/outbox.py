@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from digitcnn.errors import MachineError
-from digitcnn.files import LOCK_SECONDS
+from digitcnn.files import LOCK_SECONDS, lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS operations (
     id INTEGER PRIMARY KEY AUTOINCREMENT, store TEXT, run_id TEXT, kind TEXT, content TEXT, refused TEXT);
 CREATE TABLE IF NOT EXISTS files (operation INTEGER, path TEXT, data BLOB);
 """
+_WITHOUT_OPERATION = "DELETE FROM files WHERE operation NOT IN (SELECT id FROM operations)"
 
 # Another thread must not write to a queue that is being removed.
 _CONNECTING = threading.RLock()
@@ -121,15 +122,9 @@ def _taken_over(path: Path) -> Iterator[bool]:
     """Hold the lock of a queue while the body lasts; yield False if another process that is at work has it."""
     if path.stem == _own_name(os.getpid()):
         yield True
-        return
-    descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield path.exists()
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(descriptor)
+    else:
+        with lock_file(path.with_suffix(".lock")) as holder:
+            yield holder is None and path.exists()
 
 
 def listed(outbox: Path) -> list[Queued]:
@@ -179,16 +174,19 @@ def flush(
     for path in _queues(outbox):
         with _taken_over(path) as free:
             while free and (found := _first(path, store, run_id, errors)) is not None:
-                number, of_run, kind, content = found
+                number, of_run, operation = found
                 try:
-                    operation = _operation(path, number, kind, content)
                     refused = "cannot be read" if operation is None else write(of_run, operation)
                 except Exception as error:
                     if is_unreachable(error):
                         raise
                     errors[of_run] = error
                     continue
-                _settle(path, number, refused)
+                with _connect(path) as connection:
+                    # What was refused stays, with the reason.
+                    connection.execute("UPDATE operations SET refused = ? WHERE id = ?", (refused, number))
+                    connection.execute("DELETE FROM operations WHERE id = ? AND refused IS NULL", (number,))
+                    connection.execute(_WITHOUT_OPERATION)
                 delivered[of_run] = delivered.get(of_run, 0) + (refused is None)
             if free:
                 _remove_if_empty(path)
@@ -199,36 +197,23 @@ def flush(
 
 def _first(
     path: Path, store: str, run_id: str | None, failed: dict[str, Exception]
-) -> tuple[int, str, str, str] | None:
-    """Return id, run, kind and content of the first operation that is to be delivered."""
+) -> tuple[int, str, Operation | None] | None:
+    """Return the first operation that is to be delivered, None if its content cannot be parsed; its id and its run."""
     without = ", ".join("?" * len(failed))
     query = (
         "SELECT id, run_id, kind, content FROM operations WHERE store = ? AND refused IS NULL"
         f" AND run_id NOT IN ({without}) AND coalesce(?, run_id) = run_id ORDER BY id LIMIT 1"
     )
     with _connect(path) as connection:
-        found: tuple[int, str, str, str] | None = connection.execute(query, (store, *failed, run_id)).fetchone()
-        return found
-
-
-def _operation(path: Path, number: int, kind: str, content: str) -> Operation | None:
-    """Return a queued operation with its files, or None if its content cannot be parsed."""
-    with _connect(path) as connection:
+        found = connection.execute(query, (store, *failed, run_id)).fetchone()
+        if found is None:
+            return None
+        number, of_run, kind, content = found
         files = connection.execute("SELECT path, data FROM files WHERE operation = ?", (number,)).fetchall()
     try:
-        return Operation(kind, json.loads(content), dict(files))
+        return number, of_run, Operation(kind, json.loads(content), dict(files))
     except ValueError:
-        return None
-
-
-def _settle(path: Path, number: int, refused: str | None) -> None:
-    """Remove an operation that was taken; keep one that was refused, with the reason."""
-    with _connect(path) as connection:
-        if refused is None:
-            connection.execute("DELETE FROM files WHERE operation = ?", (number,))
-            connection.execute("DELETE FROM operations WHERE id = ?", (number,))
-        else:
-            connection.execute("UPDATE operations SET refused = ? WHERE id = ?", (refused, number))
+        return number, of_run, None
 
 
 def change(outbox: Path, wanted: str, retry: bool) -> int:
@@ -244,7 +229,7 @@ def change(outbox: Path, wanted: str, retry: bool) -> int:
             values = (wanted, wanted, name, path.stem, number)
             action = "UPDATE operations SET refused = NULL" if retry else "DELETE FROM operations"
             changed += connection.execute(f"{action} WHERE {condition}", values).rowcount
-            connection.execute("DELETE FROM files WHERE operation NOT IN (SELECT id FROM operations)")
+            connection.execute(_WITHOUT_OPERATION)
         with _taken_over(path) as free:
             if free:
                 _remove_if_empty(path)

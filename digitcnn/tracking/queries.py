@@ -14,7 +14,7 @@ from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Artifact, Tag
 from digitcnn.tracking.client import Store, error_cause, is_refusal, open_store, with_retries
-from digitcnn.tracking.operations import deliver, deliver_run
+from digitcnn.tracking.operations import deliver, models_of
 from digitcnn.values import EpochMetrics
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def read_epochs(store: Store, run_id: str) -> tuple[EpochMetrics, ...]:
     """Return the epochs of a run; none if it has not recorded them as a file, as earlier versions did not."""
 
     def read() -> str:
-        deliver_run(store, run_id)
+        deliver(store, run_id)
         files = {file.path for file in store.client.list_artifacts(run_id)}
         return read_text(store, run_id, Artifact.EPOCHS) if Artifact.EPOCHS in files else "[]"
 
@@ -248,9 +248,8 @@ def read_predictions(store: Store, run_id: str) -> pd.DataFrame:
 
 def logged_model(store: Store, run_id: str) -> Any:
     """Return the logged model of a run. Raises ConfigError if it has none."""
-    run = store.client.get_run(run_id)
-    models = store.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    if not models and Tag.PREFIX_OF in run.data.tags:
+    models = models_of(store.client, run_id)
+    if not models and Tag.PREFIX_OF in store.client.get_run(run_id).data.tags:
         again = f"digitcnn train run={run_id}"
         raise ConfigError(
             f"run={run_id}: has no model, as it was read off a longer run; {again} makes one with a model"

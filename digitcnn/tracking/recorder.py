@@ -20,7 +20,7 @@ from digitcnn.records import Metric as Recorded
 from digitcnn.tracking import operations
 from digitcnn.tracking.client import Store, with_retries
 from digitcnn.tracking.local import process_id, process_is_gone
-from digitcnn.tracking.operations import Status, deliver, deliver_run, put, put_files
+from digitcnn.tracking.operations import Status, deliver, put, put_files
 from digitcnn.tracking.outbox import Operation
 from digitcnn.tracking.results import MODEL_FILE
 from digitcnn.values import Ending, EpochMetrics, RunFinished, RunStarted, Splits
@@ -78,7 +78,7 @@ def close_run(store: Store, run_id: str, status: Status, failure: str | None = N
         tags = {Tag.FAILURE: failure[:_MAX_TAG_LENGTH], Tag.NOTE: note[:_MAX_TAG_LENGTH]}
         put(store, run_id, operations.tags(tags))
     if status != "FINISHED":
-        put(store, run_id, operations.without_models())
+        put(store, run_id, Operation("without_models", {}))
     put(store, run_id, operations.ended(status))
 
 
@@ -98,7 +98,7 @@ def close_abandoned_runs(store: Store) -> None:
         tags, run_id = run.data.tags, run.info.run_id
         if Tag.STUDY not in tags and process_is_gone(tags.get(Tag.HOST, "")):
             # It may have ended since the search. Now that it is gone nobody writes to its run any more.
-            deliver_run(store, run_id)
+            deliver(store, run_id)
             if store.client.get_run(run_id).info.status == "RUNNING":
                 close_abandoned_run(store, run_id)
                 logger.warning(f"run {run_id} was still open, and its process is gone: it is closed")
@@ -123,7 +123,7 @@ def copy_run(store: Store, source: str, target: str, status: Status) -> None:
     """Copy the metrics of a run with the same parameters to another, name the source in a tag, and close it."""
 
     def read() -> tuple[list[Metric], dict[str, str]]:
-        deliver_run(store, source)
+        deliver(store, source)
         data = store.client.get_run(source).data
         # A confirmation is of the run that was trained.
         names = [name for name in data.metrics if not name.startswith(Recorded.CONFIRMED_PREFIX)]
@@ -132,7 +132,7 @@ def copy_run(store: Store, source: str, target: str, status: Status) -> None:
     points, tags = with_retries(store, read)
     values = [(each.key, each.value, each.timestamp, each.step) for each in points]
     for first in range(0, len(values), _MAX_METRICS):
-        put(store, target, operations.recorded_metrics(values[first : first + _MAX_METRICS]))
+        put(store, target, Operation("batch", {"metrics": values[first : first + _MAX_METRICS]}))
     copied = {key: value for key, value in tags.items() if key in _COPIED_TAGS}
     note = f"not trained: the result is that of run {source}, which has the same parameters"
     put(store, target, operations.tags({Tag.SAME_AS_RUN: source, Tag.NOTE: note} | copied))
@@ -157,7 +157,7 @@ class Run:
         self._put(operations.tags(tags))
         environment = json.dumps(started.environment, indent=2, sort_keys=True)
         put_files(self.store, self.run_id, {Artifact.ENVIRONMENT: environment})
-        self._put(operations.data(_inputs(self.config.data, splits)))
+        self._put(Operation("data", _inputs(self.config.data, splits)))
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Record the metrics of an epoch at step `epoch`, in one transaction."""
@@ -171,7 +171,7 @@ class Run:
         self._put(operations.metrics(self._named(finished.summary), finished.epochs))
         tags = {Tag.WEIGHTS_SHA256: finished.weights_sha256, Tag.ENGINE: finished.engine}
         if finished.files:
-            self._put(operations.files(finished.files))
+            self._put(Operation("files", {}, finished.files))
         if finished.model:
             parameters = {name: str(value) for name, value in self.config.parameters().items()}
             self._put(operations.model(finished.model, parameters))

@@ -46,7 +46,16 @@ def package_result(
             figure.savefig(picture)
             files[file] = picture.getvalue()
     if result.final_test_only:
-        files[Artifact.PREDICTIONS] = _predictions_csv(result).encode()
+        import pandas as pd
+
+        final = result.final
+        columns = {
+            Column.LABEL: result.labels,
+            Column.PREDICTED: final.predictions,
+            Column.PROBABILITY: final.probabilities,
+        }
+        text = pd.DataFrame(columns).to_csv(index_label=Column.IMAGE, float_format="%.6f")
+        files[Artifact.PREDICTIONS] = text.encode()
     return RunFinished(
         ending=result.ending,
         epochs=len(result.epochs),
@@ -82,13 +91,6 @@ def _package_model(model: keras.Model, packages: Mapping[str, str]) -> dict[str,
         return {
             str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
         }
-
-
-def _predictions_csv(result: TrainingResult) -> str:
-    columns = zip(result.labels, result.final.predictions, result.final.probabilities, strict=True)
-    lines = [f"{index},{label},{predicted},{p:.6f}" for index, (label, predicted, p) in enumerate(columns)]
-    heading = ",".join((Column.IMAGE, Column.LABEL, Column.PREDICTED, Column.PROBABILITY))
-    return "\n".join([heading, *lines, ""])
 
 
 def learning_curves(epochs: Sequence[EpochMetrics], title: str, judged: str) -> Figure:

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from digitcnn import tracking
 from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.tracking import operations
+from digitcnn.tracking.outbox import Operation
 
 
 def test_operations_record_a_data_set_of_runs_that_are_the_first_with_it_at_one_moment(root: Path) -> None:
@@ -24,7 +25,7 @@ def test_operations_record_a_data_set_of_runs_that_are_the_first_with_it_at_one_
         data = {"name": name, "digest": "1", "source_type": "local", "source": "{}"}
         client.get_run(run_id)
         together.wait()
-        operations.write(client, run_id, operations.data({"training": data}))
+        operations.write(client, run_id, Operation("data", {"training": data}))
 
     for attempt in range(10):
         ids = [tracking.create_training_run(store, RunConfig(tracking=config), f"run {i}", {}) for i in range(4)]
@@ -43,7 +44,7 @@ def test_operations_give_a_run_its_end_and_no_model_however_often(root: Path) ->
     store = tracking.open_store(config)
     run_id = tracking.create_training_run(store, RunConfig(tracking=config), "run", {})
     store.client.create_logged_model(store.experiment_id, "begun", run_id)
-    written = [operations.metrics({"loss": 0.5}, 3), operations.without_models(), operations.ended("KILLED")]
+    written = [operations.metrics({"loss": 0.5}, 3), Operation("without_models", {}), operations.ended("KILLED")]
     # When
     for operation in written * 2:
         operations.write(store.client, run_id, operation)
