@@ -21,7 +21,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, Metric, is_maximized
 from digitcnn.report import charts, search, text
-from digitcnn.report.record import Mistake, StudyRecord, most_confident_mistakes, read_study
+from digitcnn.report.record import StudyRecord, most_confident_mistakes, read_study
 from digitcnn.report.views import present
 
 _MAX_MISTAKES = 24
@@ -63,6 +63,7 @@ def page(found: StudyRecord, store: tracking.Store) -> str:
         "library": _packed(library),
         "drawing": drawing,
         "text": text,
+        "charts": charts,
         "search": search,
         "early": search.early_epochs_of(found),
         "found": found,
@@ -136,7 +137,7 @@ def _tradeoffs(found: StudyRecord) -> list[tuple[str, str, str, str]]:
 
 def _champion(
     found: StudyRecord, store: tracking.Store, drawn: dict[str, Any]
-) -> tuple[list[str], list[tuple[Mistake, str]]]:
+) -> tuple[list[str], list[tuple[dict[str, Any], str]]]:
     """Return sentences on the champion and its mistakes with their pictures; add its confusion matrix to the charts."""
     if found.confirmation is None:
         return [text.of_champion(found, 0, 0)], []
@@ -151,7 +152,7 @@ def _champion(
         mistakes = most_confident_mistakes(manifest, predicted, _MAX_MISTAKES)
     except ConfigError as error:
         return [*lines, f"The images cannot be shown: {error}."], []
-    return lines, [(each, _data_url(each.pixels)) for each in mistakes]
+    return lines, [(each, _data_url(pixels)) for each, pixels in mistakes]
 
 
 def _data_url(pixels: NDArray[np.uint8]) -> str:

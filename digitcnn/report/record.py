@@ -70,6 +70,11 @@ class StudyRecord:
         """Every value of the baseline's config, by dotted name."""
         return dict(self.identity[IdentityKey.BASELINE])
 
+    @property
+    def space(self) -> dict[str, Any]:
+        """The values that were searched, by dotted name, as plain values."""
+        return dict(self.identity[IdentityKey.SPACE])
+
     @cached_property
     def curves(self) -> pd.DataFrame:
         """A row per trial and epoch with EPOCH_METRICS; read when it is asked for, which takes seconds of many."""
@@ -87,7 +92,7 @@ class StudyRecord:
         if best is None or self.confirmation is None or len(self.objectives) > 1:
             return None
         # Seeds aside: a confirmation has its own.
-        names = [name for name in self.identity[IdentityKey.SPACE] if name != "training.seed"]
+        names = [name for name in self.space if name != "training.seed"]
         trials = self.study.get_trials(deepcopy=False)
         first, *confirmed = (
             [trials[number].params.get(name) for name in names]
@@ -188,19 +193,10 @@ def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | N
     return Confirmation(table, runs, champion, evaluation.manifest_of(store, run_id))
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A test image (height, width) that a model took for another class, with the probability it gave that class."""
-
-    image: int
-    pixels: NDArray[np.uint8]
-    label: int
-    predicted: int
-    probability: float
-
-
-def most_confident_mistakes(manifest: RunManifest, predicted: pd.DataFrame, most: int) -> list[Mistake]:
-    """Return the test images that a run was most confidently wrong about.
+def most_confident_mistakes(
+    manifest: RunManifest, predicted: pd.DataFrame, most: int
+) -> list[tuple[dict[str, Any], NDArray[np.uint8]]]:
+    """Return what a run was most confidently wrong about: rows of its predictions, each with its (height, width) image.
 
     Raise ConfigError if its data cannot be read any more, or are others than it was judged by.
     """
@@ -212,13 +208,5 @@ def most_confident_mistakes(manifest: RunManifest, predicted: pd.DataFrame, most
         raise ConfigError(f"data.path={manifest.config.data.path}: holds other data than the run was judged by")
     wrong = predicted[predicted[Column.PREDICTED] != predicted[Column.LABEL]]
     wrong = wrong.sort_values([Column.PROBABILITY, Column.IMAGE], ascending=[False, True]).head(most)
-    return [
-        Mistake(
-            row[Column.IMAGE],
-            splits.validation.images[row[Column.IMAGE]],
-            row[Column.LABEL],
-            row[Column.PREDICTED],
-            row[Column.PROBABILITY],
-        )
-        for row in wrong.to_dict("records")
-    ]
+    rows = [{str(name): value for name, value in row.items()} for row in wrong.to_dict("records")]
+    return [(row, splits.validation.images[row[Column.IMAGE]]) for row in rows]

@@ -14,7 +14,6 @@ from plotly import graph_objects as go
 
 from digitcnn import study
 from digitcnn.drawing import BLUE, ORANGE
-from digitcnn.formatting import format_count
 from digitcnn.records import PRUNING_METRICS, Column, Metric, Tag, is_maximized
 from digitcnn.report import charts
 from digitcnn.report.record import StudyRecord
@@ -105,6 +104,11 @@ def _copies(found: StudyRecord) -> list[int]:
     return [number for number, each in records.items() if (each.same_as, each.prefix_of) != (None, None)]
 
 
+def is_random(found: StudyRecord) -> bool:
+    """Return True if every sweep of a study drew its trials at random."""
+    return found.settings.get(Tag.STUDY_SAMPLER) == "random"
+
+
 def tuning_curve(found: StudyRecord) -> go.Figure:
     """Draw the best objective so far over the CPU minutes spent; of a random search also what another would reach."""
     (name,) = found.objectives
@@ -112,7 +116,7 @@ def tuning_curve(found: StudyRecord) -> go.Figure:
     minutes = spent_seconds(found).cumsum()[values.index] / 60
     best = values.cummax() if is_maximized(name) else values.cummin()
     figure = go.Figure()
-    if found.settings.get(Tag.STUDY_SAMPLER) == "random":
+    if is_random(found):
         low, high = (charts.scaled(name, each) for each in best_of_random(values.to_numpy(), is_maximized(name)))
         x = np.arange(1, len(values) + 1) * float(minutes.iloc[-1]) / len(values)
         look = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
@@ -136,13 +140,3 @@ def best_of_random(values: NDArray[np.floating[Any]], larger: bool) -> tuple[NDA
     ordered = values if larger else -values
     low, high = (np.quantile(ordered, q ** (1 / draws), method="inverted_cdf") for q in _BAND)
     return (low, high) if larger else (-high, -low)
-
-
-def of_tuning_curve(found: StudyRecord) -> str:
-    """Return the caption of the tuning curve."""
-    total = float(spent_seconds(found).sum()) / 60
-    text = f"What {total:,.1f} CPU minutes found, those of trials that ended early included."
-    if found.settings.get(Tag.STUDY_SAMPLER) == "random":
-        number = format_count(len(found.completed), "trial")
-        text += f" Shaded: the best of as many random trials in nine of ten searches, drawn from these {number}."
-    return text

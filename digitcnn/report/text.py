@@ -10,20 +10,18 @@ import pandas as pd
 
 from digitcnn import evaluation, study
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points, named_null, printable
-from digitcnn.records import Column, IdentityKey, Metric, is_maximized
+from digitcnn.records import Column, Metric, is_maximized
 from digitcnn.report import charts
 from digitcnn.report.record import Confirmation, StudyRecord
 from digitcnn.study import Choices, Range
 
-_MAX_ROWS = 100
+MAX_ROWS = 100
 _ROWS_OF_SUMMARY = 5
 _STATUS = {
     "RUNNING": "a sweep is at work on it, or was cut off",
     "KILLED": "the last sweep was interrupted; the same command resumes it",
     "FAILED": "the last sweep was ended by a failure; the same command resumes it",
 }
-# With fewer completed trials the importance of parameters is a hint at most.
-_ENOUGH_FOR_IMPORTANCE = 50
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,14 @@ def question(found: StudyRecord) -> str:
         f"{'higher' if is_maximized(name) else 'lower'} {charts.title_of(name).partition(' (')[0]}"
         for name in found.objectives
     ]
-    parameters = _listed(found.identity[IdentityKey.SPACE])
+    parameters = listed(found.space)
     if len(wanted) == 1:
         return f"Which values of {parameters} give a {wanted[0]} than the baseline's?"
-    return f"Which values of {parameters} are the best compromises between {_listed(f'a {each}' for each in wanted)}?"
+    return f"Which values of {parameters} are the best compromises between {listed(f'a {each}' for each in wanted)}?"
 
 
-def _listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
+    """Return words as a sentence lists them: a, b and c."""
     *others, last = words
     return f"{', '.join(others)} and {last}" if others else last
 
@@ -69,48 +68,16 @@ def space(found: StudyRecord) -> Grid:
         names.append(f"trial {best}")
     values = [found.study.get_trials(deepcopy=False)[int(name.split()[1])].params for name in names]
     body = []
-    for name, described in found.identity[IdentityKey.SPACE].items():
+    for name, described in found.space.items():
         searched = Choices(tuple(described)) if isinstance(described, list) else Range(**described)
         cells = [study.format_cell(name, named_null(each[name])) for each in (found.baseline, *values)]
         body.append([name, str(searched), *cells])
     return Grid(("parameter", "searched", "baseline", *names), body)
 
 
-def protocol(found: StudyRecord) -> list[str]:
-    """Return the rules by which trials were trained, judged and confirmed."""
-    values = found.baseline
-    sampler, seed, pruner = (found.settings.get(f"study.{name}", "unknown") for name in ("sampler", "seed", "pruner"))
-    lines = [
-        f"Data: {values['data.path']}. {values['data.validation_size']:,} of its training images, drawn once with "
-        f"split seed {values['data.split_seed']}, judge every trial after every epoch; trials are trained on "
-        f"{_training_images(found, 'all others')}. No trial reads the test set.",
-        f"Search: sampler {sampler} (seed {seed}), pruner {pruner}, {found.total:,} trials in all; "
-        "trial 0 is the baseline.",
-    ]
-    if "training.seed" not in found.identity[IdentityKey.SPACE]:
-        lines.append(f"Every trial is trained once, with training.seed {values['training.seed']}.")
-    if found.confirmation is not None:
-        seeds = found.confirmation.runs[Column.SEED]
-        lines.append(
-            f"Confirmation: {_listed(found.confirmation.table[Column.CONFIG])}, each trained on "
-            f"{_training_images(found, 'all training images')} with seeds {seeds.min()} to {seeds.max()}; the test set "
-            "is read once per run, after the last epoch."
-        )
-    return lines
-
-
-def _training_images(found: StudyRecord, everything: str) -> str:
-    size = found.baseline["data.train_size"]
-    return everything if size is None else f"{size:,} of the training images"
-
-
 def fixed(found: StudyRecord) -> list[str]:
     """Return all values that are not searched, as KEY=VALUE."""
-    return [
-        f"{key}={named_null(value)}"
-        for key, value in found.baseline.items()
-        if key not in found.identity[IdentityKey.SPACE]
-    ]
+    return [f"{key}={named_null(value)}" for key, value in found.baseline.items() if key not in found.space]
 
 
 def abstract(found: StudyRecord) -> list[str]:
@@ -132,7 +99,7 @@ def of_search(found: StudyRecord) -> list[str]:
     lines = [f"In the search, {study.best_against_baseline(found.table, found.objectives)}."]
     if len(found.objectives) > 1:
         front = int((completed[Column.RANK] == 1).sum())
-        of = f"{len(completed):,} completed trials make up the Pareto front of {_listed(found.objectives)}"
+        of = f"{len(completed):,} completed trials make up the Pareto front of {listed(found.objectives)}"
         lines.append(f"{front:,} of {of}.")
     if found.confirmation is None:
         return [*lines, f"{_chance(found)} What decides it: {_of_study(found, 'confirm')}"]
@@ -186,50 +153,17 @@ def confirmed_text(table: pd.DataFrame) -> Grid:
     return Grid((*head, "beats the baseline", "right alone, wrong alone", "CPU s", "verdict"), body)
 
 
-def confirmation_sentences(confirmation: Confirmation) -> list[str]:
-    """Return the verdicts of a confirmation in words, and what differs between its runs."""
-    return [*evaluation.verdict_sentences(confirmation.table), *evaluation.mixed_runs(confirmation.runs)]
-
-
-def basis(found: StudyRecord) -> str:
+def basis(confirmation: Confirmation) -> str:
     """Return what the verdicts rest on, and what differs between the runs."""
-    if found.confirmation is None:
-        return ""
-    table, runs = found.confirmation.table, found.confirmation.runs
-    lines = [evaluation.basis_sentence(table), *evaluation.mixed_runs(runs)]
+    lines = [evaluation.basis_sentence(confirmation.table), *evaluation.mixed_runs(confirmation.runs)]
     return " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
-
-
-def ranked(found: StudyRecord) -> str:
-    """Return the leaderboard's caption: its rows and their order."""
-    number = len(found.table)
-    shown = f"The first {_MAX_ROWS} of {number:,} trials" if number > _MAX_ROWS else "Every trial"
-    by = "the number of its Pareto front" if len(found.objectives) > 1 else f"{found.objectives[0]}, one run each"
-    return f"{shown}, ranked by {by}; trials that ended early follow without a rank. All of them: leaderboard.csv."
 
 
 def ranking(table: pd.DataFrame) -> Grid:
     """Return the first rows of a leaderboard as texts."""
     head = tuple(study.column_heading(str(name)) for name in table.columns)
-    rows = table.head(_MAX_ROWS).to_dict("records")
+    rows = table.head(MAX_ROWS).to_dict("records")
     return Grid(head, [[study.format_cell(str(name), value) for name, value in row.items()] for row in rows])
-
-
-def of_parallel_coordinates(found: StudyRecord) -> str:
-    """Return the caption of the parallel coordinates."""
-    number, colour = len(found.completed), "Pareto rank" if len(found.objectives) > 1 else "objective"
-    which = f"the {charts.MAX_LINES} best" if number > charts.MAX_LINES else "each"
-    return f"A line for {which} of the completed trials; the colour is its {colour}, the darker the better."
-
-
-def of_importance(found: StudyRecord) -> str:
-    """Return the caption of the parameters' importance, with the reservation of a small study."""
-    number = len(found.completed)
-    hint = ": too few for more than a hint" if number < _ENOUGH_FOR_IMPORTANCE else ""
-    return (
-        "How much a parameter's value tells whether a trial is among the best (PED-ANOVA), as its share of all "
-        f"parameters. From {number:,} completed trials{hint}."
-    )
 
 
 def of_champion(found: StudyRecord, wrong: int, images: int) -> str:
@@ -278,7 +212,10 @@ def environment(found: StudyRecord) -> Grid:
 
 def summary(found: StudyRecord, early: str = "") -> str:
     """Return the report in short, as Markdown for a README; `early` says what early epochs tell of the end."""
-    confirmed = [] if found.confirmation is None else confirmation_sentences(found.confirmation)
+    confirmed = []
+    if found.confirmation is not None:
+        confirmed = evaluation.verdict_sentences(found.confirmation.table)
+        confirmed += evaluation.mixed_runs(found.confirmation.runs)
     lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]
     lines += [f"- {_escaped(line)}" for line in [*confirmed, *of_search(found), *filter(None, [early])]]
     if len(found.table):

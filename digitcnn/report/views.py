@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from digitcnn import evaluation, study, tracking
 from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.drawing import BLUE, plain_style
-from digitcnn.records import STUDY_VIEWS, TITLES, Artifact, IdentityKey, Metric, Tag, is_maximized
+from digitcnn.records import STUDY_VIEWS, TITLES, Artifact, Metric, Tag, is_maximized
 from digitcnn.report import charts, text
 from digitcnn.report.record import StudyRecord, read_study
 
@@ -117,7 +117,7 @@ def _is_ours(note: str) -> bool:
 
 def _views(found: StudyRecord) -> list[_View]:
     name, objective = found.study.study_name, found.objectives[0]
-    parameters = [f"params.`{each}`" for each in found.identity[IdentityKey.SPACE]]
+    parameters = [f"params.`{each}`" for each in found.space]
     of_study = f"tags.{Tag.STUDY} = '{name}' and tags."
     measured = list(dict.fromkeys([*found.objectives, Metric.VALIDATION_ACCURACY, Metric.CPU_SECONDS]))
     if found.confirmation is not None:
@@ -214,7 +214,7 @@ def _pictures(found: StudyRecord) -> dict[str, bytes]:
         return {}
     objective = charts.title_of(found.objectives[0])
     trials = [trial for trial in shown.get_trials(deepcopy=False) if trial.values is not None]
-    searched = {name: [each.params[name] for each in trials] for name in found.identity[IdentityKey.SPACE]}
+    searched = {name: [each.params[name] for each in trials] for name in found.space}
     with plain_style():
         return {
             Artifact.IMPORTANCE_PICTURE: _importance_picture(importances, objective.partition(" (")[0]),
