@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import itertools
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -113,9 +113,5 @@ def predictions_as_json(found: list[Prediction]) -> str:
 
 def predictions_as_csv(found: list[Prediction]) -> str:
     """Return predictions as CSV with a heading, without the probabilities of all classes and a last line break."""
-    text = io.StringIO()
     names = [field.name for field in dataclasses.fields(Prediction) if field.name != "probabilities"]
-    rows = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(vars(each) for each in found)
-    return text.getvalue().rstrip("\n")
+    return pd.DataFrame([vars(each) for each in found], columns=names).to_csv(index=False).rstrip("\n")

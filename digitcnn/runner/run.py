@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from digitcnn import study, tracking, training
-from digitcnn.config import Backend, DataConfig, RunConfig
+from digitcnn.config import Backend, RunConfig
 from digitcnn.errors import ConfigError, MachineError, TrainingDiverged
 from digitcnn.records import Artifact, EnvironmentKey, Tag
 from digitcnn.runner.pool import Job, RunDiverged, RunFailed, Trainer, Worker, WorkerDied, answer_events
@@ -20,6 +20,8 @@ from digitcnn.values import Checkpoint, Decision, EpochMetrics, Event, Events, R
 
 logger = logging.getLogger(__name__)
 
+# Kept for the next run of this process: a sweep's trials share them.
+_load_once = functools.lru_cache(maxsize=1)(training.load_splits)
 # An epoch's order of images is held in memory: 8 bytes each.
 _MAX_SAMPLES = 100_000_000
 
@@ -62,12 +64,6 @@ def tell_doubts(config: RunConfig) -> Splits:
     for doubt in splits.doubts:
         logger.warning(f"data.path={config.data.path}: {doubt}")
     return splits
-
-
-@functools.lru_cache(maxsize=1)
-def _load_once(config: DataConfig) -> Splits:
-    """Return the splits of a data config, kept for the next run of this process: a sweep's trials share them."""
-    return training.load_splits(config)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ class LocalWorker:
 
     def wait_ready(self) -> bool:
         """Start a new process if the last one is gone or has grown."""
-        if not self.process.is_alive() or self._has_grown():
+        grown = self.memory_mb and self.memory_mb[-1] > self.memory_mb[0] + MAX_GROWTH_MB
+        if grown or not self.process.is_alive():
             self.close()
             self._start()
         return True
@@ -116,19 +117,11 @@ class LocalWorker:
         return finished
 
     def _exchange(self, message: Any, stop: threading.Event) -> Any:
-        if message is not None:
-            self._send(message)
-        return self._receive(stop)
-
-    def _send(self, message: Any) -> None:
-        try:
-            self.connection.send(message)
-        except OSError as error:
-            raise self._death() from error
-
-    def _receive(self, stop: threading.Event) -> Any:
+        """Send something to the worker, if there is anything; return its next message. Raises WorkerDied."""
         wait, ended = Wait(f"worker {self.index}", self.patience, stop), ""
         try:
+            if message is not None:
+                self.connection.send(message)
             while not self.connection.poll(0.1):
                 ended = ended or wait.given_up()
                 if ended:
@@ -150,9 +143,6 @@ class LocalWorker:
                 f"{training.usable_memory_mb():,.0f} MB; try {fewer}"
             )
         return WorkerDied(f"its worker process ended ({_exit_reason(code)})", code == -signal.SIGKILL)
-
-    def _has_grown(self) -> bool:
-        return bool(self.memory_mb) and self.memory_mb[-1] > self.memory_mb[0] + MAX_GROWTH_MB
 
     def close(self) -> None:
         """End the process, without waiting for a run in it."""

@@ -19,14 +19,6 @@ from digitcnn.formatting import format_percent, format_points, named_null
 from digitcnn.records import Column, Metric, TrialRecord
 from digitcnn.study.trials import broken, parameters_of, read_trial, signed_values
 
-_STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
-
 
 def rank_trials(study: optuna.Study) -> pd.DataFrame:
     """Return a row per trial that has begun: rank, parameters, objectives, accuracy, cost, epochs, state, run id, note.
@@ -69,10 +61,16 @@ def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str
         Metric.CPU_SPENT: record.cpu_seconds if record.cpu_spent is None else record.cpu_spent,
         **dict(zip(names, values, strict=True)),
         Column.EPOCHS_RUN: record.epochs_run,
-        Column.STATE: "infeasible" if broken(trial.constraints) else _STATES[trial.state],
+        Column.STATE: _state(trial),
         Column.RUN_ID: record.run_id,
         Column.NOTE: _note(record, trial),
     }
+
+
+def _state(trial: FrozenTrial) -> str:
+    if broken(trial.constraints):
+        return "infeasible"
+    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
 
 
 def _note(record: TrialRecord, trial: FrozenTrial) -> str:

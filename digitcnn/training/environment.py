@@ -25,16 +25,7 @@ from digitcnn.training.variables import flags_in_effect
 NUMERIC_PACKAGES = ("keras", "numpy", *(name for names in BACKEND_PACKAGES.values() for name in names))
 _PACKAGES = ("keras", "numpy", "mlflow", "optuna", "hydra-core")
 # Git sets them for its hooks, and then answers of that repository.
-_OF_A_REPOSITORY = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_COMMON_DIR",
-    "GIT_PREFIX",
-)
-
-
+_OF_A_REPOSITORY = re.compile("GIT_(DIR|WORK_TREE|INDEX_FILE|OBJECT_DIRECTORY|COMMON_DIR|PREFIX)")
 _FOLDER = Path(__file__).parent
 # Of uncommitted changes: the most characters that are kept, and the most untracked files that are named.
 _MAX_CHANGES, _MAX_NAMES = 200_000, 10
@@ -124,7 +115,7 @@ def uncommitted_changes(folder: Path = _FOLDER) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    variables = {name: value for name, value in os.environ.items() if name not in _OF_A_REPOSITORY}
+    variables = {name: value for name, value in os.environ.items() if not _OF_A_REPOSITORY.fullmatch(name)}
     line = ["git", "-C", str(folder), *arguments]
     return subprocess.run(
         line, env=variables, capture_output=True, text=True, errors="replace", check=True, timeout=10

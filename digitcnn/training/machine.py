@@ -49,7 +49,8 @@ def usable_memory_mb(root: Path = _ROOT) -> float:
     files that are not in use counts as free.
     """
     left = [_memory_left(folder) for folder in _cgroups(root, "memory")]
-    return min([_available_mb(root), *(max(mb, 0.0) for mb in left if mb is not None)])
+    available = _table(root / "proc/meminfo").get("MemAvailable", psutil.virtual_memory().available / 1024) / 1024
+    return min([available, *(max(mb, 0.0) for mb in left if mb is not None)])
 
 
 def room_for_trainings(root: Path = _ROOT) -> tuple[int, str]:
@@ -111,11 +112,8 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mb() -> float:
     """Return the most resident memory (MB) that this process has held since the mark was reset, or ever."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    ever = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _table(Path("/proc/self/status")).get("VmHWM", ever) / 1024
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
@@ -170,22 +168,10 @@ def _memory_left(cgroup: Path) -> float | None:
     return None
 
 
-def _available_mb(root: Path) -> float:
-    """Return the memory (MB) that the machine can still give to processes."""
-    for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) / 1024
-    return psutil.virtual_memory().available / _MB
-
-
 def _table(path: Path) -> dict[str, int]:
     """Return the numbers of a file with a name and a number a line; empty if there is no such file."""
-    words = [line.split() for line in _lines(path)]
-    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
-
-
-def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        words = [line.split() for line in path.read_text().splitlines()]
     except OSError:
-        return []
+        return {}
+    return {each[0].rstrip(":"): int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}

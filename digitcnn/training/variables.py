@@ -42,12 +42,9 @@ _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS
 # Of the flags, the ones that a run of somebody else may set here, and their form.
 _REPEATABLE_FLAGS = {
     **dict.fromkeys(("OMP_DYNAMIC", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_AFFINITY"), r"[\w,=]+"),
-    **dict.fromkeys(
-        ("MKL_CBWR", "MKL_DYNAMIC", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE"), r"\w+"
-    ),
-    **dict.fromkeys(
-        ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"), r"\w+"
-    ),
+    **dict.fromkeys(("MKL_CBWR", "MKL_DYNAMIC", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY"), r"\w+"),
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "DNNL_MAX_CPU_ISA"), r"\w+"),
+    **dict.fromkeys(("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"), r"\w+"),
     "TF_ENABLE_ONEDNN_OPTS": r"[0-9]|true|false",
 }
 

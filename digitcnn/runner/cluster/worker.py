@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import exceptions
 
 from digitcnn.errors import RECORDS_SAFE, MachineError
-from digitcnn.runner.pool import Patience, Wait, WorkerDied
+from digitcnn.runner.pool import Wait, WorkerDied
 from digitcnn.runner.workers import FAILURES, MAX_GROWTH_MB, converse
 from digitcnn.values import Decision, Event, RunFinished
+
+if TYPE_CHECKING:
+    from digitcnn.runner.cluster.pool import RayPool
 
 # How often the owner looks for a reason not to wait for a worker any longer.
 _POLL_SECONDS = 0.5
@@ -21,25 +24,10 @@ _POLL_SECONDS = 0.5
 _MAX_FAILED_STARTS = 3
 
 
-class Cluster(Protocol):
-    """A cluster as a worker sees it: it starts actors, and says when there is no use in waiting for one."""
-
-    patience: Patience
-    killed: threading.Event
-
-    def new_actor(self) -> Any: ...
-
-    def over(self) -> bool: ...
-
-    def lose(self, why: str) -> None: ...
-
-    def check(self) -> None: ...
-
-
 class RayWorker:
     """One actor on some node of the cluster, and the next one when it is gone; see Worker."""
 
-    def __init__(self, index: int, pool: Cluster) -> None:
+    def __init__(self, index: int, pool: RayPool) -> None:
         self.index, self.pool = index, pool
         self.actor: Any = None
         self.ready = self.at_work = False

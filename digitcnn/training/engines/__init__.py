@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from digitcnn.config import TrainingConfig
-from digitcnn.training.engines.reference import Engine, KerasEngine
+from digitcnn.training.engines.reference import KerasEngine
 from digitcnn.values import Examples
 
 if TYPE_CHECKING:
     import keras
 
+    from digitcnn.training.engines.fast import FastEngine
 
-def make_engine(model: keras.Sequential, examples: Examples, config: TrainingConfig) -> Engine:
+
+def make_engine(model: keras.Sequential, examples: Examples, config: TrainingConfig) -> KerasEngine | FastEngine:
     """Return the engine of a config, ready to train a model: `fast` is Keras's fit where the backend has no other."""
     import keras
 

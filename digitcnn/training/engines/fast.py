@@ -36,7 +36,7 @@ _JUDGED_IMAGES = 250
 
 
 class FastEngine:
-    """An engine that holds weights and Adam's moments in variables of its own; see Engine."""
+    """An engine that holds weights and Adam's moments in variables of its own; see KerasEngine."""
 
     name = "fast"
 
@@ -66,7 +66,7 @@ class FastEngine:
     def train_epoch(
         self, order: NDArray[np.int64], progress: Progress | None = None, transforms: Transforms | None = None
     ) -> tuple[float, float]:
-        """Train once through `order`; see Engine. `progress` is called about twice a second."""
+        """Train once through `order`; see KerasEngine. `progress` is called about twice a second."""
         batches, done = math.ceil(len(order) / self._batch_size), 0
         alone = 0 < len(order) % self._batch_size < self._shares
         sums = np.zeros(2)
@@ -87,7 +87,7 @@ class FastEngine:
         return float(loss), float(correct)
 
     def evaluate(self, examples: Examples) -> Evaluation:
-        """Evaluate the model at its present weights, as it is saved; see Engine."""
+        """Evaluate the model at its present weights, as it is saved; see KerasEngine."""
         found = []
         for start in range(0, len(examples), _JUDGED_IMAGES):
             images = tf.constant(examples.images[start : start + _JUDGED_IMAGES])
@@ -101,11 +101,11 @@ class FastEngine:
             variable.assign(value)
 
     def state(self) -> list[NDArray[Any]]:
-        """Return all that the next epoch depends on; see Engine."""
+        """Return all that the next epoch depends on; see KerasEngine."""
         return [*(variable.numpy() for variable in self._variables()), np.array(self._step)]
 
     def restore(self, state: Sequence[NDArray[Any]]) -> None:
-        """Go on from a state; see Engine."""
+        """Go on from a state; see KerasEngine."""
         *values, step = state
         for variable, value in zip(self._variables(), values, strict=True):
             variable.assign(value)

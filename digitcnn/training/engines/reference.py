@@ -1,10 +1,10 @@
-"""The interface of an engine, and the reference: Keras's own fit and predict."""
+"""The reference engine, Keras's own fit and predict: other engines have its methods."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,39 +23,6 @@ Progress = Callable[[float], None]
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
-class Engine(Protocol):
-    """Training of one model on some examples, an epoch at a time."""
-
-    name: str
-
-    def train_epoch(
-        self, order: NDArray[np.int64], progress: Progress | None = None, transforms: Transforms | None = None
-    ) -> tuple[float, float]:
-        """Train once through `order`; return the mean loss and accuracy, each at the weights before its batch's update.
-
-        `order` (samples,) holds indices of examples, any number, repeats allowed; batches are its consecutive slices
-        and the last one may be smaller. `progress` gets the fraction done, from time to time. `transforms` (samples, 8)
-        are those of draw_transforms.
-        """
-        ...
-
-    def evaluate(self, examples: Examples) -> Evaluation:
-        """Return the model's loss, accuracy and predictions on some examples."""
-        ...
-
-    def finish(self) -> None:
-        """Put the trained weights into the model."""
-        ...
-
-    def state(self) -> list[NDArray[Any]]:
-        """Return all that the next epoch depends on, beside its order: weights, moments, step, random layers' seeds."""
-        ...
-
-    def restore(self, state: Sequence[NDArray[Any]]) -> None:
-        """Go on from what `state` returned, in another process maybe. Raises ValueError for that of another network."""
-        ...
-
-
 def judge(probabilities: NDArray[np.float32], examples: Examples) -> Evaluation:
     """Return the evaluation of the classes' probabilities (n, classes) of n examples, without clipping."""
     likelihood = probabilities[np.arange(len(examples)), examples.labels].astype(np.float64)
@@ -66,7 +33,7 @@ def judge(probabilities: NDArray[np.float32], examples: Examples) -> Evaluation:
 
 
 class KerasEngine:
-    """Keras's own training; see Engine."""
+    """Keras's own training of one model on some examples, an epoch at a time."""
 
     name = "keras"
 
@@ -88,7 +55,12 @@ class KerasEngine:
     def train_epoch(
         self, order: NDArray[np.int64], progress: Progress | None = None, transforms: Transforms | None = None
     ) -> tuple[float, float]:
-        """Train once through `order`; see Engine."""
+        """Train once through `order`; return the mean loss and accuracy, each at the weights before its batch's update.
+
+        `order` (samples,) holds indices of examples, any number, repeats allowed; batches are its consecutive slices
+        and the last one may be smaller. `progress` gets the fraction done, from time to time. `transforms` (samples, 8)
+        are those of draw_transforms.
+        """
         import keras
 
         # Cut to the epoch, so that Keras builds no larger buffers than the data.
@@ -115,7 +87,7 @@ class KerasEngine:
         return float(history["loss"][0]), float(history["accuracy"][0])
 
     def evaluate(self, examples: Examples) -> Evaluation:
-        """Evaluate the model at its present weights, as it is saved; see Engine."""
+        """Return the loss, accuracy and predictions of the model at its present weights, as it is saved."""
         self.finish()
         # 1,000 images a batch: the activations stay within 100 MB, and larger batches are not faster.
         return judge(self._model.predict(examples.images, batch_size=1000, verbose=0), examples)
@@ -130,11 +102,11 @@ class KerasEngine:
             optimizer.finalize_variable_values(self._model.trainable_variables)
 
     def state(self) -> list[NDArray[Any]]:
-        """Return all that the next epoch depends on; see Engine."""
+        """Return all that the next epoch depends on, beside its order: weights, moments, step, random layers' seeds."""
         return [variable.numpy() for variable in self._variables()]
 
     def restore(self, state: Sequence[NDArray[Any]]) -> None:
-        """Go on from a state; see Engine."""
+        """Go on from what `state` returned, in another process maybe. Raises ValueError for that of another network."""
         for variable, value in zip(self._variables(), state, strict=True):
             variable.assign(value)
 
