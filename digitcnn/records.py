@@ -127,6 +127,8 @@ class Metric:
     EPOCH_SECONDS = "epoch_seconds"
     IMAGES_PER_SECOND = "images_per_second"
     PEAK_MEMORY_MB = "peak_memory_mb"
+    # Fewer than the config's where it stopped early.
+    EPOCHS_RUN = "epochs_run"
     SAMPLES_SEEN = "samples_seen"
     UPDATES = "updates"
     # Of the run of a trial that was confirmed, with the fields of statistics.Summary: what its seeds got.

@@ -149,6 +149,7 @@ class TrainingResult:
             Metric.CPU_SECONDS: self.cpu_seconds,
             Metric.CPU_SPENT: self.cpu_spent,
             Metric.PEAK_MEMORY_MB: self.peak_memory_mb,
+            Metric.EPOCHS_RUN: len(self.epochs),
             Metric.SAMPLES_SEEN: self.samples_seen,
             Metric.UPDATES: self.updates,
             Metric.PARAMETERS: self.parameters,

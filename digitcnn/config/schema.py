@@ -97,6 +97,8 @@ class TrainingConfig(Config):
     `batch_size` (the article's choice) takes that many batches from a repeating shuffled stream.
     `engine`: keras is Keras's own fit. `precision`: auto is bfloat16 where the processor has instructions for it.
     `schedule`: the learning rate falls to zero over the epochs (cosine), or rises to it and falls (one_cycle).
+    `early_stopping`: the training ends, with the weights it has then, after so many epochs without a lower validation
+    loss; null: never.
     `weight_average`: judged and saved are averages of the weights, of which each update keeps that share; 0 is none.
     `threads`: null is every core this process may use.
     """
@@ -110,6 +112,7 @@ class TrainingConfig(Config):
     momentum: Annotated[float, Field(ge=0, le=0.9999)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.004
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    early_stopping: Annotated[int, Field(ge=1, le=100_000)] | None = None
     weight_average: Annotated[float, Field(ge=0, le=0.9999)] = 0.0
     steps_per_epoch: Steps = None
     seed: Seed = 0
@@ -155,6 +158,25 @@ class RunConfig(Config):
     def parameters(self) -> dict[str, Any]:
         """Return every value that defines the run, by its dotted name; not where the run is recorded."""
         return flatten(self.model_dump(exclude={"tracking"}))
+
+    @model_validator(mode="after")
+    def _stops_early_by_held_out_images(self) -> RunConfig:
+        patience = self.training.early_stopping
+        if patience is not None and self.data.validation != "holdout":
+            raise ValueError(
+                f"training.early_stopping={patience}: must not see the test set; needs data.validation=holdout"
+            )
+        if patience is not None and self.training.schedule != "constant":
+            raise ValueError(
+                f"training.early_stopping={patience}: would cut the schedule; needs training.schedule=constant"
+            )
+        return self
+
+    def stopped_after(self, epochs: int) -> RunConfig:
+        """Return the config of what a training that stopped early was, bit for bit: one of so many epochs."""
+        if self.training.early_stopping is None:
+            return self
+        return self.replace({"training.epochs": epochs, "training.early_stopping": None})
 
     @property
     def defaults(self) -> RunConfig:

@@ -132,7 +132,10 @@ def config_of_run(store: tracking.Store, run_id: str, records: TrackingConfig) -
 
 
 def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
-    """Return the manifest of a recorded run. Raise ConfigError unless the run is finished."""
+    """Return the manifest of a recorded run. Raise ConfigError unless the run is finished.
+
+    A run that stopped early is one of so many epochs: it is repeated without asking again when to stop.
+    """
     found = tracking.trained_run(store, run_id)
     if found.info.status != "FINISHED" or Tag.WEIGHTS_SHA256 not in found.data.tags:
         raise ConfigError(f"run={run_id}: is {found.info.status}; only a run that got to its end can be reproduced")
@@ -150,7 +153,7 @@ def manifest_of(store: tracking.Store, run_id: str) -> RunManifest:
         once = list(TEST_METRICS) if found.data.params["data.validation"] == "test_once" else []
         content = {
             "run_id": run_id,
-            "config": _plain_mapping(config_text),
+            "config": load_config(RunConfig, _plain_mapping(config_text)).stopped_after(last).model_dump(),
             "epochs": [
                 {name: history[epoch] for name, history in histories.items() if name not in once}
                 for epoch in range(1, last + 1)

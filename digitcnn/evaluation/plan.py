@@ -115,7 +115,7 @@ def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[C
 
     A config that was searched with several seeds is as good as their mean.
     """
-    flat = {**opened.identity[IdentityKey.BASELINE], "data.validation": "test_once"}
+    flat = opened.identity[IdentityKey.BASELINE]
     base = load_config(RunConfig, {**nested(flat), "tracking": config.tracking.model_dump()})
     names = [name for name in opened.identity[IdentityKey.SPACE] if name != "training.seed"]
     start = {name: base.parameters()[name] for name in names}
@@ -126,20 +126,26 @@ def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[C
         if trial.values is not None and not study.broken(trial.constraints):
             parameters = {name: value for name, value in trial.parameters.items() if name in start}
             grouped.setdefault(study.parameters_key(parameters), []).append(trial)
-    grouped.pop(study.parameters_key(start), None)
+    of_baseline = grouped.pop(study.parameters_key(start), [])
     means = {
         trials[0].number: np.mean([study.signed_values(opened, each.values or []) for each in trials], axis=0).tolist()
         for trials in grouped.values()
     }
-    found = [Candidate("baseline", baseline, start, base)]
+    found = [Candidate("baseline", baseline, start, _confirmed(base, of_baseline))]
     for trials in sorted(grouped.values(), key=lambda trials: (means[trials[0].number], trials[0].number)):
         parameters = {name: value for name, value in trials[0].parameters.items() if name in start}
         number = trials[0].number
-        found.append(Candidate(f"trial {number}", number, parameters, base.replace(parameters)))
+        found.append(Candidate(f"trial {number}", number, parameters, _confirmed(base.replace(parameters), trials)))
     if len(found) == 1:
         raise ConfigError(f"study.name={config.study.name}: no trial beside the baseline has completed")
     seed = base.training.seed
     return tuple(found), {seed, *(int(trial.parameters.get("training.seed", seed) or 0) for trial in ended)}
+
+
+def _confirmed(config: RunConfig, trials: Sequence[study.EndedTrial]) -> RunConfig:
+    """Return the config of runs that the test set judges once, and does not stop: they have the trials' epochs."""
+    epochs = [trial.record.epochs_run or config.training.epochs for trial in trials] or [config.training.epochs]
+    return config.stopped_after(round(np.median(epochs))).replace({"data.validation": "test_once"})
 
 
 def recorded_runs(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns:

@@ -59,7 +59,8 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     splits = tell_doubts(baseline)
     space = study.parse_space(config.study.space, baseline)
     height, width = splits.image_shape
-    for point in study.space_corners(space):
+    # Not every corner of a wide space.
+    for point in (*study.space_corners(space), *study.draw_points(space, _DRAWS)):
         try:
             training.check_fits(baseline.replace(point).model, height, width, splits.classes)
         except ConfigError as error:

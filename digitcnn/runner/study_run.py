@@ -172,7 +172,9 @@ def outcome_of(run: Any) -> _Outcome | None:
     """Return the outcome of a run; None unless it FINISHED or was pruned."""
     data, status = run.data, run.info.status
     if status == "FINISHED":
-        return _Outcome("completed", int(data.params["training.epochs"]), dict(data.metrics))
+        # Earlier versions recorded no other number: no run of theirs stopped early.
+        epochs = int(data.metrics.get(Metric.EPOCHS_RUN, data.params["training.epochs"]))
+        return _Outcome("completed", epochs, dict(data.metrics))
     if status == "KILLED" and Tag.PRUNED_AFTER in data.tags:
         against = int(data.tags[Tag.PRUNED_AGAINST]) if Tag.PRUNED_AGAINST in data.tags else None
         return _Outcome("pruned", int(data.tags[Tag.PRUNED_AFTER]), dict(data.metrics), against)

@@ -192,6 +192,7 @@ class RecordedEpochs:
             Metric.TRAINING_SECONDS: last.training_seconds,
             Metric.CPU_SECONDS: last.cpu_seconds,
             Metric.CPU_SPENT: 0.0,
+            Metric.EPOCHS_RUN: count,
             # Whole numbers: each epoch has as many as another.
             Metric.SAMPLES_SEEN: self.summary[Metric.SAMPLES_SEEN] * count / whole,
             Metric.UPDATES: self.summary[Metric.UPDATES] * count / whole,

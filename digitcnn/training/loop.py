@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +50,14 @@ def epoch_orders(config: TrainingConfig, examples: int) -> Iterator[NDArray[np.i
         stream = np.concatenate([stream, *(generator.permutation(examples) for _ in range(passes))])
         yield stream[:samples]
         stream = stream[samples:]
+
+
+def stops_early(losses: Sequence[float], patience: int | None) -> bool:
+    """Return True if the last `patience` of the epochs' validation losses are not below the least before them.
+
+    Keras's EarlyStopping does the same; of its patience of 0 it makes 1.
+    """
+    return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def train(
@@ -112,7 +120,8 @@ def train(
         decision = yield metrics
         # Before the last saved epoch there are no weights to end with.
         over = decision != "continue" and len(before) <= epoch < config.epochs
-        due = over or epoch == config.epochs or time.monotonic() > saved_at + _CHECKPOINT_SECONDS
+        enough = stops_early([each.validation_loss or 0.0 for each in epochs], config.early_stopping)
+        due = over or enough or epoch == config.epochs or time.monotonic() > saved_at + _CHECKPOINT_SECONDS
         if save and due and epoch > len(before):
             content = save(SavedTraining(tuple(epochs), _peak(saved), engine.state()))
             if content and (yield Checkpoint(epoch, content)) == "stop" and not over:
@@ -120,6 +129,7 @@ def train(
             saved_at = time.monotonic()
         if over:
             ending = "pruned" if decision == "prune" else "stopped"
+        if over or enough:
             break
     if final is None:
         final = engine.evaluate(splits.validation)

@@ -25,6 +25,14 @@ STUDY = {"name": "s", "objective": ["validation_accuracy"], "space": {}}
         ({"training": {"epochs": 10**9}}, "training.epochs=1000000000: must be less than or equal to 100000"),
         ({"training": {"learning_rate": -0.1}}, "training.learning_rate=-0.1: must be greater than 0"),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate=nan: must be a finite number"),
+        (
+            {"training": {"early_stopping": 2}, "data": {"validation": "test_once"}},
+            "training.early_stopping=2: must not see the test set; needs data.validation=holdout",
+        ),
+        (
+            {"training": {"early_stopping": 2, "schedule": "cosine"}},
+            "training.early_stopping=2: would cut the schedule; needs training.schedule=constant",
+        ),
         ({"backend": "cntk"}, "backend=cntk: must be 'tensorflow', 'jax' or 'torch'"),
         (
             {"training": {"precision": "float16"}},

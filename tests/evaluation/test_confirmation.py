@@ -12,18 +12,19 @@ import pandas as pd
 import pytest
 from mlflow.tracking._tracking_service import utils as mlflow_places
 
-from digitcnn import evaluation, report, runner
+from digitcnn import evaluation, report, runner, study
 from digitcnn.cli import tables
 from digitcnn.config import ConfirmConfig, ReportConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import confirmation
 from digitcnn.evaluation.plan import Looks
 from digitcnn.runner.plan import Speed
+from digitcnn.runner.study_run import recorded_outcome
 from digitcnn.tracking import confirmation_runs, open_store, put_files
 from tests.conftest import ONE_WORKER, with_study
 from tests.support.processes import FORKS
 from tests.support.sweeps import Quiet, work
-from tests.support.trainers import ConfirmingTrainer, InstantTrainer, LuckyTrainer
+from tests.support.trainers import ConfirmingTrainer, InstantTrainer, LuckyTrainer, StoppingTrainer
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,29 @@ def test_study_of_a_key_whose_baseline_is_null_is_swept_confirmed_and_reported(
         assert len(re.findall(r"\bnull\b", text)) == 2, file
         assert "None" not in text
     assert "is not among the confirmed ones" not in (written / "report.md").read_text()
+
+
+def test_confirming_runs_have_the_epochs_after_which_trials_stopped_early(
+    swept: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+    tree, records = swept.model_dump(), {"root": str(tmp_path / "records")}
+    tree["training"] |= {"epochs": 9, "early_stopping": 1}
+    sweep = load_config(SweepConfig, {**tree, "tracking": records})
+    work(sweep, StoppingTrainer())
+    plan = evaluation.plan_confirmation(
+        load_config(ConfirmConfig, {"study": {"name": "small"}, "tracking": records, "workers": ONE_WORKER})
+    )
+    configs = {each.parameters["training.batch_size"]: each.config for each in plan.candidates}
+    for size, epochs in {50: 1, 100: 2, 200: 4}.items():
+        assert configs[size].data.validation == "test_once"
+        assert (configs[size].training.epochs, configs[size].training.early_stopping) == (epochs, None)
+    store = open_store(sweep.tracking)
+    for trial in study.ended_trials(study.recorded_study(plan.config.study, sweep.tracking.folder)):
+        repeated = evaluation.manifest_of(store, str(trial.record.run_id)).config
+        epochs = trial.parameters["training.batch_size"] // 50
+        assert (repeated.training.epochs, repeated.training.early_stopping) == (epochs, None)
+        assert (trial.record.epochs_run, recorded_outcome(store, str(trial.record.run_id)).epochs) == (epochs, epochs)
 
 
 def test_confirmation_leaves_out_a_candidate_that_diverges(config: ConfirmConfig, messages: list[str]) -> None:

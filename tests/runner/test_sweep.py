@@ -144,6 +144,9 @@ def test_plan_creates_nothing_and_checks_the_whole_space(sweep_config: SweepConf
     too_large = with_study(sweep_config, space={"model": {"conv1_kernel": [3, 9], "conv2_kernel": [3, 12]}})
     with pytest.raises(ConfigError, match=r"study.space: at .*: model.conv2_kernel=12: leaves no pixels"):
         runner.plan_sweep(too_large)
+    both = with_study(sweep_config, space={"training": {"early_stopping": [2], "schedule": ["cosine"]}})
+    with pytest.raises(ConfigError, match=r"study.space: at .*: training.early_stopping=2: would cut the schedule"):
+        runner.plan_sweep(both)
     assert not sweep_config.tracking.folder.exists()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from digitcnn import runner, training
 from digitcnn.config import RunConfig, TrainingConfig
 from digitcnn.errors import TrainingDiverged
 from digitcnn.training import batches_per_epoch, build_model, train
-from digitcnn.training.loop import epoch_orders
+from digitcnn.training.loop import epoch_orders, stops_early
 from digitcnn.values import Decision, EpochMetrics, TrainingResult
 from tests.support.trainers import result_of
 
@@ -91,6 +92,45 @@ def test_train_ends_at_the_epoch_of_the_decision(small_config: RunConfig, decisi
 
 def test_train_ignores_a_decision_after_the_last_epoch(small_config: RunConfig) -> None:
     assert _train(small_config, lambda _: "prune" if _.epoch == 2 else "continue").ending == "completed"
+
+
+@pytest.mark.parametrize("patience", [1, 2, 5])
+def test_training_stops_early_where_keras_does(patience: int) -> None:
+    training.import_keras(1)
+    from keras.callbacks import EarlyStopping
+
+    for losses in np.random.default_rng(0).integers(0, 9, (100, 12)).tolist():
+        callback, model = EarlyStopping("val_loss", patience=patience, mode="min"), SimpleNamespace(stop_training=False)
+        callback.set_model(model)
+        callback.on_train_begin()
+        for epoch in range(12):
+            callback.on_epoch_end(epoch, {"val_loss": losses[epoch]})
+            assert stops_early(losses[: epoch + 1], patience) == model.stop_training
+            if model.stop_training:
+                break
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_train_that_stops_early_is_bit_for_bit_a_shorter_one(small_config: RunConfig, engine: str) -> None:
+    """Also where it goes on from its last checkpoint, as it does if it is killed thereafter."""
+    values = {"training.engine": engine, "training.learning_rate": 0.03, "training.epochs": 30}
+    config = small_config.replace(values | {"training.early_stopping": 1})
+    splits, saved = runner.check_run(config), []
+
+    def trained(job: RunConfig, start: Any = None) -> TrainingResult:
+        model = build_model(job.model, *splits.image_shape, splits.classes, job.training.seed)
+        return result_of(train(model, splits, job, save=saved.append, saved=start))
+
+    early = trained(config)
+    count = early.summary()["epochs_run"]
+    losses = [epoch.validation_loss for epoch in early.epochs]
+    assert (early.ending, len(losses), early.samples_seen) == ("completed", count, 500 * count)
+    assert 1 < count < 30
+    assert losses[-1] >= losses[-2] == min(losses)
+    shorter = trained(config.stopped_after(int(count)))
+    again = trained(config, saved[0])
+    assert early.weights_sha256 == shorter.weights_sha256 == again.weights_sha256
+    assert (again.epochs, again.final.accuracy) == (early.epochs, early.final.accuracy)
 
 
 def test_train_raises_diverged_when_a_loss_is_not_finite(small_config: RunConfig) -> None:
