@@ -63,9 +63,21 @@ def _assert_trains_as_keras(model: CnnConfig | MlpConfig, examples: Examples, ba
         np.testing.assert_allclose(weight, expected_weight, rtol=0, atol=1e-4)
 
 
+# Each part of the space: no statistic, mask, edge or missing layer may be another one's.
+PARTS = [
+    CnnConfig(conv1_filters=8, conv2_filters=8, padding="same", batch_normalization=True, dropout=0.5, dense_units=0),
+    CnnConfig(conv1_filters=8, conv1_pooling=1, conv2_filters=8, conv2_pooling=3, conv3_filters=8, dense_units=16),
+]
+
+
 @pytest.mark.parametrize("batch_size", [1, 97, 250])
 def test_fast_trains_the_articles_network_as_keras_does(batch_size: int) -> None:
     _assert_trains_as_keras(CnnConfig(), _examples(), batch_size)
+
+
+@pytest.mark.parametrize("model", PARTS)
+def test_fast_trains_each_part_of_the_space_as_keras_does(model: CnnConfig) -> None:
+    _assert_trains_as_keras(model, _examples(), 50)
 
 
 def test_fast_differs_from_keras_as_keras_does_from_itself() -> None:
@@ -120,7 +132,7 @@ def test_fast_resolves_ties_as_keras_does() -> None:
     _assert_trains_as_keras(model, _examples(blank=True), 64)
 
 
-@pytest.mark.parametrize("model", [CnnConfig(), MlpConfig()])
+@pytest.mark.parametrize("model", [CnnConfig(), MlpConfig(), *PARTS])
 def test_fast_computes_the_first_gradient(model: CnnConfig | MlpConfig) -> None:
     """The momentum after one step is 0.1 of the gradient, which Adam's division has not touched yet."""
     built, fast, keras = _engines(model, _examples(), 250, 0.001)
