@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ _LOG_LEVELS = {
     **dict.fromkeys(("mlflow", "alembic"), logging.WARNING),
     **dict.fromkeys(("mlflow.store.db.utils", "urllib3.connectionpool", "urllib3.util.retry"), logging.CRITICAL),
 }
+
+# Threads that find the same thing deleted restore it once.
+_RESTORING = threading.Lock()
+_DELETED = "{} was deleted in MLflow while this command records in it: it is restored"
 
 Result = TypeVar("Result")
 
@@ -264,6 +269,24 @@ def _retry(
                 raise
             on_away(error)
             time.sleep(1)
+
+
+def restoring(store: Store, run_id: str | None, action: Callable[[], Result]) -> Result:
+    """Return an action's result; if a person has just deleted its run, or its experiment, that is restored first."""
+    try:
+        return action()
+    except Exception as error:
+        if "must be in the 'active' state" not in str(error):
+            raise
+    with _RESTORING:
+        place = store.experiment_id if run_id is None else store.client.get_run(run_id).info.experiment_id
+        if store.client.get_experiment(place).lifecycle_stage == "deleted":
+            store.client.restore_experiment(place)
+            logger.warning(f"{_DELETED.format('the experiment')}, with all of its runs")
+        if run_id is not None and store.client.get_run(run_id).info.lifecycle_stage == "deleted":
+            store.client.restore_run(run_id)
+            logger.warning(_DELETED.format(f"run {run_id}"))
+    return action()
 
 
 def pending_message(config: TrackingConfig) -> str:

@@ -21,6 +21,7 @@ from digitcnn.tracking.client import (
     is_unreachable,
     open_store,
     outbox_folder,
+    restoring,
     store_errors,
 )
 from digitcnn.tracking.outbox import Operation, Queued
@@ -40,7 +41,7 @@ def put(store: Store, run_id: str, operation: Operation) -> None:
     What the store refuses is set aside, for a person to look at, and logged.
     """
     if not outbox.has_pending(store.outbox, run_id):
-        took, refused = _reaches(store, lambda: write(store.client, run_id, operation))
+        took, refused = _reaches(store, lambda: write(store, run_id, operation, restores=True))
         if took:
             if refused is not None:
                 outbox.enqueue(store.outbox, store.name, run_id, operation, refused)
@@ -78,7 +79,7 @@ def deliver(store: Store, run_id: str | None = None) -> None:
     if not store.outbox.exists():
         return
     delivered = outbox.flush(
-        store.outbox, store.name, lambda run, each: write(store.client, run, each), is_unreachable, run_id
+        store.outbox, store.name, lambda run, each: write(store, run, each), is_unreachable, run_id
     )
     if delivered:
         store.note_answer()
@@ -127,13 +128,18 @@ def ended(status: Status) -> Operation:
     return Operation("ended", {"status": status, "end_time": int(time.time() * 1000)})
 
 
-def write(client: MlflowClient, run_id: str, operation: Operation) -> str | None:
+def write(store: Store, run_id: str, operation: Operation, restores: bool = False) -> str | None:
     """Write to a run; doing it again changes nothing. Return the reason of a refusal, or None.
 
-    Raises as MLflow does if the store is away or out of order.
+    A run that a person has deleted refuses, unless it `restores`. Raises as MLflow does if the store is away or out of
+    order.
     """
+
+    def action() -> None:
+        _write(store.client, run_id, operation)
+
     try:
-        _write(client, run_id, operation)
+        restoring(store, run_id, action) if restores else action()
     except Exception as error:
         # The others: what was queued is not what a writer expects, however often it is tried.
         if not is_refusal(error) and not isinstance(error, KeyError | TypeError):

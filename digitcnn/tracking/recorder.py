@@ -18,7 +18,7 @@ from digitcnn.config import DataConfig, RunConfig
 from digitcnn.records import EPOCH_METRICS, ON_TEST, Artifact, EnvironmentKey, Tag
 from digitcnn.records import Metric as Recorded
 from digitcnn.tracking import operations
-from digitcnn.tracking.client import Store, with_retries
+from digitcnn.tracking.client import Store, restoring, with_retries
 from digitcnn.tracking.local import process_id, process_is_gone
 from digitcnn.tracking.operations import Status, deliver, put, put_files
 from digitcnn.tracking.outbox import Operation
@@ -61,7 +61,7 @@ def create_run(store: Store, name: str, tags: Mapping[str, str], parameters: Map
         return str(run_id)
 
     tried: list[int] = []
-    return with_retries(store, attempt)
+    return with_retries(store, lambda: restoring(store, None, attempt))
 
 
 def create_training_run(

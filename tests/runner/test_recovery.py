@@ -17,7 +17,7 @@ from digitcnn.records import TrialRecord
 from digitcnn.runner.study_run import recorded_outcome
 from digitcnn.study.space import distributions
 from digitcnn.tracking import operations, outbox
-from digitcnn.values import RunFinished
+from digitcnn.values import EpochMetrics, RunFinished
 from tests.conftest import with_study
 from tests.support.recorded import epoch
 from tests.support.sweeps import (
@@ -155,6 +155,39 @@ def test_sweep_goes_on_when_the_mlflow_records_were_deleted(
     messages.clear()
     work(with_study(copied, trials=4), InstantTrainer())
     assert messages == []
+
+
+class _Deleting(Quiet):
+    """A display at which a person deletes the study's experiment, and later a trial's run while it is trained."""
+
+    def __init__(self, store: tracking.Store) -> None:
+        super().__init__()
+        self.store = store
+
+    def trial_ended(self, worker: int | None, trial: int, ending: str, value: float | None, best: str) -> None:
+        super().trial_ended(worker, trial, ending, value, best)
+        if trial == 1:
+            self.store.client.delete_experiment(self.store.experiment_id)
+
+    def epoch(self, worker: int, trial: int, metrics: EpochMetrics) -> None:
+        if (trial, metrics.epoch) == (3, 1):
+            (run,) = tracking.find_runs(self.store, "tags.trial = '3'")
+            self.store.client.delete_run(run.info.run_id)
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_sweep_restores_what_is_deleted_in_mlflow_while_it_runs(
+    root: Path, sweep_config: SweepConfig, messages: list[str]
+) -> None:
+    store = tracking.open_store(sweep_config.tracking)
+    shown = _Deleting(store)
+    assert work(with_study(sweep_config, workers=1, trials=4), InstantTrainer(), shown).finished == 4
+    assert shown.endings == ["complete"] * 4
+    (run,) = tracking.find_runs(store, "tags.trial = '3'")
+    restored = "was deleted in MLflow while this command records in it: it is restored"
+    assert messages == [f"the experiment {restored}, with all of its runs", f"run {run.info.run_id} {restored}"]
+    assert_whole(root, 4)
+    assert tracking.queued_records(sweep_config.tracking) == []
 
 
 @pytest.mark.usefixtures("quick_workers")

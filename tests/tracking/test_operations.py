@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -25,7 +26,7 @@ def test_operations_record_a_data_set_of_runs_that_are_the_first_with_it_at_one_
         data = {"name": name, "digest": "1", "source_type": "local", "source": "{}"}
         client.get_run(run_id)
         together.wait()
-        operations.write(client, run_id, Operation("data", {"training": data}))
+        operations.write(replace(store, client=client), run_id, Operation("data", {"training": data}))
 
     for attempt in range(10):
         ids = [tracking.create_training_run(store, RunConfig(tracking=config), f"run {i}", {}) for i in range(4)]
@@ -47,7 +48,7 @@ def test_operations_give_a_run_its_end_and_no_model_however_often(root: Path) ->
     written = [operations.metrics({"loss": 0.5}, 3), Operation("without_models", {}), operations.ended("KILLED")]
     # When
     for operation in written * 2:
-        operations.write(store.client, run_id, operation)
+        operations.write(store, run_id, operation)
     # Then
     assert [(point.step, point.value) for point in store.client.get_metric_history(run_id, "loss")] == [(3, 0.5)]
     assert store.client.search_logged_models([store.experiment_id]) == []
