@@ -83,7 +83,8 @@ class _Sweep:
         self.queue = study.TrialQueue(opened, config, plan.space, plan.total, deadline, self.stop)
         # They are kept here from now on: finding them in the study at every trial's end costs more with each trial.
         ended = study.ended_trials(opened)
-        self.reusable, self.longest = study.reusable_trials(ended), study.longest_trials(ended)
+        failed = [] if config.retry_failed else study.failed_trials(opened)
+        self.reusable, self.longest = study.reusable_trials([*ended, *failed]), study.longest_trials(ended)
         self.best = study.best_trial(opened)
         self.first_judged = study.first_judged_epoch(plan.space, plan.baseline)
         self.parent = study_run.begin_study_run(opened, store, plan.config)
@@ -196,9 +197,6 @@ class _Sweep:
         except Interrupted:
             self.queue.lose(trial, "interrupted")
             self._show(worker, trial, "interrupted")
-        except RunDiverged as error:
-            self.queue.fail(trial, str(error))
-            self._show(worker, trial, f"failed: {error}")
         except (RunFailed, WorkerDied) as error:
             self._failed(trial, worker, error)
         except MachineError as error:
@@ -249,12 +247,16 @@ class _Sweep:
 
     def _failed(self, trial: study.Trial, worker: Worker, error: RunFailed | WorkerDied) -> None:
         """End a trial whose run failed or whose worker died. Raises MachineError if the machine is to blame."""
-        cause, killed = str(error), isinstance(error, WorkerDied) and error.killed
+        cause, killed, own = str(error), isinstance(error, WorkerDied) and error.killed, isinstance(error, RunDiverged)
         try:
-            own = self.queue.end_failed(trial, cause, killed, lambda: self._baseline_works(worker))
+            if own:
+                self.queue.fail(trial, cause)
+            own = own or self.queue.end_failed(trial, cause, killed, lambda: self._baseline_works(worker))
         except MachineError:
             self._show(worker, trial, f"lost: {cause}")
             raise
+        if own:
+            self.reusable.setdefault(study.parameters_key(trial.params), study.ended_trial(self.opened, trial, None))
         self._show(worker, trial, f"{'failed' if own else 'lost'}: {cause}")
 
     def _baseline_works(self, worker: Worker) -> bool:
@@ -267,10 +269,14 @@ class _Sweep:
 
     def _reuse(self, trial: study.Trial, run_id: str, original: study.EndedTrial) -> None:
         """Give a duplicate the recorded result of an earlier trial with the same parameters."""
-        values = original.values
+        values, failure = original.values, original.record.failure
         study.copy_result(self.opened, trial, original)
-        tracking.copy_run(self.store, str(original.record.run_id), run_id, "KILLED" if values is None else "FINISHED")
-        self._finish(trial, values)
+        status: tracking.Status = "FAILED" if failure else "KILLED" if values is None else "FINISHED"
+        tracking.copy_run(self.store, str(original.record.run_id), run_id, status)
+        if failure:
+            self.queue.fail(trial, failure)
+        else:
+            self._finish(trial, values)
         value = None if values is None else values[0]
         self.shown.trial_ended(None, trial.number, f"same as trial {original.number}", value, self._best_so_far())
 

@@ -59,6 +59,7 @@ from digitcnn.study.trials import (
     count_finished,
     ended_trial,
     ended_trials,
+    failed_trials,
     longest_trials,
     outcome_record,
     parameters_key,

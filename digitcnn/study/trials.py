@@ -145,6 +145,12 @@ def ended_trials(study: Study) -> list[EndedTrial]:
     return [_ended(trial, None if trial.state == TrialState.PRUNED else list(trial.values)) for trial in trials]
 
 
+def failed_trials(study: Study) -> list[EndedTrial]:
+    """Return the trials that failed for a reason of their own, without values."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [each for each in (_ended(trial, None) for trial in trials) if each.record.failure]
+
+
 def as_recorded(trial: EndedTrial, searched: dict[str, BaseDistribution]) -> FrozenTrial:
     """Return a trial with a result as `Study.add_trial` takes it, its parameters drawn from some distributions."""
     return create_trial(
@@ -177,7 +183,10 @@ def copy_result(study: Study, trial: Trial, original: EndedTrial) -> None:
 
 
 def reusable_trials(ended: Iterable[EndedTrial]) -> dict[str, EndedTrial]:
-    """Return by `parameters_key` the trials whose results equals take over: the first completed, else the first."""
+    """Return by `parameters_key` the trials whose results equals take over: the first completed, else the first.
+
+    One that failed for a reason of its own would do so again.
+    """
     found: dict[str, EndedTrial] = {}
     for trial in sorted(ended, key=lambda each: (each.values is None, each.number)):
         found.setdefault(parameters_key(trial.parameters), trial)

@@ -36,7 +36,9 @@ _MAX_TAG_LENGTH = 5000
 _MAX_METRICS = 1000
 _DIGEST_LENGTH = 36
 _DIGITS = 3
-_COPIED_TAGS = (Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.BACKEND, Tag.ENGINE, Tag.SOURCE_COMMIT)
+_COPIED_TAGS = (
+    *(Tag.WEIGHTS_SHA256, Tag.DATA_SHA256, Tag.BACKEND, Tag.ENGINE, Tag.SOURCE_COMMIT, Tag.FAILURE, Tag.DIVERGED),
+)
 
 
 def create_run(store: Store, name: str, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> str:

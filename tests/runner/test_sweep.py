@@ -23,7 +23,7 @@ from digitcnn.study.space import distributions
 from tests.conftest import Command, command_line, with_study
 from tests.support.studies import open_in, space_of
 from tests.support.sweeps import Quiet, assert_stores_agree, open_records, work, worker_processes
-from tests.support.trainers import InstantTrainer, SuicidalTrainer
+from tests.support.trainers import DivergingTrainer, InstantTrainer, SuicidalTrainer
 
 
 def test_sweep_records_the_same_in_both_stores(sweep_config: SweepConfig) -> None:
@@ -80,6 +80,31 @@ def test_sweep_does_not_train_identical_parameters_twice(sweep_config: SweepConf
     tags = client.get_run(repeated.user_attrs["run_id"]).data.tags
     assert tags["same_as_run"] == original.user_attrs["run_id"]
     assert_stores_agree(config.tracking.folder, models=False)
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_sweep_does_not_train_again_what_diverged(root: Path, sweep_config: SweepConfig) -> None:
+    """Given few points, that are drawn again by the same sweep, a later one, and by one that tries the failed again."""
+    config = with_study(
+        sweep_config, workers=1, sampler="random", trials=6, space={"training": {"batch_size": [20, 50]}}
+    )
+    shown = Quiet()
+    for total, retry_failed in ((6, False), (9, False), (9, True)):
+        result = work(with_study(config, trials=total, retry_failed=retry_failed), DivergingTrainer(), shown)
+    opened, client, _ = open_records(root)
+    first, copy, *_ = opened.trials
+    trained = [trial for trial in opened.trials if "same_as" not in trial.user_attrs]
+    points = [(trial.params["training.batch_size"], "repeats" in trial.user_attrs) for trial in trained]
+    assert sorted(points) == [(20, False), (20, True), (50, False), (50, True)]
+    cause = "the loss became nan in epoch 1"
+    assert {f"failed: {cause}", f"same as trial {first.number}"} <= set(shown.endings)
+    assert {(trial.state, trial.user_attrs["failure"]) for trial in opened.trials} == {(TrialState.FAIL, cause)}
+    run = client.get_run(copy.user_attrs["run_id"])
+    assert (run.info.status, run.data.tags["failure"], run.data.tags["diverged"]) == ("FAILED", cause, "true")
+    assert run.data.tags["same_as_run"] == first.user_attrs["run_id"]
+    note = result.leaderboard.set_index("trial").loc[copy.number, "note"]
+    assert note == f"same parameters as trial {first.number}, not trained again; {cause}"
+    assert_stores_agree(root, models=False)
 
 
 class _Best(Quiet):
