@@ -38,12 +38,14 @@ class FinishedRun:
 def check_run(config: RunConfig) -> Splits:
     """Return the data of a run, checked: its backend is installed, and its network fits the images.
 
-    Raises ConfigError; creates nothing, and imports neither the backend nor MLflow.
+    Raises ConfigError, and MachineError if its model could not be packaged; creates nothing, and imports neither the
+    backend nor MLflow.
     """
     training.check_installed(config.backend)
     splits = _load_once(config.data)
     height, width = splits.image_shape
     training.check_fits(config.model, height, width, splits.classes)
+    training.check_temporary_folder(training.count_parameters(config.model, height, width, splits.classes))
     samples = samples_per_epoch(config.training, len(splits.train))
     if samples > _MAX_SAMPLES:
         raise ConfigError(f"training.steps_per_epoch: makes epochs of {samples:,} images; at most {_MAX_SAMPLES:,}")

@@ -31,6 +31,7 @@ from digitcnn.training.loop import samples_per_epoch, train
 from digitcnn.training.machine import (
     available_cores,
     check_limits,
+    check_temporary_folder,
     oom_kills,
     resident_memory_mb,
     room_for_trainings,

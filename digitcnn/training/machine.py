@@ -6,6 +6,8 @@ import contextlib
 import mmap
 import os
 import resource
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,8 @@ TRAINING_MB = 1100
 # What such a process takes beside Python's own: address space (MB), threads for each that computes, and other threads.
 # Measured with the default network: 2,000 to 2,150 MB, 3 and up to 4.
 _ADDRESS_SPACE_MB, _THREADS_EACH, _OTHER_THREADS = 2200, 3, 6
+# What a packaged model has beside its weights, generously: 0.1 MB, measured.
+_PACKAGE_MB = 1
 
 
 def usable_cores(root: Path = _ROOT) -> tuple[int, ...]:
@@ -84,6 +88,17 @@ def check_limits(processes: int, threads: int) -> None:
         raise MachineError(
             f"cannot have the {_ADDRESS_SPACE_MB:,} MB of address space that training takes: ulimit -v allows less"
         ) from None
+
+
+def check_temporary_folder(parameters: int) -> None:
+    """Raise MachineError unless a network of so many parameters can be packaged in the folder of temporary files."""
+    folder, needed = tempfile.gettempdir(), 4 * parameters / _MB + _PACKAGE_MB
+    free = shutil.disk_usage(folder).free / _MB
+    if free < needed:
+        raise MachineError(
+            f"{folder} has {free:.2f} MB left, and the trained model is packaged there, which takes {needed:.0f} MB; "
+            "set TMPDIR to another folder"
+        )
 
 
 def oom_kills(root: Path = _ROOT) -> int:

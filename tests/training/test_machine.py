@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from digitcnn import training
+from digitcnn.errors import MachineError
 from digitcnn.training.machine import oom_kills, room_for_trainings, usable_cores, usable_memory_mb
 
 MB = 2**20
@@ -246,3 +248,18 @@ def test_check_limits_tries_what_training_takes(room: int, processes: int, line:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == (1 if line else 0), ended.stderr
     assert line in ended.stderr
+
+
+def test_folder_of_temporary_files_must_hold_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a real file system of 64 kB."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted only by root")
+    try:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        line = f"{tmp_path} has 0.06 MB left, and the trained model is packaged there, which takes 5 MB; set TMPDIR to"
+        with pytest.raises(MachineError, match=line):
+            training.check_temporary_folder(1_000_000)
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    training.check_temporary_folder(1_000_000)
