@@ -144,9 +144,11 @@ def refuse_another(study: Study, wanted: Mapping[str, Any]) -> None:
         path, begun_with = now.pop("data.path"), before.pop("data.path")
         if recorded[IdentityKey.DATA_SHA256] != wanted[IdentityKey.DATA_SHA256]:
             others = "other images now" if path == begun_with else "other images"
+            split = now["data.validation"] == "holdout" and path == begun_with
+            drawn = ", or its holdout was drawn before holdouts held each class in proportion (its own commit goes on)"
             raise ConfigError(
-                f"data.path={path}: holds {others} than study {study.study_name} was begun with; "
-                "choose another study.name for a new study"
+                f"data.path={path}: holds {others} than study {study.study_name} was begun with"
+                f"{drawn if split else ''}; choose another study.name for a new study"
             )
     for key in dict.fromkeys([*before, *now]):
         if before.get(key) != now.get(key):
