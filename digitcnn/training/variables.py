@@ -32,7 +32,7 @@ _FORMER_FLAGS = ("XLA_FLAGS", "TF_XLA_FLAGS", "TF_DETERMINISTIC_OPS", "JAX_ENABL
 # or end the process where they are spelt wrong.
 _LIBRARIES = (
     *("KERAS_", "TF_", "TENSORFLOW_", "AUTOGRAPH_", "XLA_", "ONEDNN_", "DNNL_", "PJRT_", "JAX_", "JAXLIB_"),
-    *("TORCH_", "PYTORCH_", "ATEN_", "HDF5_DRIVER", "HDF5_VOL_", "HDF5_PLUGIN_", "HDF5_EXT", "HDF5_VDS_"),
+    *("TORCH", "PYTORCH_", "ATEN_", "HDF5_DRIVER", "HDF5_VOL_", "HDF5_PLUGIN_", "HDF5_EXT", "HDF5_VDS_"),
 )
 # What they say of their work, on standard error.
 _LOGS = "TF_CPP_"

@@ -105,12 +105,14 @@ def test_variables_of_libraries_are_recorded_or_removed(backend: Backend, monkey
         {"OMP_WAIT_POLICY": "passive"} if backend == "torch" else {}
     )
     libraries = ("TF_", "KERAS_", "XLA_", "JAX_", "ONEDNN_", "DNNL_", "HDF5_", "TENSORFLOW_", "AUTOGRAPH_", "ATEN_")
+    libraries += ("PYTORCH_", "TORCH", "PJRT_")
     left = {name for name in os.environ if name.startswith(libraries)} - {*flags, *own[backend], *others}
-    assert left - {"TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "JAX_PLATFORMS", "KERAS_TORCH_DEVICE"} == {
-        "KERAS_BACKEND",
-        "KERAS_HOME",
-    }
-    assert (os.environ["KERAS_BACKEND"], os.environ["OMP_NUM_THREADS"]) == (backend, "3")
+    threads = {"TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "PJRT_NPROC"}
+    own_device = {"jax": {"JAX_PLATFORMS": "cpu"}, "torch": {"KERAS_TORCH_DEVICE": "cpu"}}.get(backend, {})
+    assert left == {"KERAS_BACKEND", "KERAS_HOME", *threads, *own_device}
+    assert own_device.items() <= os.environ.items()
+    assert {os.environ[name] for name in (*threads, "OMP_NUM_THREADS")} == {"3"}
+    assert os.environ["KERAS_BACKEND"] == backend
     # Of which no keras.json can be read.
     assert os.environ["KERAS_HOME"] == os.devnull
     assert others.items() <= os.environ.items()
