@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import scoring_server
+from numpy.typing import NDArray
 from PIL import Image
 
 from digitcnn import runner, tracking, training
@@ -84,10 +87,31 @@ def test_recorder_model_is_small_and_predicts_what_was_measured(trained: tuple[R
     run = _only_run(config)
     splits = runner.check_run(config)
     model = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
-    accuracy = (model.predict(splits.validation.images, verbose=0).argmax(1) == splits.validation.labels).mean()
+    images = splits.validation.images
+    accuracy = (model.predict(images, verbose=0).argmax(1) == splits.validation.labels).mean()
     assert accuracy == finished.epochs[-1].validation_accuracy
     pyfunc = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
     assert pyfunc.predict(splits.validation.images[:3]).shape == (3, 10)
+    for wrong in (images[:3] / 255, images[:3, ..., None], images[0], images[:3].reshape(3, -1)):
+        with pytest.raises(MlflowException, match=r"of input .* does not match expected"):
+            pyfunc.predict(wrong)
+
+    def served(instances: object) -> NDArray[np.float32]:
+        """Return the answer of MLflow's server to a request."""
+        content = json.dumps({"instances": instances})
+        answer = scoring_server.invocations(content, "application/json", pyfunc, pyfunc.metadata.get_input_schema())
+        return np.array(json.loads(answer.response)["predictions"])
+
+    np.testing.assert_allclose(served(images[:3].tolist()), model.predict(images[:3], verbose=0), atol=1e-6)
+    for wrong, reason in (
+        (images[:3, ..., None], r"Shape of input \(3, 28, 28, 1\) does not match expected shape \(-1, 28, 28\)"),
+        (images[0], r"Shape of input \(28, 28\) does not match expected shape \(-1, 28, 28\)"),
+        (images[:1].astype(int) + 1, "256 out of bounds for uint8"),
+        (images[:1].astype(int) - 1, "-1 out of bounds for uint8"),
+    ):
+        with pytest.raises(MlflowException, match=reason) as refused:
+            served(wrong.tolist())
+        assert refused.value.get_http_status_code() == 400
     (logged,) = _client(config).search_logged_models([run.info.experiment_id])
     folder = Path(logged.artifact_location.removeprefix("file://"))
     requirements = (folder / "requirements.txt").read_text().split()
