@@ -11,6 +11,7 @@ from typing import Any, NoReturn, get_args
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
 from pydantic import BaseModel
 
 from digitcnn.config import known_keys, value_without_credentials, without_credentials
@@ -186,6 +187,22 @@ def without_typed_credentials(argument: str) -> str:
 def without_secrets(text: str) -> str:
     """Return the text without what follows the name of a secret."""
     return _SECRET.sub(r"\1***", text)
+
+
+def describe_unreadable(error: OverrideParseException) -> str:
+    """Return a line for an override that Hydra's grammar does not take; of a secret nothing of what was typed."""
+    override = showable(error.override)
+    name, equals, value = error.override.partition("=")
+    if not equals or name.split() != [name]:
+        return f"{override}: must be KEY=VALUE, without spaces around ="
+    if override != printable(error.override):
+        return f"cannot be read: {override}"
+    if any(value.count(one) != value.count(other) for one, other in ("[]", "{}", "()")):
+        return f"{override}: has a bracket without its other half; in a shell, put KEY=VALUE in quotes as a whole"
+    reason = str(error).partition("See https://hydra.cc")[0].partition("expecting {")[0].splitlines()
+    if "LexerNoViableAltException" in str(error):
+        reason = ["holds a character that Hydra takes only within quotes"]
+    return f"{override}: {' '.join(reason[-1:]).strip()}"
 
 
 def showable(text: str) -> str:

@@ -23,13 +23,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from digitcnn.cli.arguments import CommandLine, parse_arguments, showable, without_secrets, without_typed_credentials
+from digitcnn.cli.arguments import (
+    CommandLine,
+    describe_unreadable,
+    parse_arguments,
+    showable,
+    without_secrets,
+    without_typed_credentials,
+)
 from digitcnn.cli.composition import config_of, named_by_key, set_up_hydra
 from digitcnn.cli.display import training_display
 from digitcnn.cli.help import command_help
 from digitcnn.config import Config, StudyReference, TrackingConfig, TrainingConfig, known_keys, nearest_key
 from digitcnn.errors import RECORDS_SAFE, AlreadyRecorded, ConfigError, MachineError, StoreAway, TrainingDiverged
-from digitcnn.formatting import printable
 from digitcnn.output import lost_output, messages, survive_readers
 from digitcnn.signals import capture_signals, end_in_order, end_process
 from digitcnn.tracking import pending_message
@@ -209,7 +215,7 @@ def tell(error: Exception, schema: type[Config]) -> int:
 def _hydra_line(error: Exception, schema: type[Config]) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return _unreadable(error)
+        return describe_unreadable(error)
     unknown = _UNKNOWN.search(text)
     if unknown and unknown[1] in known_keys(schema):
         return f"{unknown[1]}: not every config of this multirun lists it; write ++{unknown[1]}=VALUE"
@@ -222,21 +228,13 @@ def _hydra_line(error: Exception, schema: type[Config]) -> str:
         if address:
             group, option = address[1], "***"
         return f"{group}={option}: no such file in conf/{group}; must be one of {', '.join(missing[3].split())}"
+    several = re.match("Ambiguous value for argument '(.+)'\n", text)
+    if several:
+        return (
+            f"{several[1]}: several values; to train with each add --multirun, a list is [1,2], decimals have a point"
+        )
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return named_by_key(" ".join((text + cause).split()))
-
-
-def _unreadable(error: OverrideParseException) -> str:
-    """Return a line for an override that Hydra's grammar does not take; of a secret nothing of what was typed."""
-    override = showable(error.override)
-    if "missing EQUAL" in str(error):
-        return f"{override}: must be KEY=VALUE, without spaces around ="
-    reason = " ".join(str(error).partition("See https://hydra.cc")[0].split())
-    if override != printable(error.override):
-        return f"cannot be read: {override}"
-    if "LexerNoViableAltException" in reason:
-        reason = "holds a character that Hydra takes only within quotes"
-    return f"{override}: {reason}"
 
 
 def _say(line: str) -> None:

@@ -120,7 +120,11 @@ def test_command_has_hydras_flags(here: Application, arguments: list[str], shown
     [
         (["training.bach_size=1"], "training.bach_size: unknown key; did you mean training.batch_size?"),
         (["+training.colour=red"], "training.colour: unknown key"),
-        (["training.epochs=[1"], "no viable alternative at input '[1'"),
+        (["training.epochs=[1"], "training.epochs=[1: has a bracket without its other half; in a shell, put KEY=VALUE"),
+        (["training.epochs==3"], "training.epochs==3: extraneous input '='\n"),
+        (["training.learning_rate=0,001"], "training.learning_rate=0,001: several values; to train with each add"),
+        (["training.epochs=3", "4"], "error: 4: must be KEY=VALUE, without spaces around =\n"),
+        (["training.epochs = 3"], "training.epochs = 3: must be KEY=VALUE, without spaces around =\n"),
         (["data=é"], "data=é: holds a character that Hydra takes only within quotes"),
         (["+hydra.job.env_set.A=[s3cret"], "cannot be read: +hydra.job.env_set.A=***"),
         (["training.epochs=1,2"], "add --multirun"),

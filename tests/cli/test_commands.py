@@ -25,7 +25,7 @@ REFUSED = [
     ("train", "training.learning_rate=nan", "training.learning_rate=nan: must be a finite number"),
     ("train", "training.learning_rate=inf", "training.learning_rate=inf: must be a finite number"),
     ("train", "training.learning_rate=1e99", "training.learning_rate=1e+99: must be less than"),
-    ("train", "training.batch_size=[1", "no viable alternative at input '[1'"),
+    ("train", "training.batch_size=[1", "has a bracket without its other half"),
     ("train", "model.conv2_kernel=20", "model.conv2_kernel=20: leaves no pixels of images of 28 x 28"),
     ("train", "model.conv1_filters=0", "model.conv1_filters=0: must be greater than or equal to 1"),
     ("train", "model.conv2_filters=1000000", "model.conv2_filters=1000000: must be less than or equal to 4096"),
