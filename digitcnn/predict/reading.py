@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
 import re
 import stat
 import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+logger = logging.getLogger(__name__)
 
 # The decoders that a picture may reach: no others of Pillow's forty, some of which start other programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
@@ -31,7 +35,7 @@ _MAX_PIXELS = 50_000_000
 
 
 def read_picture(name: str) -> Image.Image:
-    """Return the decoded picture of a file: of an animation or of several pages the first.
+    """Return the decoded picture of a file: of an animation or of several pages the first, with a warning.
 
     Raises ValueError with the cause, and the remedy if there is one, for a file that is not a picture, is corrupt or
     truncated, or is too large, which is judged before it is decoded.
@@ -62,6 +66,10 @@ def read_picture(name: str) -> Image.Image:
             raise ValueError(f"has more than {_MAX_PIXELS:,} pixels") from None
         if picture.width * picture.height > _MAX_PIXELS:
             raise ValueError(f"has {picture.width:,} x {picture.height:,} pixels; at most {_MAX_PIXELS:,}")
+        with contextlib.suppress(Exception):
+            # A telephone's MPO has its preview as a second one.
+            if picture.format != "MPO" and getattr(picture, "is_animated", False):
+                logger.warning(f"{name}: holds several pages or pictures; the first one is taken")
         try:
             picture.load()
         except Exception as error:

@@ -337,8 +337,16 @@ def test_read_picture_downloads_nothing() -> None:
         read_picture("https://127.0.0.1:1/7.png")
 
 
-def test_read_picture_takes_the_first_of_an_animation(digits: Pixels, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["gif", "tif", "webp", "png"])
+def test_read_picture_takes_the_first_of_several_and_says_so(
+    kind: str, digits: Pixels, tmp_path: Path, messages: list[str]
+) -> None:
     first, second = (Image.fromarray(255 - drawing(digit)) for digit in digits[:2])
-    first.save(tmp_path / "two.gif", save_all=True, append_images=[second])
-    seen = prepare_picture(read_picture(str(tmp_path / "two.gif")))
-    assert np.abs(seen.astype(int) - prepare_picture(first)).mean() < 1
+    place = tmp_path / f"two.{kind}"
+    first.save(place, save_all=True, append_images=[second])
+    seen = prepare_picture(read_picture(str(place)))
+    assert np.abs(seen.astype(int) - prepare_picture(first).astype(int)).mean() < 1
+    assert messages == [f"{place}: holds several pages or pictures; the first one is taken"]
+    first.save(place)
+    read_picture(str(place))
+    assert len(messages) == 1
