@@ -283,7 +283,7 @@ def _overruled_directory(path: Path) -> None:
         (_arrays(IMAGES.astype(np.float32)), "x_train is (4, 5, 6) float32; must be (n, height, width) uint8"),
         (
             _arrays(IMAGES / 255),
-            'must be (n, height, width) uint8: (x_train * 255).round().astype("uint8") if its values',
+            ': x_train.astype("uint8") if its values are 0 to 255, (x_train * 255).round().astype("uint8") if 0 to 1',
         ),
         (
             _arrays(IMAGES[..., None]),
@@ -319,6 +319,8 @@ def _overruled_directory(path: Path) -> None:
             _arrays(y=LABELS.astype(float)),
             'y_train is (4,) float64; must be (n,) of whole numbers: y_train.astype("int64")',
         ),
+        (_arrays(y=LABELS.astype(str)), "must be (n,) of whole numbers: np.unique(y_train, return_inverse=True)[1]"),
+        (_arrays(y=LABELS > 0), "y_train is (4,) bool; must be (n,) of whole numbers: np.unique(y_train, return_inv"),
         (_arrays(y=LABELS[:3]), "4 images but 3 labels"),
         (_arrays(y=np.array([0, -1, 0, 1])), "labels from -1 to 1"),
         (_arrays(y=np.array([0, 5000, 0, 1])), "labels from 0 to 5000; must lie in 0 to 999"),

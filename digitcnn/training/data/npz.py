@@ -99,7 +99,9 @@ def _remedy(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
     if name.startswith("y"):
         if len(shape) == 2:
             steps += "[:, 0]" if shape[1] == 1 else ".argmax(1)"
-        if dtype.kind == "f" and not steps.endswith("argmax(1)"):
+        if dtype.kind in "USb":
+            steps = f"np.unique({steps}, return_inverse=True)[1]"
+        elif dtype.kind == "f" and not steps.endswith("argmax(1)"):
             steps += '.astype("int64")'
         return f": {steps}" if steps != name else ""
     if len(shape) == 4 and shape[-1] == 1:
@@ -112,8 +114,7 @@ def _remedy(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
         steps += f".reshape(-1, {math.isqrt(shape[1])}, {math.isqrt(shape[1])})"
     elif len(shape) != 3:
         return ""
-    if dtype.kind == "f":
-        return f': ({steps} * 255).round().astype("uint8") if its values are 0 to 1'
     if dtype.kind == "b":
         return f': {steps}.astype("uint8") * 255'
-    return f": {steps}" + ("" if dtype == np.uint8 else '.astype("uint8") if its values are 0 to 255')
+    whole = f": {steps}" + ("" if dtype == np.uint8 else '.astype("uint8") if its values are 0 to 255')
+    return whole + (f', ({steps} * 255).round().astype("uint8") if 0 to 1' if dtype.kind == "f" else "")
