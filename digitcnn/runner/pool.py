@@ -139,7 +139,7 @@ class Wait:
             if now > self.stopped + self.patience.grace:
                 return "its worker did not stop"
         if silence > limit:
-            return f"its worker said nothing for {format_duration(silence)} and was ended"
+            return f"its worker said nothing for {format_duration(silence)} (workers.patience) and was ended"
         if silence > limit / 2 and not self.warned:
             self.warned = True
             logger.warning(

@@ -194,7 +194,9 @@ def test_worker_that_hangs_is_ended_and_its_trial_repeated(
     config = with_workers(with_study(sweep_config, trials=3), count=1, patience="4s")
     assert work(config, HangingTrainer(mark=tmp_path / "hung")).completed == 3
     first = open_records(config.tracking.folder)[0].trials[0]
-    assert re.fullmatch(r"its worker said nothing for \d+ s and was ended", first.user_attrs["lost"])
+    assert re.fullmatch(
+        r"its worker said nothing for \d+ s \(workers.patience\) and was ended", first.user_attrs["lost"]
+    )
     assert [text for text in messages if "has said nothing for 2 s: it is ended" in text]
     assert_whole(config.tracking.folder, 3)
 
