@@ -43,9 +43,9 @@ def format_interval(low: float, high: float, *, signed: bool = False) -> str:
     return f"{text(low)} to {text(high)}"
 
 
-def format_p(p: float, digits: int = 2) -> str:
-    """Return a p value with that many significant digits: 0.013."""
-    return f"{p:.{digits}g}"
+def format_p(p: float) -> str:
+    """Return a p value with two significant digits: 0.013."""
+    return f"{p:.2g}"
 
 
 def named_null(value: Value | None) -> Value | str:

@@ -33,7 +33,7 @@ def test_format_percent_and_points_have_two_digits() -> None:
 
 
 def test_format_p_has_significant_digits() -> None:
-    assert (format_p(0.01234), format_p(0.01234, 3), format_p(1.0)) == ("0.012", "0.0123", "1")
+    assert (format_p(0.01234), format_p(1.0)) == ("0.012", "1")
 
 
 def test_has_control_characters_finds_escapes_and_surrogates() -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Of a comparison: the most runs that have a column each, and the longest text that is not folded or cut.
 _MAX_COLUMNS, _MAX_WHOLE = 6, 16
+# Of a leaderboard.
+_MAX_ROWS = 20
 
 
 def print_line(text: str) -> None:
@@ -136,15 +138,13 @@ def print_table(table: pd.DataFrame) -> None:
         print_line(f"no room for {', '.join(printable(str(name)) for name in table.columns[len(columns) :])}")
 
 
-def print_leaderboard(
-    table: pd.DataFrame, parameters: Sequence[str], objectives: Sequence[str], rows: int = 20
-) -> None:
+def print_leaderboard(table: pd.DataFrame, parameters: Sequence[str], objectives: Sequence[str]) -> None:
     """Print the first rows of a leaderboard, accuracies in percent, without columns that have no room.
 
     What it is ranked by is always shown.
     """
     console = _console()
-    shown, drawn, same = table.head(rows), None, None
+    shown, drawn, same = table.head(_MAX_ROWS), None, None
     if Metric.CPU_SPENT in table and table[Metric.CPU_SPENT].equals(table[Metric.CPU_SECONDS]):
         same = Metric.CPU_SPENT
     for dispensable in (same, Column.EPOCHS_RUN, Metric.CPU_SPENT, Metric.CPU_SECONDS, Column.RUN_ID):
@@ -156,8 +156,8 @@ def print_leaderboard(
         console.width = 10_000
         drawn = _drawn(shown, parameters, console.width)
     console.print(drawn)
-    if len(table) > rows:
-        console.print(f"... and {len(table) - rows} more")
+    if len(table) > _MAX_ROWS:
+        console.print(f"... and {len(table) - _MAX_ROWS} more")
 
 
 def _drawn(table: pd.DataFrame, parameters: Sequence[str], width: int) -> Table | None:

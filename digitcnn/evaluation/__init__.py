@@ -22,7 +22,6 @@ from digitcnn.evaluation.statistics import (
     decide,
     estimate,
     level_of_look,
-    prediction_interval,
     spread_between_seeds,
     standard_error,
     summarize,

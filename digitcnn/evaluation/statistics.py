@@ -83,15 +83,6 @@ def summarize(values: Sequence[float], resolution: float = 0.0) -> Summary:
     return Summary(n, mean, sd, float(low), float(high))
 
 
-def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the interval of 95 % of further single values, given a sample of at least two normal values."""
-    from scipy import stats
-
-    summary = summarize(values)
-    low, high = stats.t.interval(1 - ALPHA, summary.n - 1, summary.mean, summary.sd * (1 + 1 / summary.n) ** 0.5)
-    return float(low), float(high)
-
-
 def standard_error(accuracy: float, images: int) -> float:
     """Return the binomial standard error of an accuracy (a fraction) that was measured once on this many images."""
     return float((accuracy * (1 - accuracy) / images) ** 0.5)

@@ -96,36 +96,27 @@ class Store:
             logger.info(f"the MLflow store {without_credentials(self.uri)} answers again")
 
 
-def open_store(
-    config: TrackingConfig,
-    stopped: Callable[[], bool] = lambda: False,
-    patient: bool = False,
-    reading: bool = False,
-) -> Store:
+def open_store(config: TrackingConfig, stopped: Callable[[], bool] = lambda: False, *, reading: bool = False) -> Store:
     """Open the store; create it and its experiment if they are missing.
 
-    Raises MachineError if it cannot; waits for a store that is away only if `patient`. Unless it is for `reading`
-    alone, raises ConfigError if the folder was moved while another process records in it.
+    Raises MachineError if it cannot. Unless it is for `reading` alone, raises ConfigError if the folder was moved while
+    another process records in it.
     """
     with store_errors(config):
-        return _retry(lambda: _open(config, stopped, reading), stopped, RETRY_TIMEOUT_SECONDS if patient else 0.0)
+        import mlflow
+        import requests
 
-
-def _open(config: TrackingConfig, stopped: Callable[[], bool], reading: bool) -> Store:
-    import mlflow
-    import requests
-
-    for name, level in _LOG_LEVELS.items():
-        logging.getLogger(name).setLevel(level)
-    if config.uri is None:
-        local.prepare_folder(config.folder, reading)
-    elif config.uri.startswith(("http://", "https://")):
-        # Raises at once if no server is there; any answer will do.
-        requests.get(f"{config.uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
-    mlflow.set_tracking_uri(config.store_uri)
-    client = mlflow.MlflowClient(config.store_uri)
-    experiment_id = _experiment_id(client, config, reading)
-    return Store(client, config.store_uri, _name(config), experiment_id, outbox_folder(config), stopped)
+        for name, level in _LOG_LEVELS.items():
+            logging.getLogger(name).setLevel(level)
+        if config.uri is None:
+            local.prepare_folder(config.folder, reading)
+        else:
+            # Raises at once if no server is there; any answer will do.
+            requests.get(f"{config.uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
+        mlflow.set_tracking_uri(config.store_uri)
+        client = mlflow.MlflowClient(config.store_uri)
+        experiment_id = _experiment_id(client, config, reading)
+        return Store(client, config.store_uri, _name(config), experiment_id, outbox_folder(config), stopped)
 
 
 def _name(config: TrackingConfig) -> str:
@@ -249,26 +240,18 @@ def suppress_away() -> Iterator[None]:
 
 def with_retries(store: Store, action: Callable[[], Result]) -> Result:
     """Return the action's result as soon as the store answers. Raises as it does after RETRY_TIMEOUT_SECONDS."""
-    result = _retry(action, store.stopped, RETRY_TIMEOUT_SECONDS, store.note_away)
-    store.note_answer()
-    return result
-
-
-def _retry(
-    action: Callable[[], Result],
-    stopped: Callable[[], bool],
-    seconds: float,
-    on_away: Callable[[Exception], None] = lambda _: None,
-) -> Result:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + RETRY_TIMEOUT_SECONDS
     while True:
         try:
-            return action()
+            result = action()
         except Exception as error:
-            if not is_away(error) or stopped() or time.monotonic() > deadline:
+            if not is_away(error) or store.stopped() or time.monotonic() > deadline:
                 raise
-            on_away(error)
+            store.note_away(error)
             time.sleep(1)
+        else:
+            store.note_answer()
+            return result
 
 
 def restoring(store: Store, run_id: str | None, action: Callable[[], Result]) -> Result:

@@ -49,7 +49,7 @@ def networks(tables: Tables) -> dict[str, str]:
     for name, reported in NETWORKS.items():
         summary = evaluation.summarize(values[name])
         error = format_percent(evaluation.standard_error(summary.mean, IMAGES))
-        low, high = evaluation.prediction_interval(values[name])
+        low, high = contrasts.prediction_interval(values[name])
         of_best = float(tables["article"].query("network == @name")[best].mean())
         single = format_interval(low, high)
         rows.append(

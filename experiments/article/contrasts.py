@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from digitcnn import evaluation
 from digitcnn.evaluation import Contrast
@@ -29,6 +30,14 @@ def accuracies(table: pd.DataFrame, **where: object) -> dict[int, float]:
     # Tables of the first edition have the article's test accuracies under the other name.
     metric = Metric.TEST_ACCURACY if Metric.TEST_ACCURACY in table else Metric.VALIDATION_ACCURACY
     return dict(sorted(zip(table[Column.SEED].tolist(), table[metric].tolist(), strict=True)))
+
+
+def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the interval of 95 % of further single values, given a sample of at least two normal values."""
+    summary = evaluation.summarize(values)
+    spread = summary.sd * (1 + 1 / summary.n) ** 0.5
+    low, high = stats.t.interval(0.95, summary.n - 1, summary.mean, spread)
+    return float(low), float(high)
 
 
 def _compare(

@@ -22,7 +22,7 @@ def line_of_article(tables: Tables) -> str:
 def _replication(tables: Tables, name: str) -> str:
     """Return a sentence on whether the article's accuracy of a network lies within what one run can give."""
     values = list(contrasts.accuracies(tables["article"], network=name).values())
-    low, high = evaluation.prediction_interval(values)
+    low, high = contrasts.prediction_interval(values)
     reported, mean = f"{format_percent(NETWORKS[name])} %", mean_in_words(evaluation.summarize(values))
     single = f"one run in twenty lies outside {format_interval(low, high)}"
     if low <= NETWORKS[name] <= high:

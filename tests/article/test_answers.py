@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from digitcnn import evaluation
-from experiments.article import results
+from experiments.article import contrasts, results
 from tests.support.published import provenance_row
 
 
@@ -133,7 +133,7 @@ def test_default_study_is_reported_with_its_champion(of_candidate: dict[str, obj
 
 def test_prediction_interval_is_that_of_students_t() -> None:
     # Mean 2, sd 1, t = 4.302653 with two degrees of freedom: 2 -+ 4.302653 * sqrt(1 + 1 / 3).
-    assert evaluation.prediction_interval([1, 2, 3]) == pytest.approx((-2.968276, 6.968276), abs=1e-6)
+    assert contrasts.prediction_interval([1, 2, 3]) == pytest.approx((-2.968276, 6.968276), abs=1e-6)
 
 
 def test_leading_row_is_the_champion_or_the_best_that_did_not_diverge() -> None:

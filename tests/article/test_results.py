@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digitcnn import evaluation
 from digitcnn.errors import ConfigError
 from experiments.article import answers, contrasts, publication, results
 from tests.conftest import REPOSITORY
@@ -45,9 +44,9 @@ def test_readme_findings_are_those_of_the_published_tables() -> None:
     (champion,) = tables["confirmation"].query("champion")["config"]
     # Then
     assert f"It gets {100 * np.mean(cnn):.1f} % of the test images right on average" in readme
-    assert evaluation.prediction_interval(cnn)[1] > answers.NETWORKS["cnn"]
+    assert contrasts.prediction_interval(cnn)[1] > answers.NETWORKS["cnn"]
     assert f"Its fully connected network gets {100 * np.mean(mlp):.1f} %, less than the 98.01 %" in readme
-    assert evaluation.prediction_interval(mlp)[1] < answers.NETWORKS["mlp"]
+    assert contrasts.prediction_interval(mlp)[1] < answers.NETWORKS["mlp"]
     assert f"batch size 50 loses {-100 * as_article.difference:.1f} points to 250" in readme
     assert (as_article.verdict, equal.verdict) == ("worse", "undecided")
     assert "the two could not be shown to differ" in readme

@@ -15,7 +15,6 @@ from digitcnn.evaluation import (
     critical_value,
     decide,
     level_of_look,
-    prediction_interval,
     spread_between_seeds,
     standard_error,
     summarize,
@@ -155,12 +154,6 @@ def test_summarize_returns_n_mean_spread_and_interval() -> None:
     assert (summary.n, summary.mean, summary.sd) == (3, pytest.approx(0.99), pytest.approx(0.01))
     assert summary.high - summary.mean == pytest.approx(4.302653 * 0.01 / 3**0.5)
     assert np.isnan(summarize([0.5]).low)
-
-
-def test_prediction_interval_is_wider_than_the_means() -> None:
-    low, high = prediction_interval([0.98, 0.99, 1.0])
-    assert (low + high) / 2 == pytest.approx(0.99)
-    assert high - low == pytest.approx(2 * 4.302653 * 0.01 * (4 / 3) ** 0.5)
 
 
 def test_standard_error_is_binomial() -> None:
