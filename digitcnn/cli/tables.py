@@ -56,14 +56,11 @@ def print_reproduction(metrics: Sequence[ComparedMetric]) -> None:
             f"{difference:+.2g}" if difference else "0",
             f"{each.tolerance:.2g}",
         )
-    _print_whole(drawn, text_console())
-
-
-def _print_whole(table: Table, console: Console) -> None:
-    """Print a table without cutting a word of it: where it is wider than the terminal, that breaks its lines."""
-    if least_width(table, console) > console.width:
-        console.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    console.print(table)
+    console = text_console()
+    if least_width(drawn, console) > console.width:
+        # The terminal breaks its lines: no word is cut.
+        console.width = console.measure(drawn, options=console.options.update(max_width=10_000)).maximum
+    console.print(drawn)
 
 
 def print_comparison(comparison: RunComparison) -> None:

@@ -283,10 +283,7 @@ class _Sweep:
     def _finish(self, trial: study.Trial, values: list[float] | None) -> study.EndedTrial:
         """Tell the study of a trial's result (None: it was pruned); return it, the best from now on if it is better."""
         ended = study.ended_trial(self.opened, trial, values)
-        if values is None:
-            self.queue.prune(trial)
-        else:
-            self.queue.complete(trial, values)
+        self.queue.tell(trial, values)
         with self.lock:
             self.best = next(iter(study.best_first(self.opened, filter(None, (self.best, ended)))), None)
         return ended

@@ -203,22 +203,16 @@ class TrialQueue:
         self.running += 1
         return trial
 
-    def complete(self, trial: Trial, values: list[float]) -> None:
-        """End a trial with the values of the objectives."""
-        self._tell(trial, values, TrialState.COMPLETE)
-
-    def prune(self, trial: Trial) -> None:
-        """End a trial that the pruner has ended."""
-        self._tell(trial, None, TrialState.PRUNED)
-
-    def _tell(self, trial: Trial, values: list[float] | None, state: TrialState) -> None:
+    def tell(self, trial: Trial, values: list[float] | None) -> None:
+        """End a trial with the values of the objectives, or as pruned without."""
+        state = TrialState.PRUNED if values is None else TrialState.COMPLETE
         self.study.tell(trial, values, state)
         if self.study._storage.get_trial(trial._trial_id).state != state:
             # Optuna passes over some errors of its store without a word.
             raise StorageInternalError(f"the result of trial {trial.number} was not taken")
         self._leave(trial, counts=True)
         with self.choosing:
-            self.completed += state == TrialState.COMPLETE
+            self.completed += values is not None
 
     def _leave(self, trial: Trial, counts: bool) -> None:
         """Note that a trial has ended; of those that count with equal parameters a grid counts the first."""

@@ -109,12 +109,10 @@ def close_abandoned_runs(store: Store) -> None:
 def environment_tags(environment: Mapping[str, Any]) -> dict[str, str]:
     """Return the description of a run's environment as MLflow tags, one level deep with dotted names."""
     packages, git = environment.get(EnvironmentKey.PACKAGES, {}), environment.get(EnvironmentKey.GIT, {})
-    others = {
-        key: value for key, value in environment.items() if key not in (EnvironmentKey.PACKAGES, EnvironmentKey.GIT)
-    }
     tags = {
         key: json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
-        for key, value in others.items()
+        for key, value in environment.items()
+        if key not in (EnvironmentKey.PACKAGES, EnvironmentKey.GIT)
     }
     tags |= {f"{Tag.VERSION_PREFIX}{name}": version for name, version in packages.items()}
     tags |= {f"{Tag.GIT_PREFIX}{name}": str(value).lower() for name, value in git.items()}

@@ -28,21 +28,13 @@ class Block(NamedTuple):
     normalized: bool
 
 
-class Hidden(NamedTuple):
-    """A dense layer with ReLU."""
-
-    name: str
-    units: int
-
-
-def _structure(config: ModelConfig) -> tuple[list[Block], list[Hidden]]:
-    """Return the layers between the scaled image and the softmax over the classes."""
+def _structure(config: ModelConfig) -> tuple[list[Block], dict[str, int]]:
+    """Return the blocks, and the units of the dense layers with ReLU, between the scaled image and the softmax."""
     if isinstance(config, MlpConfig):
-        return [], [Hidden("dense1", config.dense1_units), Hidden("dense2", config.dense2_units)]
+        return [], {"dense1": config.dense1_units, "dense2": config.dense2_units}
     values, shared = config.model_dump(), (config.padding, config.batch_normalization)
     blocks = [Block._make([name, *(values[f"{name}_{key}"] for key in _SIZES), *shared]) for name in _BLOCKS]
-    hidden = [Hidden("dense", config.dense_units)]
-    return [block for block in blocks if block.filters], [layer for layer in hidden if layer.units]
+    return [block for block in blocks if block.filters], {"dense": config.dense_units} if config.dense_units else {}
 
 
 def build_model(config: ModelConfig, height: int, width: int, classes: int, seed: int) -> keras.Model:
@@ -64,7 +56,7 @@ def build_model(config: ModelConfig, height: int, width: int, classes: int, seed
     for block in blocks:
         stack += _block_layers(block)
     stack.append(layers.Flatten(name="flatten"))
-    stack += [layers.Dense(units, "relu", name=name) for name, units in hidden]
+    stack += [layers.Dense(units, "relu", name=name) for name, units in hidden.items()]
     if isinstance(config, CnnConfig) and config.dropout:
         stack.append(layers.Dropout(config.dropout, name="dropout"))
     return keras.Sequential([*stack, output], name=config.name)
@@ -113,7 +105,7 @@ def _products(config: ModelConfig, height: int, width: int, classes: int) -> Ite
         yield _Product(kernel**2 * channels, filters, positions, 4 if normalized else 1)
         channels = filters
     inputs = height * width * channels
-    for units in [*(layer.units for layer in hidden), classes]:
+    for units in [*hidden.values(), classes]:
         yield _Product(inputs, units, 1)
         inputs = units
 

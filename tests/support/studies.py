@@ -43,7 +43,7 @@ def run_trials(
                     queue.end_failed(trial, "out of luck", killed=False, machine_works=lambda: True)
                 else:
                     queue.note_success()
-                    queue.complete(trial, values)
+                    queue.tell(trial, values)
         finally:
             stop.set()
 
