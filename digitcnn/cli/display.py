@@ -153,9 +153,7 @@ class _Row:
     job: str
     parameters: str
     epochs: int
-    epoch: int = 0
-    accuracy: float | None = None
-    images_per_second: float | None = None
+    last: EpochMetrics | None = None
 
 
 class SweepScreen:
@@ -210,11 +208,7 @@ class SweepScreen:
         self._started()
         with self.lock:
             row = self.rows[worker]
-            row.epoch, row.accuracy, row.images_per_second = (
-                metrics.epoch,
-                metrics.train_accuracy if metrics.validation_accuracy is None else metrics.validation_accuracy,
-                metrics.images_per_second,
-            )
+            row.last = metrics
         self._line(
             f"{_job(trial)} epoch {metrics.epoch}/{row.epochs}: {_accuracy(metrics)}, "
             f"{metrics.images_per_second:,.0f} images/s"
@@ -269,12 +263,15 @@ class SweepScreen:
     def _cells(self, row: _Row | None) -> tuple[str | Text, ...]:
         if row is None:
             return "", Text("idle", style="dim"), "", "", ""
-        speed = "" if row.images_per_second is None else f"{row.images_per_second:,.0f}"
-        return row.job, row.parameters, f"{row.epoch}/{row.epochs}", _percent(row.accuracy), speed
+        if row.last is None:
+            return row.job, row.parameters, f"0/{row.epochs}", "", ""
+        judged = row.last.train_accuracy if row.last.validation_accuracy is None else row.last.validation_accuracy
+        speed = f"{row.last.images_per_second:,.0f}"
+        return row.job, row.parameters, f"{row.last.epoch}/{row.epochs}", _percent(judged), speed
 
     def _time_left(self) -> str:
         """Estimate the time left from the trials that this sweep has ended; epochs under way are parts of a trial."""
-        begun = sum(row.epoch / row.epochs for row in self.rows.values())
+        begun = sum(row.last.epoch / row.epochs for row in self.rows.values() if row.last)
         done = self.bar.tasks[0].completed - self.at_start + begun
         if done < 0.5:
             return ""

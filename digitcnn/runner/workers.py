@@ -71,7 +71,6 @@ class LocalWorker:
         self.index, self.trainer, self.cores, self.threads = index, trainer, cores, threads
         self.patience, self.neighbours = patience, neighbours
         self.memory_mb: list[float] = []
-        self.at_work = False
         self._start()
 
     def _start(self) -> None:
@@ -101,15 +100,13 @@ class LocalWorker:
         """Do a job; see Worker."""
         self.wait_ready()
         self.oom_kills = training.oom_kills()
-        self.at_work = True
         try:
             kind, content = converse(lambda message: self._exchange(message, stop), job, on_event, stop)
-            self.at_work = False
-        finally:
-            if self.at_work:
-                # The process is in the middle of its run, and would take the next job for an answer.
-                self.process.kill()
-                self.process.join()
+        except BaseException:
+            # The process is in the middle of its run, and would take the next job for an answer.
+            self.process.kill()
+            self.process.join()
+            raise
         if kind in FAILURES:
             raise FAILURES[kind](content)
         finished: RunFinished = content[0]

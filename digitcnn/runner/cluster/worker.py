@@ -30,7 +30,7 @@ class RayWorker:
     def __init__(self, index: int, pool: RayPool) -> None:
         self.index, self.pool = index, pool
         self.actor: Any = None
-        self.ready = self.at_work = False
+        self.ready = False
         self.node = "its node"
         self.memory_mb: list[float] = []
         self.failed_starts = 0
@@ -80,16 +80,14 @@ class RayWorker:
         """Do a job; see Worker."""
         if not self.wait_ready():
             raise WorkerDied("the cluster had no place for its worker", killed=True)
-        self.at_work = True
         try:
             kind, content = converse(lambda message: self._exchange(message, stop), job, on_event, stop)
             if kind == "memory":
                 raise WorkerDied(f"its worker process on {self.node} ended (out of memory)")
-            self.at_work = False
-        finally:
-            if self.at_work:
-                # The actor is in the middle of its run, and would take the next job for an answer.
-                self.end()
+        except BaseException:
+            # The actor is in the middle of its run, and would take the next job for an answer.
+            self.end()
+            raise
         if kind in FAILURES:
             raise FAILURES[kind](f"{content} (on {self.node})" if kind == "machine" else content)
         finished: RunFinished
@@ -146,7 +144,7 @@ class RayWorker:
             with contextlib.suppress(exceptions.RayError):
                 ray.kill(self.actor)
         self.actor = self.pending = None
-        self.ready = self.at_work = False
+        self.ready = False
         self.memory_mb = []
 
 
