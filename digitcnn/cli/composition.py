@@ -106,10 +106,7 @@ def set_up_hydra(sweep_folder: str) -> None:
     SourcesRegistry.instance().types["file"] = FileConfigSource
     defaults = [{"job_logging": "none"} if "job_logging" in entry else entry for entry in HydraConf().defaults]
     settings = HydraConf(
-        defaults=defaults,
-        run=RunDir("."),
-        sweep=SweepDir(sweep_folder, "${hydra.job.num}"),
-        output_subdir=None,
+        defaults=defaults, run=RunDir("."), sweep=SweepDir(sweep_folder, "${hydra.job.num}"), output_subdir=None
     )
     ConfigStore.instance().store(group="hydra", name="config", node=settings, provider="hydra")
 

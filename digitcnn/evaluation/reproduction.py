@@ -127,10 +127,7 @@ def _best_run(store: tracking.Store, of: StudyReference, config: TrackingConfig)
 
 
 def reproduce(
-    manifest: RunManifest,
-    store: TrackingConfig,
-    threads: int | None,
-    on_epoch: Callable[[EpochMetrics], Decision],
+    manifest: RunManifest, store: TrackingConfig, threads: int | None, on_epoch: Callable[[EpochMetrics], Decision]
 ) -> Reproduction:
     """Train a run again in this process, with its own threads unless others are given, and compare.
 

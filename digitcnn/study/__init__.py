@@ -24,15 +24,7 @@ from digitcnn.study.samplers import (
     report_epoch,
     startup_trials,
 )
-from digitcnn.study.space import (
-    Choices,
-    Range,
-    Space,
-    draw_points,
-    parse_space,
-    space_corners,
-    space_size,
-)
+from digitcnn.study.space import Choices, Range, Space, draw_points, parse_space, space_corners, space_size
 from digitcnn.study.storage import STORAGE_FAILURES, only_process, owner, stop_file, storage_errors
 from digitcnn.study.study import (
     OpenStudy,

@@ -1,14 +1,6 @@
 """MLflow: one recorder, the outbox of what a store did not take, and queries. The only importer of mlflow."""
 
-from digitcnn.tracking.client import (
-    Store,
-    is_away,
-    open_store,
-    pending_message,
-    store_errors,
-    suppress_away,
-    with_retries,
-)
+from digitcnn.tracking.client import Store, open_store, pending_message, store_errors, suppress_away, with_retries
 from digitcnn.tracking.local import relocate_artifacts
 from digitcnn.tracking.operations import (
     Status,
