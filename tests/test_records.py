@@ -27,11 +27,10 @@ REPOSITORY = Path(__file__).parent.parent
 _WORDS = {"baseline", "epoch"}
 # The same words for other things: headings, kinds of message, keys of a config, of MLflow's answers or of Keras.
 _OTHER_MEANINGS = {
-    "cli/commands/predict.py": {"image"},
     "cli/composition.py": {"config"},
     "cli/display.py": {"lost", "parameters"},
     "cli/tables.py": {"difference"},
-    "config/commands.py": {"champion"},
+    "config/commands.py": {"champion", "image"},
     "evaluation/comparison.py": {"diverged"},
     "evaluation/confirmation.py": {"lost"},
     "evaluation/manifest.py": {"config", "run_id"},

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from pydantic import BaseModel
 
-from digitcnn.config import known_keys, value_without_credentials, without_credentials
+from digitcnn.config import Config, known_keys, value_without_credentials, without_credentials
 from digitcnn.errors import ConfigError
 from digitcnn.formatting import printable
 
@@ -45,17 +45,17 @@ class CommandLine:
         return [*self.overrides, *(name if value is True else f"{name}={value}" for name, value in options.items())]
 
 
-def parse_arguments(arguments: Sequence[str], schema: type[BaseModel], words: str | None = None) -> CommandLine:
+def parse_arguments(arguments: Sequence[str], schema: type[Config]) -> CommandLine:
     """Return the command line of what was typed; flags may stand anywhere.
 
     Text keys of the schema take what was typed: 007, 1e5 and on are texts, and quotes and interpolations are Hydra's.
-    Arguments that are no KEY=VALUE are values of the key `words`, if there is one. Raises ConfigError.
+    Arguments that are no KEY=VALUE are values of the schema's key `WORDS`, if there is one. Raises ConfigError.
     """
     flags = parse_flags(arguments)
     rest: list[str] = flags.pop("overrides")
     line = CommandLine(flags)
-    if words is not None:
-        rest = _without_words(rest, words, line.words)
+    if schema.WORDS is not None:
+        rest = _without_words(rest, schema.WORDS, line.words)
     multirun = flags["multirun"] or any(argument.startswith("hydra.mode=") for argument in rest)
     texts = text_keys(schema)
     groups = {key.partition(".")[0] for key in known_keys(schema) if "." in key}

@@ -57,13 +57,11 @@ def run_command(
     *,
     arguments: Sequence[str] | None = None,
     config_path: Path | None = None,
-    words: str | None = None,
-    study_by_name: bool = False,
 ) -> NoReturn:
     """Compose NAME.yaml with the arguments, do the task with it and exit with its status.
 
-    `config_path` is a folder of further configs, which come before digitcnn's own. Arguments that are no KEY=VALUE are
-    values of the key `words`, if there is one; with `study_by_name`, study=NAME means study.name.
+    `config_path` is a folder of further configs, which come before digitcnn's own. Where the schema knows a study by
+    its name alone, study=NAME means study.name.
 
     A person's mistake exits with 2 and a failing machine with 1, each with one line; a multirun of which some jobs
     failed with 1; a signal with 128 and its number: Ctrl-C 130, SIGTERM 143, a closed terminal 129.
@@ -84,10 +82,10 @@ def run_command(
         jobs = Path(folder, "jobs")
         jobs.mkdir()
         try:
-            if study_by_name:
+            if [key for key in known_keys(schema) if key.startswith("study.")] == ["study.name"]:
                 # conf/study/ is a group of sweeps; here a study is one that was recorded, whatever its name.
                 typed = [re.sub(r"^study=", "study.name=", argument) for argument in typed]
-            line = parse_arguments(typed, schema, words)
+            line = parse_arguments(typed, schema)
             job = _job(task, schema, line, everything, jobs)
             set_up_hydra(folder)
             primary = None if config_path is None else str(config_path)

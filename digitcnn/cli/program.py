@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import importlib.metadata
+import inspect
 import os
 import sys
 import warnings
@@ -78,10 +80,16 @@ def _settle_interpreter() -> None:
 
 
 def _imported(name: str) -> Callable[..., NoReturn]:
-    """Return the function that runs a command; its import takes seconds, and a minute on a slow disk."""
+    """Return the function that runs a command, whose module's main is a task of its config.
+
+    Its import takes seconds, and a minute on a slow disk.
+    """
     with contextlib.closing(StartLines(f"digitcnn {name}", on_error_stream=True)):
-        command: Callable[..., NoReturn] = importlib.import_module(f"digitcnn.cli.commands.{name}").main
-    return command
+        from digitcnn.cli.command import run_command
+
+        task = importlib.import_module(f"digitcnn.cli.commands.{name}").main
+    schema = next(iter(inspect.get_annotations(task, eval_str=True).values()))
+    return functools.partial(run_command, name, schema, task)
 
 
 def _explain(name: str, arguments: list[str]) -> None:

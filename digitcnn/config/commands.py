@@ -92,6 +92,7 @@ class ReportConfig(Config):
 class DiffConfig(Config):
     """The runs that are put side by side (`study` is that of `best`), and the form of the answer."""
 
+    WORDS = "runs"
     runs: list[Local] = Field(default_factory=list)
     format: Literal["text", "csv"] = "text"
     study: StudyReference
@@ -101,6 +102,7 @@ class DiffConfig(Config):
 class PredictConfig(Config):
     """The pictures, the run whose model classifies them (`study` is that of run=best), and the form of the answer."""
 
+    WORDS = "image"
     image: list[Local] = Field(default_factory=list)
     run: Local = "champion"
     format: Literal["text", "json", "csv"] = "text"
@@ -112,6 +114,7 @@ class PredictConfig(Config):
 class RecordsConfig(Config):
     """The action on the records that a store did not take: none lists them; or `retry`, or `discard` and an id."""
 
+    WORDS = "action"
     action: list[str] = Field(default_factory=list)
     tracking: TrackingConfig = TrackingConfig()
 

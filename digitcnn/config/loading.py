@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,6 +21,8 @@ _RENAMED = {"study.workers": "workers.count", "confirm.workers": "workers.count"
 class Config(BaseModel):
     """A frozen, strict value: an unknown key or a wrong type is an error, nothing is converted."""
 
+    # The key whose values are typed alone, as files after predict are; of a command's schema.
+    WORDS: ClassVar[str | None] = None
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 

@@ -421,7 +421,7 @@ def test_command_refuses_an_address_without_its_password(
     ("typed", "shown"), [("http://u:s3cret@h/?a=b", "http://***@h/?***"), ("http://u:x y@h", "http://***")]
 )
 def test_command_refuses_an_address_as_a_picture(tmp_path: Path, typed: str, shown: str) -> None:
-    ended = run_here("predict", PredictConfig, lambda _: 0, typed, folder=tmp_path, words="image")
+    ended = run_here("predict", PredictConfig, lambda _: 0, typed, folder=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: image.0={shown}")
     assert ended.stderr.endswith(" must be a run or a file of this machine, not an address\n")

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from digitcnn import evaluation, report, study, tracking
-from digitcnn.cli.commands.delete import delete
+from digitcnn.cli.commands.delete import main as delete
 from digitcnn.config import DeleteConfig, RunsConfig, StudyChoice, StudyReference, SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.records import Tag

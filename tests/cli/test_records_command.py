@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from digitcnn import tracking
-from digitcnn.cli.commands.records import records
+from digitcnn.cli.commands.records import main as records
 from digitcnn.config import RecordsConfig
 from digitcnn.errors import ConfigError
 from digitcnn.tracking import outbox

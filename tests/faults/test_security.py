@@ -257,16 +257,16 @@ def test_variables_that_an_earlier_version_recorded_are_not_published(tmp_path: 
     assert with_known_flags({"flags": "pl4nted"}) == {}
 
 
-PLANS: dict[str, tuple[type[Config], Callable[[Any], object], dict[str, Any]]] = {
-    "sweep": (SweepConfig, runner.plan_sweep, {}),
-    "confirm": (ConfirmConfig, evaluation.plan_confirmation, {"study_by_name": True}),
-    "reproduce": (ReproduceConfig, evaluation.find_manifest, {"study_by_name": True}),
+PLANS: dict[str, tuple[type[Config], Callable[[Any], object]]] = {
+    "sweep": (SweepConfig, runner.plan_sweep),
+    "confirm": (ConfirmConfig, evaluation.plan_confirmation),
+    "reproduce": (ReproduceConfig, evaluation.find_manifest),
 }
 
 
 def _command(name: str, typed: list[str]) -> int:
     """Runs a command in this process until it has checked everything and found what it needs; its exit status."""
-    kind, plan, named = PLANS[name]
+    kind, plan = PLANS[name]
 
     def task(config: Any) -> int:
         plan(config)
@@ -280,7 +280,7 @@ def _command(name: str, typed: list[str]) -> int:
             # Hydra closes every handler there is; TensorFlow's, if another test imported it, closes pytest's streams.
             patch.setattr(logging, "_handlerList", [])
             with pytest.raises(SystemExit) as ended:
-                cli.run_command(name, kind, task, arguments=typed, **named)
+                cli.run_command(name, kind, task, arguments=typed)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from digitcnn import report, runner, study
-from digitcnn.cli.commands.stop import stop
+from digitcnn.cli.commands.stop import main as stop
 from digitcnn.config import ReportConfig, RunConfig, StudyReference, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.runner.pool import GRACE_SECONDS

@@ -1,16 +1,15 @@
 """Test a study's best trials on the test set: `digitcnn confirm study=NAME [KEY=VALUE ...]`."""
 
 import contextlib
-import functools
 
 from digitcnn import evaluation, runner
 from digitcnn.cli import display, tables
-from digitcnn.cli.command import run_command, settled
+from digitcnn.cli.command import settled
 from digitcnn.config import ConfirmConfig
 from digitcnn.output import StartLines
 
 
-def confirm(config: ConfirmConfig) -> int:
+def main(config: ConfirmConfig) -> int:
     """Confirm a study with the progress on the screen, or only say how with `preview=true`; return the exit status."""
     with contextlib.closing(StartLines("the confirmation")):
         plan = evaluation.plan_confirmation(config)
@@ -27,6 +26,3 @@ def confirm(config: ConfirmConfig) -> int:
         tables.print_line(sentence)
     print(f"written to {plan.folder}; next: digitcnn reproduce run={result.champion_path}")
     return settled(config.tracking, config.study.name)
-
-
-main = functools.partial(run_command, "confirm", ConfirmConfig, confirm, study_by_name=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from digitcnn import evaluation, report, study, tracking
-from digitcnn.cli.command import run_command
 from digitcnn.config import DeleteConfig, StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.files import size_of
@@ -20,7 +18,7 @@ from digitcnn.formatting import format_bytes, format_count
 from digitcnn.records import STUDY_VIEWS, Tag
 
 
-def delete(config: DeleteConfig) -> int:
+def main(config: DeleteConfig) -> int:
     """Say what would be deleted, ask, and delete it; return the exit status, 1 if the answer was no.
 
     Raises ConfigError if there is no such study or run, if it is the champion's, or if nobody can be asked.
@@ -143,6 +141,3 @@ def _remove(removal: _Removal, store: tracking.Store, config: TrackingConfig) ->
             for name in views & store.client.get_experiment(experiment_id).tags.keys():
                 store.client.delete_experiment_tag(experiment_id, name)
         study.delete_study(config.folder, removal.study)
-
-
-main = functools.partial(run_command, "delete", DeleteConfig, delete, study_by_name=True)

@@ -1,17 +1,16 @@
 """Put recorded runs side by side: `digitcnn diff RUN RUN [KEY=VALUE ...]`."""
 
 import contextlib
-import functools
 import sys
 
 from digitcnn import report
 from digitcnn.cli import tables
-from digitcnn.cli.command import delivered, run_command
+from digitcnn.cli.command import delivered
 from digitcnn.config import DiffConfig
 from digitcnn.records import Column
 
 
-def diff(config: DiffConfig) -> int:
+def main(config: DiffConfig) -> int:
     """Print how runs differ; return the exit status."""
     # Whatever is said of the records is no part of CSV.
     with contextlib.redirect_stdout(sys.stderr if config.format == "csv" else sys.stdout):
@@ -21,6 +20,3 @@ def diff(config: DiffConfig) -> int:
     else:
         tables.print_comparison(found)
     return delivered(0)
-
-
-main = functools.partial(run_command, "diff", DiffConfig, diff, words="runs", study_by_name=True)

@@ -1,17 +1,16 @@
 """Say what digit a picture shows: `digitcnn predict FILE... [KEY=VALUE ...]`."""
 
 import contextlib
-import functools
 import sys
 
-from digitcnn.cli.command import delivered, run_command
+from digitcnn.cli.command import delivered
 from digitcnn.config import PredictConfig
 from digitcnn.formatting import printable
 from digitcnn.output import StartLines
 from digitcnn.predict import predict, prediction_in_words, predictions_as_csv, predictions_as_json
 
 
-def classify(config: PredictConfig) -> int:
+def main(config: PredictConfig) -> int:
     """Print a line for every picture; for each that cannot be used one on standard error, and return 1."""
     # A file's name need not be text: for machines it is written as it is.
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
@@ -27,6 +26,3 @@ def classify(config: PredictConfig) -> int:
         for each in found:
             print(printable(prediction_in_words(each)))
     return delivered(0 if len(found) == len(config.image) else 1)
-
-
-main = functools.partial(run_command, "predict", PredictConfig, classify, words="image", study_by_name=True)

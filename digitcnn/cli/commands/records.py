@@ -1,16 +1,14 @@
 """List what an MLflow store did not take, or offer it again: `digitcnn records [retry | discard ID]`."""
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 from digitcnn import tracking
-from digitcnn.cli.command import run_command
 from digitcnn.config import RecordsConfig
 from digitcnn.errors import ConfigError
 from digitcnn.formatting import format_count, printable
 
 
-def records(config: RecordsConfig) -> int:
+def main(config: RecordsConfig) -> int:
     """Print a line for each record that waits or was refused; or offer the refused ones again, or discard some."""
     match config.action:
         case []:
@@ -34,8 +32,3 @@ def _print_queued(queued: Sequence[tracking.Queued]) -> None:
         print(printable(f"{each.id}  run {each.run_id}  {each.kind}, {each.size:,} bytes, for {each.store}  {state}"))
     if not queued:
         print("nothing waits, and nothing was refused")
-
-
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the command with what was typed after its name."""
-    run_command("records", RecordsConfig, records, arguments=arguments, words="action")

@@ -1,14 +1,12 @@
 """Train a recorded run again and compare: `digitcnn reproduce run=RUN [KEY=VALUE ...]`."""
 
-import functools
-
 from digitcnn import evaluation
 from digitcnn.cli import tables
-from digitcnn.cli.command import run_command, settled, training_callbacks
+from digitcnn.cli.command import settled, training_callbacks
 from digitcnn.config import ReproduceConfig
 
 
-def reproduce(config: ReproduceConfig) -> int:
+def main(config: ReproduceConfig) -> int:
     """Train the run again and print the metrics side by side and the verdict; return 1 if it is DIFFERENT."""
     manifest = evaluation.find_manifest(config)
     with training_callbacks(manifest.config.training, manifest.config.backend) as (on_epoch, _):
@@ -21,6 +19,3 @@ def reproduce(config: ReproduceConfig) -> int:
         print(f"stopped after epoch {found.epochs} of {len(manifest.epochs)}: it could not be equivalent any more")
     print(f"{found.verdict}: run {manifest.run_id} reproduced as run {found.run_id}")
     return 1 if found.verdict == "DIFFERENT" else settled(config.tracking)
-
-
-main = functools.partial(run_command, "reproduce", ReproduceConfig, reproduce, study_by_name=True)

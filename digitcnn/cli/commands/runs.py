@@ -1,16 +1,15 @@
 """List the recorded runs: `digitcnn runs [study=NAME] [KEY=VALUE ...]`."""
 
 import contextlib
-import functools
 import sys
 
 from digitcnn import report
 from digitcnn.cli import tables
-from digitcnn.cli.command import delivered, run_command
+from digitcnn.cli.command import delivered
 from digitcnn.config import RunsConfig
 
 
-def runs(config: RunsConfig) -> int:
+def main(config: RunsConfig) -> int:
     """Print the runs as text, CSV or JSON; return the exit status."""
     # Whatever is said of the records is no part of CSV or JSON.
     with contextlib.redirect_stdout(sys.stdout if config.format == "text" else sys.stderr):
@@ -22,6 +21,3 @@ def runs(config: RunsConfig) -> int:
     else:
         tables.print_table(found)
     return delivered(0)
-
-
-main = functools.partial(run_command, "runs", RunsConfig, runs, study_by_name=True)

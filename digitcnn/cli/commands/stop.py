@@ -1,15 +1,13 @@
 """End what is at work on a study, in order: `digitcnn stop study=NAME`."""
 
-import functools
 import time
 
 from digitcnn import study
-from digitcnn.cli.command import run_command
 from digitcnn.config import ReportConfig
 from digitcnn.errors import ConfigError
 
 
-def stop(config: ReportConfig) -> int:
+def main(config: ReportConfig) -> int:
     """Ask the process at work on a study to end with its present epochs, and wait for it; return the exit status.
 
     Raises ConfigError if none is.
@@ -27,6 +25,3 @@ def stop(config: ReportConfig) -> int:
         time.sleep(0.2)
     print("ended; the same command goes on where it was")
     return 0
-
-
-main = functools.partial(run_command, "stop", ReportConfig, stop, study_by_name=True)

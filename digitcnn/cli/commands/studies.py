@@ -1,10 +1,8 @@
 """List the recorded studies: `digitcnn studies`."""
 
-import functools
-
 from digitcnn import report
 from digitcnn.cli import tables
-from digitcnn.cli.command import delivered, run_command
+from digitcnn.cli.command import delivered
 from digitcnn.config import StudiesConfig
 
 
@@ -14,4 +12,4 @@ def studies(config: StudiesConfig) -> int:
     return delivered(0)
 
 
-main = functools.partial(run_command, "studies", StudiesConfig, studies)
+main = studies

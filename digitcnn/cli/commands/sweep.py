@@ -1,13 +1,12 @@
 """Search around the baseline and record every trial: `digitcnn sweep [KEY=VALUE ...]`."""
 
 import contextlib
-import functools
 import shlex
 import sys
 
 from digitcnn import runner, study
 from digitcnn.cli import display, tables
-from digitcnn.cli.command import run_command, settled
+from digitcnn.cli.command import settled
 from digitcnn.config import SweepConfig
 from digitcnn.formatting import printable
 from digitcnn.output import StartLines
@@ -53,4 +52,4 @@ def _this_command() -> str:
     return shlex.join(sys.argv)
 
 
-main = functools.partial(run_command, "sweep", SweepConfig, search)
+main = search

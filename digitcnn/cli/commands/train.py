@@ -1,11 +1,9 @@
 """Train one network and record it: `digitcnn train [KEY=VALUE ...]`."""
 
-import functools
-
 from hydra.core.hydra_config import HydraConfig
 
 from digitcnn import runner
-from digitcnn.cli.command import is_multirun, run_command, settled, training_callbacks
+from digitcnn.cli.command import is_multirun, settled, training_callbacks
 from digitcnn.config import RunConfig, TrainConfig
 from digitcnn.errors import AlreadyRecorded, ConfigError
 from digitcnn.formatting import format_count, format_percent
@@ -52,4 +50,4 @@ def _recorded(command: TrainConfig, reference: str) -> tuple[str, RunConfig]:
     return run_id, config.replace(length)
 
 
-main = functools.partial(run_command, "train", TrainConfig, train)
+main = train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ import urllib.request
 import webbrowser
 from collections.abc import Iterator, Mapping
 
-from digitcnn.cli.command import run_command
 from digitcnn.config import StudyReference, UiConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.signals import capture_signals
@@ -33,7 +31,7 @@ _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _END_SECONDS = 15
 
 
-def ui(config: UiConfig) -> int:
+def main(config: UiConfig) -> int:
     """Serve the UI until Ctrl-C or SIGTERM and print its address when it listens; return 128 and the signal's number.
 
     Of a server, which has a UI of its own, only print the addresses of a study's views. Raises ConfigError if the port
@@ -190,6 +188,3 @@ def _answers(address: str) -> bool:
             return True
     except OSError:
         return False
-
-
-main = functools.partial(run_command, "ui", UiConfig, ui, study_by_name=True)
