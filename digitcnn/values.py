@@ -108,9 +108,8 @@ class TrainingResult:
 
     `final` are the final model's results on the examples that judge the run, `labels` (n,) their classes. With
     `final_test_only` they are the test set, read for this alone. `confusion[i, j]` counts those of class i that the
-    model takes for class j. `compile_seconds` are those until the engine was ready; `training_seconds` and
-    `cpu_seconds` come after them. They are those of all epochs, also of the first `epochs_before` that came with a
-    checkpoint; `cpu_spent` are those of this process.
+    model takes for class j. `summary` are the final metrics by name: the last and the best validation, or the test; and
+    the cost of all epochs, also of the first `epochs_before` that came with a checkpoint.
     """
 
     ending: Ending
@@ -119,41 +118,10 @@ class TrainingResult:
     labels: NDArray[np.int64]
     final_test_only: bool
     confusion: NDArray[np.int64]
-    compile_seconds: float
-    training_seconds: float
-    cpu_seconds: float
-    peak_memory_mb: float
-    samples_seen: int
-    updates: int
-    parameters: int
+    summary: dict[str, float]
     weights_sha256: str
     engine: str
     epochs_before: int
-    cpu_spent: float
-
-    def summary(self) -> dict[str, float]:
-        """Return the final metrics by name: the last and the best validation, or the test; and the cost."""
-        if self.final_test_only:
-            judged = {Metric.TEST_LOSS: self.final.loss, Metric.TEST_ACCURACY: self.final.accuracy}
-        else:
-            best = max(self.epochs, key=lambda epoch: epoch.validation_accuracy or 0.0)
-            judged = {
-                Metric.VALIDATION_LOSS: self.final.loss,
-                Metric.VALIDATION_ACCURACY: self.final.accuracy,
-                Metric.BEST_VALIDATION_ACCURACY: best.validation_accuracy or 0.0,
-                Metric.BEST_EPOCH: best.epoch,
-            }
-        return judged | {
-            Metric.COMPILE_SECONDS: self.compile_seconds,
-            Metric.TRAINING_SECONDS: self.training_seconds,
-            Metric.CPU_SECONDS: self.cpu_seconds,
-            Metric.CPU_SPENT: self.cpu_spent,
-            Metric.PEAK_MEMORY_MB: self.peak_memory_mb,
-            Metric.EPOCHS_RUN: len(self.epochs),
-            Metric.SAMPLES_SEEN: self.samples_seen,
-            Metric.UPDATES: self.updates,
-            Metric.PARAMETERS: self.parameters,
-        }
 
 
 @dataclass(frozen=True)

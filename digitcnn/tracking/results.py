@@ -59,7 +59,7 @@ def package_result(
     return RunFinished(
         ending=result.ending,
         epochs=len(result.epochs),
-        summary=result.summary(),
+        summary=result.summary,
         weights_sha256=result.weights_sha256,
         engine=result.engine,
         files=files,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from digitcnn.config import RunConfig, TrainingConfig
 from digitcnn.errors import TrainingDiverged
+from digitcnn.records import Metric
 from digitcnn.training.engines import make_engine
 from digitcnn.training.engines.augmentation import draw_transforms
 from digitcnn.training.engines.checkpoint import SavedTraining
@@ -145,18 +146,36 @@ def train(
         labels=splits.validation.labels,
         final_test_only=splits.final_test_only,
         confusion=confusion,
-        compile_seconds=compile_seconds,
-        training_seconds=training_before + time.perf_counter() - began,
-        cpu_seconds=cpu_before + cpu_spent,
-        peak_memory_mb=_peak(saved),
-        samples_seen=len(epochs) * samples_per_epoch(config, len(splits.train)),
-        updates=len(epochs) * batches_per_epoch(config, len(splits.train)),
-        parameters=model.count_params(),
+        summary=_judged(epochs, final, splits.final_test_only)
+        | {
+            # Until the engine was ready; all others come after that.
+            Metric.COMPILE_SECONDS: compile_seconds,
+            Metric.TRAINING_SECONDS: training_before + time.perf_counter() - began,
+            Metric.CPU_SECONDS: cpu_before + cpu_spent,
+            Metric.CPU_SPENT: cpu_spent,
+            Metric.PEAK_MEMORY_MB: _peak(saved),
+            Metric.EPOCHS_RUN: len(epochs),
+            Metric.SAMPLES_SEEN: len(epochs) * samples_per_epoch(config, len(splits.train)),
+            Metric.UPDATES: len(epochs) * batches_per_epoch(config, len(splits.train)),
+            Metric.PARAMETERS: model.count_params(),
+        },
         weights_sha256=epochs[-1].weights_sha256,
         engine=engine.name,
         epochs_before=len(before),
-        cpu_spent=cpu_spent,
     )
+
+
+def _judged(epochs: Sequence[EpochMetrics], final: Evaluation, once: bool) -> dict[str, float]:
+    """Return the last and the best validation, or the test of what is judged once, by their names."""
+    if once:
+        return {Metric.TEST_LOSS: final.loss, Metric.TEST_ACCURACY: final.accuracy}
+    best = max(epochs, key=lambda epoch: epoch.validation_accuracy or 0.0)
+    return {
+        Metric.VALIDATION_LOSS: final.loss,
+        Metric.VALIDATION_ACCURACY: final.accuracy,
+        Metric.BEST_VALIDATION_ACCURACY: best.validation_accuracy or 0.0,
+        Metric.BEST_EPOCH: best.epoch,
+    }
 
 
 def _peak(saved: SavedTraining | None) -> float:

@@ -55,7 +55,7 @@ def test_epoch_orders_with_steps_are_pieces_of_one_repeating_stream() -> None:
 def test_train_learns_and_counts_its_work(small_config: RunConfig) -> None:
     result = _train(small_config.replace({"training.epochs": 6}))
     assert result.epochs[-1].train_loss < result.epochs[0].train_loss
-    summary = result.summary()
+    summary = result.summary
     assert summary["samples_seen"] == 6 * 500
     assert summary["updates"] == 6 * 10
     assert summary["parameters"] == training.count_parameters(small_config.model, 28, 28, 10)
@@ -81,7 +81,7 @@ def test_train_reports_the_metrics_that_keras_does(small_config: RunConfig) -> N
 
 def test_train_takes_a_batch_larger_than_the_data(small_config: RunConfig) -> None:
     result = _train(small_config.replace({"training.batch_size": 5000}))
-    assert (result.samples_seen, result.updates) == (1000, 2)
+    assert (result.summary["samples_seen"], result.summary["updates"]) == (1000, 2)
 
 
 @pytest.mark.parametrize(("decision", "ending"), [("prune", "pruned"), ("stop", "stopped")])
@@ -122,7 +122,7 @@ def test_train_that_stops_early_is_bit_for_bit_a_shorter_one(small_config: RunCo
         return result_of(train(model, splits, job, save=saved.append, saved=start))
 
     early = trained(config)
-    count = early.summary()["epochs_run"]
+    count = early.summary["epochs_run"]
     losses = [epoch.validation_loss for epoch in early.epochs]
     assert (early.ending, len(losses), early.samples_seen) == ("completed", count, 500 * count)
     assert 1 < count < 30
@@ -156,13 +156,13 @@ def test_train_repeats_its_weights_in_a_warm_process(small_config: RunConfig) ->
 def test_train_final_test_only_reads_the_test_set_after_the_last_epoch_alone(small_config: RunConfig) -> None:
     once = _train(small_config.replace({"data.validation": "test_once"}))
     assert [epoch.validation_accuracy for epoch in once.epochs] == [None, None]
-    assert not set(once.summary()) & {"validation_accuracy", "best_epoch"}
+    assert not set(once.summary) & {"validation_accuracy", "best_epoch"}
     # The same training as when the test set judges every epoch: judging changes nothing.
     each = _train(small_config.replace({"data.validation": "test"}))
     assert once.weights_sha256 == each.weights_sha256
-    assert once.summary()["test_accuracy"] == each.epochs[-1].validation_accuracy
+    assert once.summary["test_accuracy"] == each.epochs[-1].validation_accuracy
     assert once.samples_seen == 2 * 600
-    assert (once.final.predictions == once.labels).mean() == once.summary()["test_accuracy"]
+    assert (once.final.predictions == once.labels).mean() == once.summary["test_accuracy"]
 
 
 _PROGRAM = """
