@@ -20,7 +20,6 @@ from digitcnn.values import EpochMetrics, RunFinished, TrainingResult
 
 if TYPE_CHECKING:
     import keras
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # The file of a recorded model that holds its network and weights.
@@ -96,19 +95,27 @@ def _package_model(model: keras.Model, packages: Mapping[str, str]) -> dict[str,
 def learning_curves(epochs: Sequence[EpochMetrics], title: str, judged: str) -> Figure:
     """Draw loss and accuracy over epochs: training, and that on what judges a run, its best epoch marked."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
-    _draw_curve(loss_axes, epochs, Metric.TRAIN_LOSS, 1, color=BLUE, label="training")
-    _draw_curve(loss_axes, epochs, Metric.VALIDATION_LOSS, 1, color=ORANGE, label=judged)
-    loss_axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss")
-    _draw_curve(accuracy_axes, epochs, Metric.TRAIN_ACCURACY, 100, color=BLUE, label="training")
-    validation = _draw_curve(accuracy_axes, epochs, Metric.VALIDATION_ACCURACY, 100, color=ORANGE, label=judged)
-    accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy")
-    if validation:
-        epoch, best = max(validation, key=lambda point: point[1])
-        accuracy_axes.plot(epoch, best, "o", ms=10, mfc="none", mec=ORANGE, mew=1.8)
-        accuracy_axes.annotate(
+    panels = (
+        ("Loss", "cross-entropy (nats)", 1, Metric.TRAIN_LOSS, Metric.VALIDATION_LOSS),
+        ("Accuracy", "accuracy (%)", 100, Metric.TRAIN_ACCURACY, Metric.VALIDATION_ACCURACY),
+    )
+    for axes, (name, unit, scale, *metrics) in zip(figure.subplots(1, 2), panels, strict=True):
+        for metric, color, label in zip(metrics, (BLUE, ORANGE), ("training", judged), strict=True):
+            points = [(each.epoch, scale * each.metrics()[metric]) for each in epochs if metric in each.metrics()]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", ms=3.5, lw=1.6, color=color, label=label)
+        axes.set(xlabel="epoch", ylabel=unit, title=name)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(visible=True, alpha=0.25)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # What was drawn last is the accuracy that judges the run.
+    if points:
+        epoch, best = max(points, key=lambda point: point[1])
+        axes.plot(epoch, best, "o", ms=10, mfc="none", mec=ORANGE, mew=1.8)
+        axes.annotate(
             f"best {best:.2f} %, epoch {epoch}",
             (epoch, best),
             xytext=(0, -26),
@@ -116,24 +123,9 @@ def learning_curves(epochs: Sequence[EpochMetrics], title: str, judged: str) -> 
             ha="right" if epoch > len(epochs) / 2 else "left",
             color=ORANGE,
         )
-    accuracy_axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right")
     figure.suptitle(title)
     return figure
-
-
-def _draw_curve(
-    axes: Axes, epochs: Sequence[EpochMetrics], metric: str, scale: float, color: str, label: str
-) -> list[tuple[int, float]]:
-    """Draw a metric, times a scale, over the epochs in which it was measured; return the points."""
-    from matplotlib.ticker import MaxNLocator
-
-    points = [(each.epoch, scale * each.metrics()[metric]) for each in epochs if metric in each.metrics()]
-    if points:
-        axes.plot(*zip(*points, strict=True), "o-", ms=3.5, lw=1.6, color=color, label=label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, alpha=0.25)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return points
 
 
 def confusion_matrix(confusion: NDArray[np.int64], title: str) -> Figure:
