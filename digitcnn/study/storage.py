@@ -54,11 +54,17 @@ def only_process(folder: Path, study: str) -> Iterator[None]:
     """Hold the lock of a study while the body runs: one process at a time sweeps or confirms it.
 
     If optuna.db is a link, hold the lock beside the file that it leads to as well: other folders may have that file
-    too. Raises ConfigError, naming the process that holds it, if another one does.
+    too. Raises ConfigError, naming the process that holds it, if another one does, MachineError if the folder cannot be
+    written.
     """
     with contextlib.ExitStack() as held:
         for each in sorted({folder.resolve(), storage_path(folder).resolve().parent}):
-            held.enter_context(lock(each, study))
+            holder = held.enter_context(lock_file(_lock_path(each, study)))
+            if holder is not None:
+                raise ConfigError(
+                    f"study.name={study}: {holder} is at work on this study; wait for it, or end it (digitcnn stop "
+                    f"study={study}) and give it more workers.count"
+                )
         asked = stop_file(folder, study)
         held.callback(asked.unlink, missing_ok=True)
         # It was meant for an earlier process.
@@ -78,18 +84,3 @@ def stop_file(folder: Path, study: str) -> Path:
 
 def _lock_path(folder: Path, study: str) -> Path:
     return folder / "locks" / f"{study}.lock"
-
-
-@contextlib.contextmanager
-def lock(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock file of a study in a folder.
-
-    Raises ConfigError if another process holds it, MachineError if the folder cannot be written.
-    """
-    with lock_file(_lock_path(folder, name)) as holder:
-        if holder is not None:
-            raise ConfigError(
-                f"study.name={name}: {holder} is at work on this study; wait for it, or end it (digitcnn stop "
-                f"study={name}) and give it more workers.count"
-            )
-        yield

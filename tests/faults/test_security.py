@@ -36,7 +36,7 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest, write_manifest
 from digitcnn.evaluation.manifest import read_manifest
 from digitcnn.report.record import with_known_flags
-from digitcnn.study.storage import lock
+from digitcnn.study import only_process
 from tests.conftest import with_study
 from tests.support.passwords import BASIC, PASSWORD, TYPED, USER, assert_in_no_file, assert_in_no_text
 from tests.support.sweeps import Quiet, work
@@ -150,7 +150,7 @@ def test_records_are_not_written_through_a_link(tmp_path: Path) -> None:
     victim.write_text("precious")
     link.parent.mkdir()
     link.symlink_to(victim)
-    with pytest.raises(MachineError, match="symbolic links"), lock(tmp_path, "small"):
+    with pytest.raises(MachineError, match="symbolic links"), only_process(tmp_path, "small"):
         pass
     champion = tmp_path / "champion.yaml"
     champion.symlink_to(victim)

@@ -18,7 +18,6 @@ from digitcnn.cli.commands.stop import main as stop
 from digitcnn.config import ReportConfig, RunConfig, StudyReference, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.runner.pool import GRACE_SECONDS
-from digitcnn.study import storage
 from tests.conftest import Command, with_study
 from tests.support.processes import start, wait_for
 from tests.support.sweeps import (
@@ -33,7 +32,7 @@ from tests.support.trainers import InstantTrainer, SavingTrainer
 @pytest.mark.usefixtures("quick_workers")
 def test_lock_refuses_a_second_process_in_one_line(copied: SweepConfig, command: Command) -> None:
     refused = []
-    with storage.lock(copied.tracking.folder, "small"):
+    with study.only_process(copied.tracking.folder, "small"):
         for again in (lambda: work(copied, InstantTrainer()), lambda: confirm(copied)):
             with pytest.raises(ConfigError) as caught:
                 again()
