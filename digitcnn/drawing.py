@@ -1,7 +1,5 @@
 """Shared by all pictures: their style, the palette, and the shading of a confusion matrix."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Files that are written whole or not at all, lock files, and the SQLite files of the local stores."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import functools

@@ -1,7 +1,5 @@
 """Numbers, accuracies, times and foreign text as a person reads them."""
 
-from __future__ import annotations
-
 import unicodedata
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """Processor: its name, and its instructions that decide how a network is best computed."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import platform

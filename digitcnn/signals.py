@@ -1,7 +1,5 @@
 """Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first ends work in order, the next at once."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Explain a command by the comments of its config files, and complete what is typed."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

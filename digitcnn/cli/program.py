@@ -1,7 +1,5 @@
 """List the commands of `digitcnn`, and run the one that is asked for."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import functools

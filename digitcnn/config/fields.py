@@ -1,7 +1,5 @@
 """Types of single values: names, numbers in a range, paths, addresses, durations; their checks and messages."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable

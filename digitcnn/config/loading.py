@@ -1,7 +1,5 @@
 """Loading: plain nested values become a typed config, or one line that names the wrong key and what is allowed."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar

@@ -1,7 +1,5 @@
 """Addresses of stores and servers: validation, and text without the credentials in them."""
 
-from __future__ import annotations
-
 import re
 
 # It ends where a message goes on after it: an address that is taken holds no spaces or quotes.

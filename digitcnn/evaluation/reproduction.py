@@ -1,7 +1,5 @@
 """Find a recorded run, train it again, and judge the two: identical, equivalent or different."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -7,8 +7,6 @@ verdict is read off its interval, so that the two never contradict. Who looks ag
 number of looks at any numbers of seeds. docs/method.md has the simulations.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping, Sequence

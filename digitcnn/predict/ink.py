@@ -1,7 +1,5 @@
 """Ink: what is drawn on paper that is grainy, ruled, shadowed or lies on a table. numpy and scipy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

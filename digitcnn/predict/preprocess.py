@@ -5,8 +5,6 @@ with their centre of mass at the centre (LeCun, Cortes and Burges); the mean cen
 13.99, column 14.00, so the centre is pixel 14. Light ink on black.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image

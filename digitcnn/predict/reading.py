@@ -1,7 +1,5 @@
 """Reading of pictures: of a few formats, with limits that are judged before anything is decoded."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """The words of a report: sentences and tables, for its page and for its summary in Markdown."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A worker gets a config and yields the events of its run. The owner answers each with "continue", "prune" or "stop".
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import multiprocessing

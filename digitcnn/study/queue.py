@@ -5,8 +5,6 @@ around it: only then the fault is its own, and it is `failed`. Everything is cou
 the study; the store is written to, and read only at the start.
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import threading

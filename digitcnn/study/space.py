@@ -1,7 +1,5 @@
 """The search space: the keys of a run's config that a study varies, and their values."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The store of studies: optuna.db in a records folder, its lock, and its failures as errors of one line."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The records on this machine: the local store's folder, wherever it was moved, and the processes that record."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -4,8 +4,6 @@ OUTBOX/NAME.db belongs to the process that holds the lock of OUTBOX/NAME.lock. W
 it over. An operation may be delivered twice: writing it again must change nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import functools

@@ -1,7 +1,5 @@
 """Backends that Keras computes with: their packages, threads and flags, and exact repetition."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys

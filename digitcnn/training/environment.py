@@ -1,7 +1,5 @@
 """Environment of a run: versions, processor, flags and the commit of the code."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

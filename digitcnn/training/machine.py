@@ -1,7 +1,5 @@
 """Machine: the cores and the memory that this process may use, the memory that it holds."""
 
-from __future__ import annotations
-
 import contextlib
 import mmap
 import os

@@ -1,7 +1,5 @@
 """Environment variables that Keras and its backends read: few have an effect, and those are recorded with a run."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Show the records in MLflow's UI: `digitcnn ui [study=NAME] [port=5001]`."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

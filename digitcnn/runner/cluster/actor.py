@@ -4,8 +4,6 @@ An actor does a worker's jobs in a thread of its own; its one method, `exchange`
 message and brings it the owner's answer.
 """
 
-from __future__ import annotations
-
 import os
 import queue
 import socket

@@ -1,7 +1,5 @@
 """The connection of this process to a Ray cluster."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import threading

@@ -1,7 +1,5 @@
 """A pool of workers on a Ray cluster: as many as there is room for, more when nodes join."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

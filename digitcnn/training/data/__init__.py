@@ -1,7 +1,5 @@
 """Data: the packaged MNIST or any npz file in its layout, verified and split. numpy only."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ They are drawn for each image of an epoch from the seed and the number of the ep
 sees the same bits.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Checkpoints: the state of a training after an epoch, as the bytes of an npz file with a JSON manifest; no pickle."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io

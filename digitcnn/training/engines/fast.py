@@ -4,8 +4,6 @@ A batch is cut into one contiguous share for each thread, whose gradients are co
 order, so that results depend on the number of threads and on nothing else. docs/performance.md lists what was measured.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

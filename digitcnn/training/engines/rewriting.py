@@ -1,7 +1,5 @@
 """Rewriting of a network for training: the precision that it computes in, and the cheaper of two equal orders."""
 
-from __future__ import annotations
-
 import keras
 from keras import layers
 
