@@ -7,6 +7,7 @@ import io
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,54 +103,66 @@ def _set_up(tmp_path_factory: pytest.TempPathFactory) -> None:
     set_up_hydra(str(tmp_path_factory.mktemp("sweep")))
 
 
-# Composed and validated: 700 of the 2,000 in a hundredth of a second each.
-@settings(max_examples=700, derandomize=True, database=None, deadline=None)
-@given(st.lists(typed, min_size=1, max_size=2))
-def test_arguments_of_any_kind_end_in_one_line_and_0_1_or_2(arguments: list[str]) -> None:
-    said, status = io.StringIO(), 0
-    with contextlib.redirect_stderr(said):
-        try:
-            line = parse_arguments(arguments, SweepConfig)
-            with hydra.initialize_config_dir(str(CONF), version_base=None):
-                composed = hydra.compose("sweep", line.overrides)
+def _with_many(examples: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+    """Check so many examples, the same ones each time."""
+    settings(max_examples=examples, derandomize=True, database=None, deadline=None)(given(strategy)(check))()
+
+
+def _many(few: int, soak: int) -> pytest.MarkDecorator:
+    """The number of examples, some of which take 0.1 s: few, and many more in make soak."""
+    return pytest.mark.parametrize("examples", [few, pytest.param(soak, marks=pytest.mark.soak)])
+
+
+@_many(150, 2000)
+def test_arguments_of_any_kind_end_in_one_line_and_0_1_or_2(examples: int) -> None:
+    """Composed and validated."""
+
+    def check(arguments: list[str]) -> None:
+        said, status = io.StringIO(), 0
+        with contextlib.redirect_stderr(said):
             try:
-                config_of(composed, SweepConfig, line, Path("/here"))
-            # A command shows any other with its traceback.
-            except KNOWN_ERRORS as error:
+                line = parse_arguments(arguments, SweepConfig)
+                with hydra.initialize_config_dir(str(CONF), version_base=None):
+                    composed = hydra.compose("sweep", line.overrides)
+                try:
+                    config_of(composed, SweepConfig, line, Path("/here"))
+                # A command shows any other with its traceback.
+                except KNOWN_ERRORS as error:
+                    status = tell(error, SweepConfig)
+            except Exception as error:
                 status = tell(error, SweepConfig)
-        except Exception as error:
-            status = tell(error, SweepConfig)
-    lines = said.getvalue()
-    assert status in (0, 1, 2)
-    assert lines == "" if status == 0 else lines.startswith("error: ") and lines[:-1].isprintable()
+        lines = said.getvalue()
+        assert status in (0, 1, 2)
+        assert lines == "" if status == 0 else lines.startswith("error: ") and lines[:-1].isprintable()
+
+    _with_many(examples, st.lists(typed, min_size=1, max_size=2), check)
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which nothing is."""
-    return tmp_path_factory.mktemp("empty")
+@_many(250, 1300)
+def test_command_ends_in_order_with_arguments_of_any_kind(examples: int, tmp_path: Path) -> None:
+    """The whole command."""
+
+    def check(arguments: list[str]) -> None:
+        # Hydra writes where it is told to.
+        assume(not any("hydra.run.dir" in argument for argument in arguments))
+        ended = run_here("sweep", SweepConfig, lambda _: 0, *arguments, folder=tmp_path)
+        assert ended.returncode in (0, 1, 2)
+        assert ended.returncode == 0 or ended.stderr.startswith("error: ")
+        assert "Traceback" not in ended.stderr
+        assert ended.stderr.replace("\n", "").isprintable()
+        assert list(tmp_path.iterdir()) == []
+
+    _with_many(examples, st.lists(typed, min_size=1, max_size=2), check)
 
 
-# The whole command: 1,300 take 50 s of a core.
-@settings(max_examples=1300, derandomize=True, database=None, deadline=None)
-@given(st.lists(typed, min_size=1, max_size=2))
-def test_command_ends_in_order_with_arguments_of_any_kind(empty: Path, arguments: list[str]) -> None:
-    # Hydra writes where it is told to.
-    assume(not any("hydra.run.dir" in argument for argument in arguments))
-    ended = run_here("sweep", SweepConfig, lambda _: 0, *arguments, folder=empty)
-    assert ended.returncode in (0, 1, 2)
-    assert ended.returncode == 0 or ended.stderr.startswith("error: ")
-    assert "Traceback" not in ended.stderr
-    assert ended.stderr.replace("\n", "").isprintable()
-    assert list(empty.iterdir()) == []
+@_many(50, 500)
+def test_text_keys_take_what_was_typed(examples: int) -> None:
+    def check(tail: str) -> None:
+        # No interpolation, and no address.
+        name = "x" + tail.replace("${", "").replace("://", "")
+        assert _compose("predict", PredictConfig, [f"run={name}"]).run == name
 
-
-@settings(max_examples=500, derandomize=True, database=None, deadline=None)
-@given(st.text(alphabet=st.characters(exclude_categories=["Cc", "Cs"]), max_size=20))
-def test_text_keys_take_what_was_typed(tail: str) -> None:
-    # No interpolation, and no address.
-    name = "x" + tail.replace("${", "").replace("://", "")
-    assert _compose("predict", PredictConfig, [f"run={name}"]).run == name
+    _with_many(examples, st.text(alphabet=st.characters(exclude_categories=["Cc", "Cs"]), max_size=20), check)
 
 
 @pytest.mark.parametrize("name", ["2024", "1e5", "on", "007", "null", "true", "1.0", "2024-01-01", "0x10", "-1"[1:]])
