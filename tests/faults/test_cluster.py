@@ -67,10 +67,10 @@ def _survive_kills(config: SweepConfig, nodes: Nodes, trainer: Trainer, trials: 
 def test_sweep_on_a_cluster_ends_with_each_trial_done_once(
     nodes: Nodes, sweep_config: SweepConfig, tmp_path: Path
 ) -> None:
-    config = _on_cluster(sweep_config, nodes, trials=60)
-    _survive_kills(config, nodes, InstantTrainer(0.1), 60, tmp_path / "lines")
-    assert_whole(config.tracking.folder, 60)
-    assert len(recorded_results(config.tracking.folder)) == 60
+    config = _on_cluster(sweep_config, nodes, trials=30)
+    _survive_kills(config, nodes, InstantTrainer(0.1), 30, tmp_path / "lines")
+    assert_whole(config.tracking.folder, 30)
+    assert len(recorded_results(config.tracking.folder)) == 30
     assert {"KILLED", "FAILED"} & {run.info.status for run in open_records(config.tracking.folder)[2]}
 
 
