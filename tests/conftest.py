@@ -96,8 +96,8 @@ def champion(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 @pytest.fixture
-def sweep_config(small_config: RunConfig) -> SweepConfig:
-    """A study around the small run."""
+def sweep_config(small_config: RunConfig, root: Path) -> SweepConfig:
+    """A study around the small run, which begins in empty records."""
     study = {
         "name": "small",
         "objective": "validation_accuracy",
@@ -149,21 +149,22 @@ def with_workers(config: SweepConfig, **values: object) -> SweepConfig:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Runs `digitcnn NAME OVERRIDES...` in an empty folder, with other variables, and returns how it ended."""
+    """Runs `digitcnn NAME OVERRIDES...` in an empty folder and returns how it ended.
+
+    Forked from a process with everything imported; with variables of its own, as libraries read them, from the start.
+    """
+    from tests.support.processes import run_forked
 
     def run(
         name: str, *overrides: str, timeout: float = 300, variables: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        folder = tmp_path / "elsewhere"
+        folder, line = tmp_path / "elsewhere", command_line(name, *overrides)
         folder.mkdir(exist_ok=True)
+        if variables is None:
+            return run_forked(line, folder, timeout)
+        environment = os.environ | {"COLUMNS": "160"} | dict(variables)
         return subprocess.run(
-            command_line(name, *overrides),
-            cwd=folder,
-            env=os.environ | {"COLUMNS": "160"} | dict(variables or {}),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
+            line, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
     return run
@@ -175,18 +176,32 @@ def command_line(name: str, *overrides: str) -> list[str]:
     return [sys.executable, "-m", *modules.get(name, ["digitcnn", name]), *overrides]
 
 
-@pytest.fixture
-def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that are forked from a process with everything imported: they begin in 0.1 s instead of 4."""
-    from tests.support import processes
+_GET_CONTEXT = multiprocessing.get_context
 
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: processes.FORKS)
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_workers() -> Iterator[None]:
+    """Workers that are forked from a process with everything imported: they begin in 0.1 s instead of 8."""
+    from tests.support.processes import FORKS
+
+    def get_context(method: str | None = None) -> multiprocessing.context.BaseContext:
+        return FORKS if method == "spawn" else _GET_CONTEXT(method)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(multiprocessing, "get_context", get_context)
+        yield
+
+
+@pytest.fixture
+def spawned_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that begin as those of a command do: each in a Python of its own."""
+    monkeypatch.setattr(multiprocessing, "get_context", _GET_CONTEXT)
 
 
 @pytest.fixture(scope="session")
 def finished_study(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
     """A study of 3 trials that is finished, for copies."""
-    from tests.support import processes, sweeps, trainers
+    from tests.support import sweeps, trainers
 
     tree = {
         "data": {"path": str(small_npz), "validation_size": 100},
@@ -203,9 +218,7 @@ def finished_study(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "workers": ONE_WORKER,
     }
     config = load_config(SweepConfig, tree)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(multiprocessing, "get_context", lambda _: processes.FORKS)
-        sweeps.work(config, trainers.InstantTrainer())
+    sweeps.work(config, trainers.InstantTrainer())
     return config
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,7 +31,6 @@ from experiments.article import answers, collection, contrasts, publication, res
 from experiments.article.publication import PublishConfig
 from tests.conftest import ONE_WORKER, REPOSITORY
 from tests.support.messages import logged_messages
-from tests.support.processes import FORKS
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import MODEL, InstantTrainer
 
@@ -132,16 +130,14 @@ def article(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
 def rest(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Records:
     """All that is published but the article's runs."""
     records = _empty(empty_records, tmp_path_factory.mktemp("rest"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(multiprocessing, "get_context", lambda _: FORKS)
-        for name, space in FEWER.items():
-            work(_preset(name, records.root, space=space), records.trainer)
-        work(_preset(results.DEFAULT, records.root, trials=2, pruner="none"), records.trainer)
-        confirm = {"study": {"name": results.DEFAULT}, "confirm": {"top": 1, "seeds": 2}, "workers": ONE_WORKER}
-        planned = evaluation.plan_confirmation(
-            load_config(ConfirmConfig, confirm | {"tracking": {"root": str(records.root)}})
-        )
-        evaluation.run_confirmation(planned, Quiet(), records.trainer)
+    for name, space in FEWER.items():
+        work(_preset(name, records.root, space=space), records.trainer)
+    work(_preset(results.DEFAULT, records.root, trials=2, pruner="none"), records.trainer)
+    confirm = {"study": {"name": results.DEFAULT}, "confirm": {"top": 1, "seeds": 2}, "workers": ONE_WORKER}
+    planned = evaluation.plan_confirmation(
+        load_config(ConfirmConfig, confirm | {"tracking": {"root": str(records.root)}})
+    )
+    evaluation.run_confirmation(planned, Quiet(), records.trainer)
     for (backend, engine), seed in itertools.product(collection.BACKENDS, (0, 1)):
         records.record(_on_backend(backend, engine, seed))
     return records
@@ -298,11 +294,8 @@ def test_publication_replaces_a_corrupt_table(article: Records, tmp_path: Path) 
     assert len(results.read_tables(tmp_path)["article"]) == 4
 
 
-def test_collection_refuses_a_study_of_another_protocol(
-    empty_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_collection_refuses_a_study_of_another_protocol(empty_records: Path, tmp_path: Path) -> None:
     # Given
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
     records = _empty(empty_records, tmp_path)
     preset = _preset(results.FILTERS, records.root, space=FEWER[results.FILTERS])
     work(preset.model_copy(update={"training": preset.training.model_copy(update={"epochs": 1})}), records.trainer)

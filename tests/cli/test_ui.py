@@ -204,7 +204,7 @@ def test_ui_refuses_a_mistake_in_one_line(command: Command, override: str, line:
 
 
 @pytest.fixture
-def confirmed(finished_study: SweepConfig, quick_workers: None, tmp_path: Path) -> SweepConfig:
+def confirmed(finished_study: SweepConfig, tmp_path: Path) -> SweepConfig:
     """A study of three trials that was confirmed."""
     config = in_folder(finished_study, tmp_path / "records")
     config = load_config(

@@ -16,10 +16,11 @@ from digitcnn.config import DataConfig
 from digitcnn.errors import ConfigError
 from digitcnn.training import load_splits
 from tests.conftest import command_line
+from tests.support.processes import run_forked
 
 
 def _run(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command_line(name, *overrides), capture_output=True, text=True, timeout=600, check=False)
+    return run_forked(command_line(name, *overrides), Path.cwd(), timeout=600)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import shutil
 from collections import Counter
@@ -22,7 +21,6 @@ from digitcnn.runner.plan import Speed
 from digitcnn.runner.study_run import recorded_outcome
 from digitcnn.tracking import confirmation_runs, open_store, put_files
 from tests.conftest import ONE_WORKER, with_study
-from tests.support.processes import FORKS
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import ConfirmingTrainer, InstantTrainer, LuckyTrainer, StoppingTrainer
 
@@ -39,9 +37,7 @@ def swept(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepCon
         "workers": ONE_WORKER,
     }
     config = load_config(SweepConfig, tree)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(multiprocessing, "get_context", lambda _: FORKS)
-        work(config, InstantTrainer())
+    work(config, InstantTrainer())
     return config
 
 
@@ -51,7 +47,6 @@ def config(swept: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     root = shutil.copytree(swept.tracking.folder, tmp_path / "records")
     # In one process MLflow remembers where a run's artifacts were, which a copy changes.
     monkeypatch.setattr(mlflow_places, "_artifact_repos_cache", type(mlflow_places._artifact_repos_cache)())
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
     tree = {"study": {"name": "small"}, "tracking": {"root": str(root)}}
     return load_config(ConfirmConfig, {**tree, "confirm": {"top": 2, "seeds": 2}, "workers": ONE_WORKER})
 
@@ -75,7 +70,6 @@ def test_study_of_a_key_whose_baseline_is_null_is_swept_confirmed_and_reported(
     swept: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Given a grid of two batch sizes and two numbers of steps, one of which is null.
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
     monkeypatch.setenv("COLUMNS", "160")
     root = {"root": str(tmp_path / "records")}
     space = {"training": {"batch_size": [50, 100], "steps_per_epoch": [5]}}
@@ -109,10 +103,7 @@ def test_study_of_a_key_whose_baseline_is_null_is_swept_confirmed_and_reported(
     assert "is not among the confirmed ones" not in (written / "report.md").read_text()
 
 
-def test_confirming_runs_have_the_epochs_after_which_trials_stopped_early(
-    swept: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+def test_confirming_runs_have_the_epochs_after_which_trials_stopped_early(swept: SweepConfig, tmp_path: Path) -> None:
     tree, records = swept.model_dump(), {"root": str(tmp_path / "records")}
     tree["training"] |= {"epochs": 9, "early_stopping": 1}
     sweep = load_config(SweepConfig, {**tree, "tracking": records})
@@ -276,10 +267,9 @@ def test_runs_of_the_first_edition_count_as_one_look(config: ConfirmConfig) -> N
 
 
 def test_confirmation_begins_above_every_searched_seed_and_ranks_by_the_mean(
-    swept: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swept: SweepConfig, tmp_path: Path
 ) -> None:
     """Given a grid of batch sizes and seeds 0 to 2, whose luckiest run is not of the best batch size."""
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
     space = {"training": {"batch_size": [50, 100, 200], "seed": [0, 1, 2]}}
     config = load_config(SweepConfig, {**swept.model_dump(), "tracking": {"root": str(tmp_path / "records")}})
     work(with_study(config, trials=9, space=space), LuckyTrainer())

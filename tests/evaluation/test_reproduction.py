@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import optuna
@@ -17,17 +16,13 @@ from digitcnn.evaluation.reproduction import DRIFT, environment_differences, jud
 from digitcnn.files import sqlite_url
 from experiments.drift.drift import PATH, ROUNDING, WRONG
 from tests.conftest import with_study
-from tests.support.processes import FORKS
 from tests.support.sweeps import work
 from tests.support.trainers import InstantTrainer
 
 ALLOWED = "must be champion, best with study=NAME, a run id, at least its first 6 characters, or a manifest's FILE.yaml"
 
 
-def test_find_run_knows_champion_best_and_ids_only(
-    sweep_config: SweepConfig, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+def test_find_run_knows_champion_best_and_ids_only(sweep_config: SweepConfig, root: Path) -> None:
     work(with_study(sweep_config, trials=2, workers=1), InstantTrainer())
     opened = study.existing_study(root, "small")
     assert opened is not None

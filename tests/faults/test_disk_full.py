@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import re
 import shutil
 import sqlite3
@@ -166,10 +165,7 @@ def test_full_disk_stops_a_sweep_in_one_line_and_it_resumes(disk: Path, root: Pa
     assert_stores_agree(disk / "records", models=False)
 
 
-def test_full_disk_leaves_leaderboard_and_report_whole(
-    disk: Path, root: Path, sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
+def test_full_disk_leaves_leaderboard_and_report_whole(disk: Path, root: Path, sweep_config: SweepConfig) -> None:
     # Given a sweep that finds no space for its leaderboard
     (root / "reports").symlink_to(disk)
     fill(disk)

@@ -218,7 +218,6 @@ def test_environment_holds_flags_by_name_and_no_other_variable(
     assert training.describe_environment(1, backend)["flags"] == masked | flags[backend]
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_no_other_variable_of_a_worker_is_recorded_or_published(sweep_config: SweepConfig, tmp_path: Path) -> None:
     # Given workers whose environment holds secrets, and one flag that shows it is their environment that is recorded.
     planted = (*((name, "pl4nted") for name in OTHERS), ("OMP_SCHEDULE", "guided,7"))

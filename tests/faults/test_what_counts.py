@@ -44,7 +44,6 @@ class HungryTrainer(InstantTrainer):
             np.ones(2**33)
 
 
-@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize(
     ("trainer", "bad", "attempts"),
     [
@@ -72,7 +71,6 @@ def test_trial_that_fails_while_others_succeed_counts_as_failed(
     assert_whole(config.tracking.folder, 5)
 
 
-@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize(
     ("trainer", "cause"),
     [
@@ -111,7 +109,6 @@ def test_broken_machine_ends_the_sweep_and_counts_no_trial(
     assert_whole(root, 3)
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_trials_that_fail_in_a_row_on_a_machine_that_works_come_to_an_end(sweep_config: SweepConfig) -> None:
     """Given only trials that always fail beside the baseline."""
     space = {"training": {"batch_size": [20, 50, _CRASHING, 150, 30]}}
@@ -121,7 +118,6 @@ def test_trials_that_fail_in_a_row_on_a_machine_that_works_come_to_an_end(sweep_
     assert_whole(config.tracking.folder, 5)
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_retry_failed_queues_failed_trials_again(sweep_config: SweepConfig, tmp_path: Path) -> None:
     space = {"training": {"batch_size": [20, 50, _CRASHING]}}
     config = with_study(sweep_config, sampler="grid", trials=3, workers=1, space=space)
@@ -141,7 +137,6 @@ class UnpreparedTrainer(InstantTrainer):
         raise ImportError("libtensorflow.so: cannot open\nshared object file")
 
 
-@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_that_cannot_begin_ends_the_sweep_with_its_words(
     workers: int, sweep_config: SweepConfig, capfd: pytest.CaptureFixture[str]
@@ -155,7 +150,6 @@ def test_worker_that_cannot_begin_ends_the_sweep_with_its_words(
     assert work(config, InstantTrainer()).completed == 3
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_study_run_says_how_its_sweep_ended(sweep_config: SweepConfig, messages: list[str]) -> None:
     """Given a sweep whose time is up, then one at its total, and one in which nothing completed."""
     config = with_study(sweep_config, trials=3, workers=1)
@@ -187,7 +181,6 @@ class HangingTrainer(InstantTrainer):
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_worker_that_hangs_is_ended_and_its_trial_repeated(
     sweep_config: SweepConfig, tmp_path: Path, messages: list[str]
 ) -> None:

@@ -388,7 +388,6 @@ def test_report_command_writes_files_and_shows_differences(confirmed: Path, comm
     assert "the same in all:" in ended.stdout
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_studies_of_samplers_and_pruners_that_are_gone_stay_readable(root: Path, small_npz: Path) -> None:
     """Given a study of an earlier version, searched by cmaes and pruned by hyperband, whose trials Optuna marked so."""
     config = _config(root, small_npz)

@@ -34,7 +34,6 @@ def _trained(folder: Path) -> Counter[tuple[int, int]]:
     return Counter((int(size), int(epoch)) for size, epoch in map(str.split, lines))
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_trial_of_a_killed_worker_goes_on_at_its_last_checkpoint(sweep_config: SweepConfig, tmp_path: Path) -> None:
     config, dies = _with_epochs(sweep_config, 6), random.randint(2, 6)
     root = config.tracking.folder
@@ -84,7 +83,6 @@ def test_sweep_of_a_killed_owner_goes_on_at_its_last_checkpoint(sweep_config: Sw
     assert [each.stem.rpartition("-")[2] for each in folder.glob("*.npz")] == ["8"]
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_trials_that_differ_in_epochs_alone_share_them(sweep_config: SweepConfig, tmp_path: Path) -> None:
     """The baseline has 4 epochs: 2 and 3 are read off its curve, 6 goes on from it, 5 is read off that."""
     config = _with_epochs(
@@ -123,7 +121,6 @@ def test_trials_that_differ_in_epochs_alone_share_them(sweep_config: SweepConfig
 
 def _queued(config: SweepConfig, epochs: list[int]) -> None:
     """Begin the study with these numbers of epochs to come after the baseline."""
-    config.tracking.folder.mkdir()
     plan = runner.plan_sweep(config)
     opened = study.open_study(config.tracking.folder, config.study, plan.space, config.baseline, plan.data_sha256)
     for each in epochs:
@@ -179,6 +176,7 @@ def test_train_of_a_recorded_run_takes_epochs_alone(command: Command, tmp_path: 
     assert (ended.returncode, ended.stderr) == (2, f"error: run=abcdef12: nothing is recorded in {tmp_path}/records\n")
 
 
+@pytest.mark.usefixtures("root")
 def test_trial_read_off_a_longer_one_is_reproduced_and_gets_a_model(
     command: Command, small_overrides: list[str], tmp_path: Path
 ) -> None:

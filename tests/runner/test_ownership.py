@@ -29,7 +29,6 @@ from tests.support.sweeps import (
 from tests.support.trainers import InstantTrainer, SavingTrainer
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_lock_refuses_a_second_process_in_one_line(copied: SweepConfig, command: Command) -> None:
     refused = []
     with study.only_process(copied.tracking.folder, "small"):
@@ -59,6 +58,7 @@ def test_lock_covers_folders_that_share_one_study_file(copied: SweepConfig, tmp_
             work(refused, InstantTrainer())
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_lock_is_the_owners_and_not_its_workers(copied: SweepConfig) -> None:
     held: list[str] = []
 

@@ -104,7 +104,6 @@ def test_repair_ends_runs_as_their_trials_ended(
     assert_whole(copied.tracking.folder, 3)
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_repair_ends_a_trial_without_a_run_and_runs_without_a_trial(
     copied: SweepConfig, opened: study.OpenStudy, store: tracking.Store
 ) -> None:
@@ -136,7 +135,6 @@ def test_repair_ends_a_trial_without_a_run_and_runs_without_a_trial(
     assert_whole(copied.tracking.folder, 4)
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_sweep_goes_on_when_the_mlflow_records_were_deleted(
     copied: SweepConfig, opened: study.OpenStudy, messages: list[str]
 ) -> None:
@@ -175,7 +173,6 @@ class _Deleting(Quiet):
             self.store.client.delete_run(run.info.run_id)
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_sweep_restores_what_is_deleted_in_mlflow_while_it_runs(
     root: Path, sweep_config: SweepConfig, messages: list[str]
 ) -> None:
@@ -190,7 +187,6 @@ def test_sweep_restores_what_is_deleted_in_mlflow_while_it_runs(
     assert tracking.queued_records(sweep_config.tracking) == []
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_study_is_whole_when_another_experiment_is_asked_for(
     copied: SweepConfig, opened: study.OpenStudy, store: tracking.Store, messages: list[str]
 ) -> None:
@@ -215,7 +211,6 @@ def test_study_is_whole_when_another_experiment_is_asked_for(
         assert found.environment["threads"] == {"1": 3}
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_sweep_begins_anew_when_the_optuna_study_was_deleted(
     copied: SweepConfig, store: tracking.Store, messages: list[str]
 ) -> None:

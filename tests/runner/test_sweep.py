@@ -22,10 +22,11 @@ from digitcnn.runner.run import _load_once as load_once
 from digitcnn.study.space import distributions
 from tests.conftest import Command, command_line, with_study
 from tests.support.studies import open_in, space_of
-from tests.support.sweeps import Quiet, assert_stores_agree, open_records, work, worker_processes
+from tests.support.sweeps import Quiet, assert_stores_agree, in_folder, open_records, work, worker_processes
 from tests.support.trainers import DivergingTrainer, InstantTrainer, SuicidalTrainer
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_sweep_records_the_same_in_both_stores(sweep_config: SweepConfig) -> None:
     config = with_study(sweep_config, pruner="median", trials=12)
     result = work(config, InstantTrainer())
@@ -46,14 +47,12 @@ def test_sweep_records_the_same_in_both_stores(sweep_config: SweepConfig) -> Non
     assert study.count_finished(opened, "tpe") == 12
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_sweep_records_against_how_many_values_a_trial_was_pruned(sweep_config: SweepConfig) -> None:
     """Given a grid whose last point is the worst, one trial at a time."""
     tree = with_study(sweep_config, workers=1, pruner="median", sampler="grid", trials=9).model_dump()
     tree["training"]["epochs"] = 8
     tree["study"]["space"] = {"training": {"batch_size": [20, 50, 100, 150, 200]}}
     config = load_config(SweepConfig, tree)
-    config.tracking.folder.mkdir()
     opened = open_in(config, config.tracking.folder, runner.check_run(config.baseline).sha256)
     for batch_size in (50, 100, 150, 200):
         opened.enqueue_trial({"training.batch_size": batch_size}, skip_if_exists=True)
@@ -82,7 +81,6 @@ def test_sweep_does_not_train_identical_parameters_twice(sweep_config: SweepConf
     assert_stores_agree(config.tracking.folder, models=False)
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_sweep_does_not_train_again_what_diverged(root: Path, sweep_config: SweepConfig) -> None:
     """Given few points, that are drawn again by the same sweep, a later one, and by one that tries the failed again."""
     config = with_study(
@@ -119,7 +117,6 @@ class _Best(Quiet):
         self.best.append(best)
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_resumed_sweep_takes_a_completed_trial_over_a_pruned_one_with_equal_parameters(
     copied: SweepConfig, opened: study.OpenStudy
 ) -> None:
@@ -148,6 +145,7 @@ def test_resumed_sweep_takes_a_completed_trial_over_a_pruned_one_with_equal_para
     assert duplicate.user_attrs["run_id"] != run_id
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_sweep_replaces_a_killed_worker_and_repeats_its_trial(sweep_config: SweepConfig, tmp_path: Path) -> None:
     work(sweep_config, SuicidalTrainer(folder=tmp_path, batch_sizes=(20, 50)))
     opened, client, _ = open_records(sweep_config.tracking.folder)
@@ -163,7 +161,8 @@ def test_sweep_replaces_a_killed_worker_and_repeats_its_trial(sweep_config: Swee
     assert_stores_agree(sweep_config.tracking.folder, models=False)
 
 
-def test_plan_creates_nothing_and_checks_the_whole_space(sweep_config: SweepConfig) -> None:
+def test_plan_creates_nothing_and_checks_the_whole_space(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    sweep_config = in_folder(sweep_config, tmp_path / "none")
     plan = runner.plan_sweep(with_study(sweep_config, workers=2))
     assert (plan.total, plan.workers, plan.baseline.training.threads) == (6, 2, 1)
     too_large = with_study(sweep_config, space={"model": {"conv1_kernel": [3, 9], "conv2_kernel": [3, 12]}})
@@ -175,7 +174,6 @@ def test_plan_creates_nothing_and_checks_the_whole_space(sweep_config: SweepConf
     assert not sweep_config.tracking.folder.exists()
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_sweep_refuses_to_go_on_when_its_file_holds_other_images(sweep_config: SweepConfig, tmp_path: Path) -> None:
     data = shutil.copy(sweep_config.data.path, tmp_path / "images.npz")
     tree = {**sweep_config.model_dump(), "data": {"path": str(data), "validation_size": 100}}

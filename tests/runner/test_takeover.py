@@ -17,7 +17,6 @@ from tests.support.trainers import InstantTrainer
 SMALL_BATCHES = {"training": {"batch_size": {"low": 1, "high": 100}, "epochs": {"low": 4, "high": 40}}}
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_study_takes_over_the_trials_that_lie_in_its_space(copied: SweepConfig, opened: study.OpenStudy) -> None:
     """Given a study of batch sizes: another of smaller ones, and of epochs as well, begins with those that fit."""
     sizes = {trial.params["training.batch_size"]: trial for trial in opened.trials}
@@ -117,7 +116,6 @@ def test_study_takes_over_runs_by_hand(copied: SweepConfig) -> None:
         runner.plan_sweep(with_study(copied, name="new", take=f"[{good},{other}]"))
 
 
-@pytest.mark.usefixtures("quick_workers")
 def test_infeasible_trials_are_neither_best_nor_confirmed(sweep_config: SweepConfig) -> None:
     """Given a grid in which more epochs are better, but cost too much, and the largest network has too many weights."""
     space = {"training": {"epochs": [1, 2, 3]}, "model": {"conv1_filters": [2, 4, 64]}}

@@ -92,7 +92,9 @@ def test_backend_model_predicts_the_same_on_tensorflow(trained: Trained) -> None
 
 
 def test_backend_trains_a_fresh_process_to_the_same_bits(trained: Trained, command: Command) -> None:
-    ended = command("reproduce", f"run={trained.run.info.run_id}", f"tracking.root={trained.tracking.root}")
+    ended = command(
+        "reproduce", f"run={trained.run.info.run_id}", f"tracking.root={trained.tracking.root}", variables={}
+    )
     assert ended.returncode == 0, ended.stderr
     assert f"IDENTICAL: run {trained.run.info.run_id} reproduced" in ended.stdout
 
@@ -104,13 +106,13 @@ def test_backend_runs_a_study_and_its_confirmation(
     study = ["study.name=small", "study.trials=2", "workers.count=1", "study.pruner=none"]
     study += ["study.space.training.batch_size=[50,100]", "study.space.training.epochs=null"]
     study += [f"study.space.model.{layer}_filters=null" for layer in ("conv1", "conv2")]
-    ended = command("sweep", *small_overrides, *study, f"backend={backend}", "training.epochs=1")
+    ended = command("sweep", *small_overrides, *study, f"backend={backend}", "training.epochs=1", variables={})
     assert ended.returncode == 0, ended.stderr
     again = command("sweep", *small_overrides, *study, "training.epochs=1")
     assert again.returncode == 2
     assert f"backend=tensorflow: study small was begun with {backend}; choose another study.name" in again.stderr
     root = f"tracking.root={tmp_path}/records"
-    ended = command("confirm", "study=small", "confirm.top=1", "confirm.seeds=2", "workers.count=1", root)
+    ended = command("confirm", "study=small", "confirm.top=1", "confirm.seeds=2", "workers.count=1", root, variables={})
     assert ended.returncode == 0, ended.stderr
     store = tracking.open_store(TrackingConfig(root=f"{tmp_path}/records"))
     found = tracking.confirmation_runs(store, "small")

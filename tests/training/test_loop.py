@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +13,12 @@ import numpy as np
 import pytest
 
 from digitcnn import runner, training
-from digitcnn.config import RunConfig, TrainingConfig
+from digitcnn.config import RunConfig, TrainingConfig, load_config
 from digitcnn.errors import TrainingDiverged
-from digitcnn.training import batches_per_epoch, build_model, train
+from digitcnn.training import batches_per_epoch, build_model, loop, train
 from digitcnn.training.loop import epoch_orders, stops_early
-from digitcnn.values import Decision, EpochMetrics, TrainingResult
+from digitcnn.values import Checkpoint, Decision, EpochMetrics, TrainingResult
+from tests.support.processes import FORKS
 from tests.support.trainers import result_of
 
 
@@ -165,24 +163,16 @@ def test_train_final_test_only_reads_the_test_set_after_the_last_epoch_alone(sma
     assert (once.final.predictions == once.labels).mean() == once.summary["test_accuracy"]
 
 
-_PROGRAM = """
-import json, sys
-from pathlib import Path
-from digitcnn import runner, training
-from digitcnn.config import RunConfig, load_config
-from digitcnn.training import loop
-from digitcnn.values import Checkpoint
-
-def trained(values, epochs, start=None, folder=None):
+def _train_in_a_process(values: dict[str, Any], folder: Path, epochs: int, start: int) -> None:
+    """Leave a checkpoint of each epoch in the folder, and what was trained in `end`."""
+    loop._CHECKPOINT_SECONDS = 0.0
     config = load_config(RunConfig, values).replace({"training.epochs": epochs})
     training.import_keras(config.training.threads)
     splits = runner.check_run(config)
     identity = training.identify_training(config, splits.sha256, {})
-    saved = start and training.read_checkpoint(start.read_bytes(), identity, epochs)
-    model = training.build_model(config.model, *splits.image_shape, splits.classes, config.training.seed)
-    events = training.train(
-        model, splits, config, None, lambda saved: training.write_checkpoint(saved, identity), saved
-    )
+    saved = training.read_checkpoint((folder / str(start)).read_bytes(), identity, epochs) if start else None
+    model = build_model(config.model, *splits.image_shape, splits.classes, config.training.seed)
+    events = train(model, splits, config, None, lambda saved: training.write_checkpoint(saved, identity), saved)
     try:
         event = next(events)
         while True:
@@ -190,15 +180,10 @@ def trained(values, epochs, start=None, folder=None):
                 (folder / str(event.epoch)).write_bytes(event.content)
             event = events.send("continue")
     except StopIteration as end:
-        epochs = [[each.train_loss, each.validation_loss, each.weights_sha256] for each in end.value.epochs]
-        cost = end.value.samples_seen, end.value.updates, end.value.cpu_seconds >= end.value.cpu_spent > 0
-        return epochs, training.weights_sha256(model), cost
-
-loop._CHECKPOINT_SECONDS = 0.0
-values, folder, epochs, start = json.loads(sys.argv[1])
-folder = Path(folder)
-print(json.dumps(trained(values, epochs, folder / str(start) if start else None, folder)))
-"""
+        result = end.value
+    found = [[each.train_loss, each.validation_loss, each.weights_sha256] for each in result.epochs]
+    cost = [result.samples_seen, result.updates, result.cpu_seconds >= result.cpu_spent > 0]
+    (folder / "end").write_text(json.dumps([found, training.weights_sha256(model), cost]))
 
 
 @pytest.mark.parametrize("engine", ["keras", "fast"])
@@ -206,7 +191,7 @@ print(json.dumps(trained(values, epochs, folder / str(start) if start else None,
 def test_train_goes_on_from_any_epoch_with_the_same_bits(
     engine: str, threads: int, batch_size: int, small_npz: Path, tmp_path: Path
 ) -> None:
-    """Three fresh processes: undisturbed; from the checkpoint of some epoch; and one of fewer epochs, from the start.
+    """Three new processes: undisturbed; from the checkpoint of some epoch; and one of fewer epochs, from the start.
 
     The last batch of 500 images has one image, where there are two threads.
     """
@@ -222,13 +207,15 @@ def test_train_goes_on_from_any_epoch_with_the_same_bits(
         values["augmentation"] = {"shift": 0.1, "rotation": 10.0}
 
     def run(epochs: int, start: int = 0) -> Any:
-        arguments = json.dumps([values, str(tmp_path / str(epochs)), epochs, start])
-        (tmp_path / str(epochs)).mkdir(exist_ok=True)
-        program = [sys.executable, "-c", _PROGRAM, arguments]
-        return json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+        folder = tmp_path / str(epochs)
+        folder.mkdir(exist_ok=True)
+        process = FORKS.Process(target=_train_in_a_process, args=(values, folder, epochs, start))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        return json.loads((folder / "end").read_text())
 
-    with ThreadPoolExecutor(2) as pool:
-        (epochs, weights, cost), (first, prefix, _) = pool.map(run, (5, 2))
+    (epochs, weights, cost), (first, prefix, _) = run(5), run(2)
     assert (len(epochs), epochs[-1][2]) == (5, weights)
     assert (first, first[-1][2]) == (epochs[:2], prefix)
     assert run(5, random.randint(1, 4)) == [epochs, weights, cost]
