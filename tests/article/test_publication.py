@@ -34,6 +34,9 @@ from tests.support.messages import logged_messages
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import MODEL, InstantTrainer
 
+# What is published is recorded once.
+pytestmark = pytest.mark.xdist_group("publication")
+
 # Two seeds and two values of each are enough to tell what is recorded from what is not.
 FEWER = {
     **{name: {"training": {"batch_size": [50, 250], "seed": [0, 1]}} for name in contrasts.BATCH_SIZE_STUDIES},

@@ -30,6 +30,9 @@ from tests.support.servers import free_port
 from tests.support.sweeps import confirm, in_folder, work
 from tests.support.trainers import ConfirmingTrainer, InstantTrainer
 
+# One UI for all.
+pytestmark = pytest.mark.xdist_group("ui")
+
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:

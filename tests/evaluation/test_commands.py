@@ -18,6 +18,9 @@ from digitcnn.training import load_splits
 from tests.conftest import command_line
 from tests.support.processes import run_forked
 
+# The study is made once.
+pytestmark = pytest.mark.xdist_group("confirmed")
+
 
 def _run(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     return run_forked(command_line(name, *overrides), Path.cwd(), timeout=600)

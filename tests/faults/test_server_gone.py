@@ -33,6 +33,9 @@ from tests.support.servers import MLflowServer, Proxy, free_port, guarded
 from tests.support.sweeps import During, in_folder, work
 from tests.support.trainers import InstantTrainer
 
+# One server for all.
+pytestmark = pytest.mark.xdist_group("server")
+
 
 @contextlib.contextmanager
 def started(folder: Path, empty_records: Path) -> Iterator[MLflowServer]:

@@ -42,6 +42,9 @@ from tests.support.servers import mlflow_server
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import InstantTrainer
 
+# The study is confirmed once.
+pytestmark = pytest.mark.xdist_group("report")
+
 PLANTED = '<script>document.title = "planted"</script><img src="http://planted.example/x.png">'
 
 

@@ -19,6 +19,9 @@ from digitcnn.predict import models
 from digitcnn.training import load_splits
 from tests.conftest import Command, command_line
 
+# Each backend trains once.
+pytestmark = pytest.mark.xdist_group("backends")
+
 INSTALLED = [
     pytest.param(
         backend,
