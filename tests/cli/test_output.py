@@ -168,7 +168,7 @@ def test_sweep_goes_on_after_its_reader_has_gone(
 ) -> None:
     # Given a reader that takes the first line only
     line = [sys.executable, str(sweep_program), "sweep", "study=quick", *small_overrides]
-    line += ["data.train_size=500", "study.trials=3"]
+    line += ["data.train_size=500", "workers.count=1", "study.trials=3"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     # When
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
@@ -185,7 +185,7 @@ def test_sweep_without_a_result_names_the_cause(
     sweep_program: Path, small_overrides: list[str], tmp_path: Path
 ) -> None:
     line = [sys.executable, str(sweep_program), "sweep", "study=quick", *small_overrides]
-    line += ["data.train_size=500", "study.trials=2"]
+    line += ["data.train_size=500", "workers.count=1", "study.trials=2"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TRAINER": "DivergingTrainer"}
     ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 1

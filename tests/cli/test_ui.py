@@ -118,22 +118,6 @@ def test_ui_listens_on_loopback_alone(ui: int) -> None:
     assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
 
 
-def test_ui_ends_at_sigterm_without_a_process_left(root: Path) -> None:
-    port = free_port()
-    server = subprocess.Popen(
-        command_line("ui", f"port={port}", f"tracking.root={root}"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert _said(server) == _line(port)
-    assert _ask(port, "GET", "/health").status == 200
-    server.terminate()
-    output, errors = server.communicate(timeout=60)
-    assert (server.returncode, output, errors) == (128 + signal.SIGTERM, "", "")
-    _assert_ended(port)
-
-
 def test_ui_shows_the_artifacts_of_records_that_were_moved(empty_records: Path, tmp_path: Path) -> None:
     made, moved = tmp_path / "made", tmp_path / STRANGE
     shutil.copytree(empty_records, made)
@@ -161,19 +145,22 @@ def test_ui_shows_the_artifacts_of_records_that_were_moved(empty_records: Path, 
         server.communicate(timeout=60)
 
 
-def test_ui_leaves_the_places_of_a_process_at_work(root: Path, tmp_path: Path) -> None:
+def test_ui_leaves_the_places_of_a_process_at_work_and_ends_at_sigterm(root: Path, tmp_path: Path) -> None:
     """Given records that are at this place for the UI alone, as where a container has them under another name."""
     copy, port = shutil.copytree(root, tmp_path / "copy"), free_port()
     before = (copy / "mlflow.db").read_bytes()
+    line = command_line("ui", f"port={port}", f"tracking.root={copy}")
     with only_process(copy, "small"):
-        server = subprocess.Popen(
-            command_line("ui", f"port={port}", f"tracking.root={copy}"), stdout=subprocess.PIPE, text=True
-        )
+        server = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         said = f"tracking.root={copy}: the store names the places of files in {root}, where process {os.getpid()}, "
         assert _said(server).startswith(said)
         assert _said(server) == _line(port)
+        assert _ask(port, "GET", "/health").status == 200
         server.terminate()
-        server.communicate(timeout=60)
+        output, errors = server.communicate(timeout=60)
+    assert (server.returncode, output, errors) == (128 + signal.SIGTERM, "", "")
+    # No process is left.
+    _assert_ended(port)
     assert (copy / "mlflow.db").read_bytes() == before
 
 
