@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,10 +89,11 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second of the baseline in one worker while all workers are busy."""
+    """Images per second of the baseline in one worker while all workers are busy, and a worker's memory (MB)."""
 
     training: float
     validation: float
+    memory: float
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class Calibration:
             rates = {
                 "training": len(order) / (trained - began),
                 "validation": len(judged) / (time.perf_counter() - trained),
+                "memory": training.resident_memory_mb(),
             }
         yield RunFinished("completed", 0, rates, weights_sha256="", engine=engine.name, files={}, model={})
 
@@ -140,7 +142,8 @@ def measure_speed(baseline: RunConfig, config: WorkersConfig, workers: int) -> S
             run_workers(pool, lambda w: measured.append(w.run(Job(baseline), lambda _: "stop", pool.stop).summary))
     except (WorkerDied, RunFailed) as error:
         raise MachineError(f"the calibration failed: {error}") from None
-    return Speed(*(min(rates[key] for rates in measured) for key in ("training", "validation")))
+    slowest = {key: min(rates[key] for rates in measured) for key in ("training", "validation")}
+    return Speed(**slowest, memory=max(rates["memory"] for rates in measured))
 
 
 def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
@@ -172,8 +175,11 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     doubt = study.pruning_doubt(config.study, plan.space, plan.baseline)
     if doubt:
         lines.append(f"study.pruner={config.study.pruner}: {doubt}")
-    seconds, parameters = _expected(plan, speed)
-    images = f"{speed.training:,.0f} images/s a worker, measured"
+    drawn = [plan.baseline.replace(point) for point in study.draw_points(plan.space, _DRAWS)]
+    lines.append(f"networks: {_networks([plan.baseline])}; of {_DRAWS} drawn {_networks(drawn)}")
+    seconds = float(np.mean([estimate_seconds(each, plan.baseline, speed) for each in drawn]))
+    parameters = float(np.mean([parameters_of(each) for each in drawn]))
+    images = f"{speed.training:,.0f} images/s and {speed.memory:,.0f} MB a worker, measured"
     time_left = describe_time(left * seconds, config.workers, min(plan.workers, max(left, 1)))
     lines.append(f"time: about {time_left} without pruning ({format_duration(seconds)} a trial; {images})")
     megabytes = left * (4 * parameters + _BYTES_BESIDE_WEIGHTS) / 1e6
@@ -188,11 +194,17 @@ def describe_time(seconds: float, config: WorkersConfig, workers: int) -> str:
     return f"{format_duration(seconds)} of one worker like this machine's, shared by those of the cluster"
 
 
-def _expected(plan: SweepPlan, speed: Speed) -> tuple[float, float]:
-    """Return the mean seconds and parameters of a trial over random draws."""
-    drawn = [plan.baseline.replace(point) for point in study.draw_points(plan.space, _DRAWS)]
-    seconds = [estimate_seconds(config, plan.baseline, speed) for config in drawn]
-    return float(np.mean(seconds)), float(np.mean([parameters_of(config) for config in drawn]))
+def _networks(configs: Sequence[RunConfig]) -> str:
+    """Return the sizes of some runs' networks, the smallest and the largest, in words."""
+    splits = check_run(configs[0])
+    said = []
+    for count, unit in (
+        (training.count_parameters, "parameters"),
+        (training.count_multiplications, "multiply-adds an image"),
+    ):
+        sizes = [count(each.model, *splits.image_shape, splits.classes) / 1e6 for each in configs]
+        said.append(" to ".join(f"{size:.3g}" for size in dict.fromkeys((min(sizes), max(sizes)))) + f" million {unit}")
+    return ", ".join(said)
 
 
 def _constraints(plan: SweepPlan) -> str:

@@ -143,7 +143,7 @@ def test_sweep_previews_and_creates_nothing(command: Command, small_overrides: l
     assert "training.epochs      one of 1, 2; baseline 2" in ended.stdout
     assert "baseline 4, off the grid" in ended.stdout
     assert "trials to come: 12 of 12 (none recorded yet)" in ended.stdout
-    assert "images/s a worker, measured" in ended.stdout
+    assert "MB a worker, measured" in ended.stdout
     assert "disk: about" in ended.stdout
     assert not (tmp_path / "records").exists()
 

@@ -76,7 +76,7 @@ def test_study_of_a_key_whose_baseline_is_null_is_swept_confirmed_and_reported(
     config = with_study(load_config(SweepConfig, {**swept.model_dump(), "tracking": root}), trials=4, space=space)
     # When
     plan = runner.plan_sweep(config)
-    preview = runner.describe_sweep(plan, Speed(1000.0, 1000.0))
+    preview = runner.describe_sweep(plan, Speed(1000.0, 1000.0, 500.0))
     result = work(config, InstantTrainer())
     tables.print_leaderboard(result.leaderboard, list(plan.space), config.study.objective)
     tree = {"study": {"name": "small"}, "tracking": root, "confirm": {"top": 3, "seeds": 2}, "workers": ONE_WORKER}
@@ -86,6 +86,9 @@ def test_study_of_a_key_whose_baseline_is_null_is_swept_confirmed_and_reported(
     written = report.write_report(load_config(ReportConfig, {"study": {"name": "small"}, "tracking": root})).parent
     # Then
     assert "  training.steps_per_epoch  one of 5, null; baseline null" in preview
+    network = "0.844 million parameters, 2.86 million multiply-adds an image"
+    assert f"networks: {network}; of 500 drawn {network}" in preview
+    assert any("1,000 images/s and 500 MB a worker, measured" in line for line in preview)
     steps = dict(zip(result.leaderboard["trial"], result.leaderboard["training.steps_per_epoch"], strict=True))
     assert steps[0] == "null"
     assert sorted(map(str, steps.values())) == ["5", "5", "null", "null"]
