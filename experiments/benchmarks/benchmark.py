@@ -35,6 +35,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 _BEGIN, _END = "<!-- measured: written by python -m experiments.benchmarks from_tables=true -->", "<!-- end -->"
 _GRID_BATCH_SIZES = (32, 64, 125, 250, 1000)
 _GRID_FILTERS = ((16, 32), (32, 64), (64, 128))
+_MOVED = {"augmentation.shift": 0.08, "augmentation.rotation": 10.0}
 _FLOAT32, _BFLOAT16 = "float32", "bfloat16"
 
 
@@ -48,6 +49,7 @@ def measure(config: BenchmarkConfig) -> list[Measurement]:
         "g": study_timing.whole_study,
         "h": study_timing.one_run,
         "i": study_timing.bookkeeping,
+        "j": _augmentation,
     }
     for names, function in rows.items():
         if set(names) & set(config.rows):
@@ -170,6 +172,23 @@ def _frameworks(config: BenchmarkConfig) -> list[Measurement]:
                 ratio("e", f"images/s on all cores, {precision}, against {peer}", ours_rates, peers_rates, "1 x")
             )
             logger.info(found[-1].markdown())
+    return found
+
+
+def _augmentation(config: BenchmarkConfig) -> list[Measurement]:
+    """Measure row j: an epoch of images that are moved and turned beside one of images as they are."""
+    found = []
+    for precision in _precisions():
+        runs = _run(config, precision, **_MOVED), _run(config, precision)
+        with _pool(1) as moved, _pool(1) as still:
+            rates = [
+                (_rate(moved, runs[0], "engine", config.images), _rate(still, runs[1], "engine", config.images))
+                for _ in range(config.rounds)
+            ]
+        ours, theirs = zip(*rates, strict=True)
+        what = f"images/s on all cores, {precision}, with shift and rotation, against without"
+        # An epoch is to take 1.15 times as long at most.
+        found.append(ratio("j", what, ours, theirs, "0.87 x"))
     return found
 
 

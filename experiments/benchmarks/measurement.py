@@ -15,7 +15,7 @@ from pydantic import Field
 from digitcnn.config import Count, RunConfig
 from digitcnn.processor import cpu_model, instruction_sets
 
-Row = Literal["a", "b", "c", "d", "e", "f", "g", "h", "i"]
+Row = Literal["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
 RESULTS = Path(__file__).parent / "results"
 
 

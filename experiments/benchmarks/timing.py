@@ -70,9 +70,10 @@ def _epoch(job: TimingJob, threads: int) -> Callable[[], None]:
     model = build_model(config.model, *splits.image_shape, splits.classes, config.training.seed)
     engine = make_engine(model, splits.train, config.training)
     order = np.random.default_rng(0).permutation(job.images)
+    shape = job.images, *splits.image_shape
 
     def epoch() -> None:
-        engine.train_epoch(order, None)
+        engine.train_epoch(order, None, training.draw_transforms(config.augmentation, 0, 1, *shape))
 
     return epoch
 

@@ -24,7 +24,9 @@ SMALL = ("data.train_size=1000", "data.validation_size=100", "images=500", "grid
     [
         ("a,b,c,f,i", ["images/s", "of the matrix-product peak", "bookkeeping"]),
         # Whole studies, of this project and of its peer; fifteen networks.
-        pytest.param("d,e,g,h", ["images/s", "seconds", "memory", "not epochs"], marks=pytest.mark.soak),
+        pytest.param(
+            "d,e,g,h,j", ["images/s", "seconds", "memory", "not epochs", "with shift"], marks=pytest.mark.soak
+        ),
     ],
 )
 def test_benchmark_measures_and_writes_its_rows(command: Command, tmp_path: Path, rows: str, kinds: list[str]) -> None:
