@@ -1,0 +1,121 @@
+"""Train the article's configuration with one change each, and compare what the validation images say of them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from digitcnn import runner
+from digitcnn.config import RunConfig
+from digitcnn.evaluation import compare
+from digitcnn.processor import cpu_model
+from digitcnn.records import EPOCH_METRICS, Column, Metric
+from digitcnn.report import markdown_table
+from digitcnn.values import Decision, EpochMetrics, Event
+
+PATH = Path(__file__).with_name("parts.csv")
+BASELINE = "the article's"
+_PRECISION, _PROCESSOR = "training.precision", "processor"
+_COLUMNS = ["part", "changes", Column.SEED, Column.EPOCH, *EPOCH_METRICS, Metric.CPU_SECONDS, _PRECISION, _PROCESSOR]
+# How long a worker may say nothing (s), for a machine with other work.
+_PATIENCE = 3600.0
+_COSINE, _CYCLE = {"training.schedule": "cosine"}, {"training.schedule": "one_cycle"}
+_LIGHT = {"augmentation.shift": 0.08, "augmentation.rotation": 10.0, "augmentation.zoom": 0.1}
+_AVERAGE, _DROPOUT = {"training.weight_average": 0.99}, {"model.dropout": 0.5}
+_NORMALIZED = {"model.batch_normalization": True}
+# By what differs from the article's settings.
+PARTS: dict[str, dict[str, Any]] = {
+    BASELINE: {},
+    "light augmentation": _LIGHT,
+    "cosine": _COSINE,
+    "batch normalization": _NORMALIZED,
+    "dropout 0.5": _DROPOUT,
+    "weight average 0.99": _AVERAGE,
+    "light augmentation, cosine": _LIGHT | _COSINE,
+    "one cycle": _CYCLE,
+    "padding": {"model.padding": "same"},
+    "dropout 0.25": {"model.dropout": 0.25},
+    "a third block": {"model.conv3_filters": 128, "model.conv3_pooling": 1},
+    "no dense layer": {"model.dense_units": 0},
+    "adamw": {"training.optimizer": "adamw"},
+    "sgd with momentum, rate 0.05": {"training.optimizer": "sgd", "training.learning_rate": 0.05},
+    "weight average 0.999": {"training.weight_average": 0.999},
+    "one cycle, rate 0.003": _CYCLE | {"training.learning_rate": 0.003},
+    "batches of 125": {"training.batch_size": 125},
+    "filters 48-96": {"model.conv1_filters": 48, "model.conv2_filters": 96},
+    "light augmentation, cosine, weight average 0.99": _LIGHT | _COSINE | _AVERAGE,
+    "light augmentation, cosine, dropout 0.5": _LIGHT | _COSINE | _DROPOUT,
+    "light augmentation, cosine, batch normalization": _LIGHT | _COSINE | _NORMALIZED,
+    "light augmentation, cosine, 15 epochs": _LIGHT | _COSINE | {"training.epochs": 15},
+    "cosine, batch normalization, dropout 0.5": _COSINE | _NORMALIZED | _DROPOUT,
+}
+
+
+def said(part: str) -> str:
+    """Return what differs from the article's settings, as words of a command."""
+    return " ".join(f"{key}={value}" for key, value in PARTS[part].items())
+
+
+def measure(parts: Sequence[str], seeds: Sequence[int]) -> None:
+    """Train parts with seeds, two at a time with a thread each; append what parts.csv lacks, a run when it is over."""
+    rows = pd.read_csv(PATH) if PATH.exists() else pd.DataFrame(columns=_COLUMNS)
+    known = {*zip(rows["part"], rows[Column.SEED], strict=True)}
+    jobs = iter([job for seed in seeds for part in parts if (job := (part, seed)) not in known])
+    lock = threading.Lock()
+
+    def train(worker: runner.Worker) -> None:
+        while worker.wait_ready() and (job := next(jobs, None)) is not None:
+            rows = _rows(worker, *job, pool.stop)
+            with lock:
+                rows.to_csv(PATH, mode="a", header=not PATH.exists(), index=False, lineterminator="\n")
+
+    with contextlib.closing(runner.LocalPool(runner.KerasTrainer(), 2, 1, _PATIENCE)) as pool:
+        runner.run_workers(pool, train)
+
+
+def _rows(worker: runner.Worker, part: str, seed: int, stop: threading.Event) -> pd.DataFrame:
+    """Return a row per epoch of a part's training by a worker."""
+    config = RunConfig().replace({_PRECISION: "auto", "training.threads": 1, "training.seed": seed} | PARTS[part])
+    epochs: list[EpochMetrics] = []
+
+    def note(event: Event) -> Decision:
+        epochs.extend([event] if isinstance(event, EpochMetrics) else [])
+        return "continue"
+
+    worker.run(runner.Job(config), note, stop)
+    shared = {"part": part, "changes": said(part)}
+    shared |= {Column.SEED: str(seed), _PRECISION: config.training.precision, _PROCESSOR: cpu_model()}
+    rows = pd.DataFrame(
+        shared
+        | {Column.EPOCH: each.epoch, Metric.CPU_SECONDS: round(each.cpu_seconds, 1)}
+        | {name: round(each.metrics()[name], 6) for name in EPOCH_METRICS}
+        for each in epochs
+    )
+    return rows.reindex(columns=_COLUMNS)
+
+
+def table() -> str:
+    """Return what parts.csv holds as a Markdown table, the best part first, with the differences to the article's."""
+    rows = pd.read_csv(PATH)
+    last = rows.sort_values(Column.EPOCH).groupby(["part", Column.SEED], as_index=False).last()
+    by_part = {part: last[last["part"] == part] for part in PARTS if part in set(last["part"])}
+    accuracies = {
+        part: dict(zip(runs[Column.SEED], runs[Metric.VALIDATION_ACCURACY], strict=True))
+        for part, runs in by_part.items()
+    }
+    images = RunConfig().data.validation_size
+    found = compare(accuracies, resolution=1 / images) if BASELINE in accuracies else {}
+    lines = []
+    for part, runs in by_part.items():
+        percent, seconds = 100 * runs[Metric.VALIDATION_ACCURACY], runs[Metric.CPU_SECONDS].median()
+        of, words = found.get(part), ""
+        if of is not None:
+            words = f"{100 * of.difference:+.3f} ({100 * of.low:+.3f} to {100 * of.high:+.3f})"
+        lines.append([f"{percent.mean():.3f}", f"{percent.std():.3f}", str(len(runs)), words, f"{seconds:.0f}", part])
+    head = ["mean (%)", "sd", "seeds", "difference (points, simultaneous 95 %)", "CPU seconds", "part"]
+    return markdown_table(head, sorted(lines, reverse=True))

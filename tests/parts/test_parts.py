@@ -1,0 +1,20 @@
+"""The parts of the space: each is a configuration, and the published runs are those of what it says now."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from digitcnn.config import RunConfig
+from experiments.parts.parts import PARTS, PATH, said, table
+
+
+def test_published_runs_are_those_of_the_parts() -> None:
+    configs = [RunConfig().replace(changes) for changes in PARTS.values()]
+    assert all(config not in configs[:index] for index, config in enumerate(configs))
+    rows = pd.read_csv(PATH, keep_default_na=False)
+    for part, changes in set(zip(rows["part"], rows["changes"], strict=True)):
+        assert said(part) == changes
+    for (part, _), epochs in rows.groupby(["part", "seed"])["epoch"]:
+        config = RunConfig().replace(PARTS[part])
+        assert epochs.tolist() == list(range(1, config.training.epochs + 1))
+    assert len(table().splitlines()) == 2 + rows["part"].nunique()
