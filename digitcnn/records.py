@@ -167,6 +167,7 @@ class Column:
     SEEDS_NEEDED = "seeds_needed"
     DIVERGED_SEED = "diverged_seed"
     VERDICT = "verdict"
+    FEASIBLE = "feasible"
     AS_GOOD = "as_good_as_best"
     CHAMPION = "champion"
     SPREAD = "spread"

@@ -43,6 +43,7 @@ def compare_candidates(
         of_images: list[NDArray[np.bool_]] = []
         parameters = {key: named_null(value) for key, value in candidate.parameters.items()}
         config = {Column.CONFIG: candidate.name, Column.TRIAL: candidate.trial, **parameters}
+        config[Column.FEASIBLE] = candidate.feasible
         configs.append(config | {Column.DIVERGED_SEED: recorded.diverged.get(candidate.name)})
         if candidate.name in recorded.diverged:
             continue
@@ -113,9 +114,9 @@ def judge_runs(configs: pd.DataFrame, runs: pd.DataFrame, look: int, margin: flo
         row |= vars(summary) | {Column.VERDICT: "" if contrast is None else contrast.verdict}
         row |= {Column.IMAGES_ERROR: standard_error(summary.mean, images), Metric.CPU_SECONDS: seconds[name]}
         rows.append(row)
-    table = pd.DataFrame(rows)
-    equals = as_good_as(best_of(table), values, look, margin, 1 / images)
-    table[Column.AS_GOOD] = table[Column.CONFIG].isin(equals)
+    table = pd.DataFrame([{Column.FEASIBLE: True} | row for row in rows])
+    best, *equals = as_good_as(best_of(table), values, look, margin, 1 / images)
+    table[Column.AS_GOOD] = table[Column.CONFIG].isin(equals) & table[Column.FEASIBLE] | (table[Column.CONFIG] == best)
     table[Column.CHAMPION] = table[Column.CONFIG] == champion_of(table)
     return _in_order(table)
 
@@ -126,9 +127,11 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     names = [Column.CONFIG, Column.TRIAL, *parameters, "n", "mean", "sd", "low", "high", Column.DIFFERENCE]
     names += [Column.DIFFERENCE_LOW, Column.DIFFERENCE_HIGH, Column.P, Column.SUPERIORITY, Column.SUPERIORITY_LOW]
     names += [Column.SUPERIORITY_HIGH, *_IMAGES, Column.IMAGES_ERROR, Metric.CPU_SECONDS, Metric.PARAMETERS]
-    names += [Column.DETECTABLE, Column.SEEDS_NEEDED, Column.DIVERGED_SEED, Column.VERDICT, Column.AS_GOOD]
-    names += [Column.CHAMPION, Column.SPREAD, Column.MARGIN, Column.LOOK]
-    return table.reindex(columns=names).astype(dict.fromkeys(_COUNTS, "Int64"))
+    names += [Column.DETECTABLE, Column.SEEDS_NEEDED, Column.DIVERGED_SEED, Column.VERDICT, Column.FEASIBLE]
+    names += [Column.AS_GOOD, Column.CHAMPION, Column.SPREAD, Column.MARGIN, Column.LOOK]
+    # A confirmation of an earlier version knew no constraints.
+    table = table.reindex(columns=names).fillna({Column.FEASIBLE: True})
+    return table.astype(dict.fromkeys(_COUNTS, "Int64") | {Column.FEASIBLE: bool})
 
 
 def read_confirmation(file: Path | TextIO, runs: pd.DataFrame | None) -> pd.DataFrame:

@@ -29,12 +29,16 @@ _LOOKS = (Column.LOOK, Column.MARGIN, Column.CONFIG, "n", Column.DIFFERENCE, Col
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config that is confirmed: the baseline or a trial, under the name that tables give it."""
+    """A config that is confirmed: the baseline or a trial, under the name that tables give it.
+
+    Only the baseline may break a constraint of the study.
+    """
 
     name: str
     trial: int
     parameters: dict[str, Any]
     config: RunConfig
+    feasible: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[C
         trials[0].number: np.mean([study.signed_values(opened, each.values or []) for each in trials], axis=0).tolist()
         for trials in grouped.values()
     }
-    found = [Candidate("baseline", baseline, start, _confirmed(base, of_baseline))]
+    feasible = not any(study.broken(trial.constraints) for trial in ended if trial.number == baseline)
+    found = [Candidate("baseline", baseline, start, _confirmed(base, of_baseline), feasible)]
     for trials in sorted(grouped.values(), key=lambda trials: (means[trials[0].number], trials[0].number)):
         parameters = {name: value for name, value in trials[0].parameters.items() if name in start}
         number = trials[0].number

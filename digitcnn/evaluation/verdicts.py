@@ -23,9 +23,14 @@ _CLAIMS = {
 
 
 def best_of(table: pd.DataFrame) -> str:
-    """Return the best config: of those that are better than the baseline the one of the highest mean, or else it."""
-    better = table[table[Column.VERDICT] == "better"].sort_values("mean", ascending=False, kind="stable")
-    return "baseline" if better.empty else str(better[Column.CONFIG].iloc[0])
+    """Return the best config: of those that are better than the baseline the one of the highest mean, or else it.
+
+    If it breaks a constraint of the study, the one of the highest mean that was compared stands in for it.
+    """
+    compared = table[(table["n"] > 0) & table[Column.FEASIBLE]].sort_values("mean", ascending=False, kind="stable")
+    better = compared[compared[Column.VERDICT] == "better"]
+    chosen = compared if better.empty and not table[Column.FEASIBLE].iloc[0] else better
+    return "baseline" if chosen.empty else str(chosen[Column.CONFIG].iloc[0])
 
 
 def as_good_as(best: str, values: Accuracies, look: int, margin: float, resolution: float) -> list[str]:
@@ -119,6 +124,8 @@ def champion_sentence(table: pd.DataFrame) -> str:
         return f"{champion}, the cheapest of {equals} that are equivalent within {margin} to the best, {best}"
     if best == "baseline":
         return "the baseline, as no candidate could be shown to be better"
+    if table[table[Column.CONFIG] == best][Column.VERDICT].iloc[0] != "better":
+        return f"{champion}, the best of those that keep study.constraints, which the baseline breaks"
     return f"{champion}, which is better than the baseline"
 
 

@@ -60,7 +60,7 @@ def _confirmed(**of_candidate: object) -> pd.DataFrame:
     measured = {"n": 5, "mean": 0.99, "sd": 0.001, "low": 0.989, "high": 0.991, "cpu_seconds": 100.0, "parameters": 9}
     analysis = {"spread": 0.001, "margin": 0.001, "look": 1, "images_error": 0.0009, "seeds_needed": 30}
     baseline = {"config": "baseline", "trial": 0, "training.epochs": 10, **measured, **analysis, "verdict": ""}
-    baseline |= {"champion": False, "as_good_as_best": False, "diverged_seed": None}
+    baseline |= {"champion": False, "as_good_as_best": False, "diverged_seed": None, "feasible": True}
     better = {"mean": 0.995, "difference": 0.005, "difference_low": 0.004, "difference_high": 0.006, "p": 0.001}
     better |= {"superiority": 0.99, "superiority_low": 0.8, "superiority_high": 1.0, "detectable": 0.003}
     said = {"verdict": "better", "champion": True, "as_good_as_best": True}

@@ -17,7 +17,7 @@ from digitcnn.evaluation import (
     verdict_sentences,
 )
 from digitcnn.evaluation.comparison import judge_runs
-from digitcnn.evaluation.verdicts import best_of, model_card
+from digitcnn.evaluation.verdicts import best_of, champion_sentence, model_card
 from tests.support.published import PUBLISHED
 
 # Accuracies of five seeds; the noise is the same for all that are compared within it.
@@ -35,11 +35,13 @@ def _runs(configs: dict[str, tuple[float, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _judged(configs: dict[str, tuple[float, float]], look: int = 1, margin: float = 0.01) -> pd.DataFrame:
-    """The table of a confirmation of these configs."""
+def _judged(
+    configs: dict[str, tuple[float, float]], look: int = 1, margin: float = 0.01, infeasible: str = ""
+) -> pd.DataFrame:
+    """The table of a confirmation of these configs, of which one may be infeasible."""
     rows = [
         {"config": name, "trial": number, "training.batch_size": 50 * (number + 1), "diverged_seed": None}
-        | {"parameters": 9, "only_candidate_right": 7, "only_baseline_right": 2}
+        | {"parameters": 9, "only_candidate_right": 7, "only_baseline_right": 2, "feasible": name != infeasible}
         for number, name in enumerate(configs)
     ]
     return judge_runs(pd.DataFrame(rows), _runs(configs), look, margin, 10_000)
@@ -67,6 +69,22 @@ def test_champion_is_the_cheapest_of_those_equivalent_to_the_best(
     table = _judged({"baseline": (0.97, 5.0)} | candidates)
     assert best_of(table) == best
     assert table[table["champion"]]["config"].tolist() == [champion]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "said"),
+    [
+        ({"trial 1": (0.96, 9.0), "trial 2": (0.93, 5.0)}, "trial 1, the best of those that keep study.constraints"),
+        ({"trial 1": (0.96, 9.0), "trial 2": (0.9598, 5.0)}, "trial 2, the cheapest of 2 that are equivalent within"),
+        ({"trial 1": (0.995, 9.0), "trial 2": (0.93, 5.0)}, "trial 1, which is better than the baseline"),
+        ({}, "the baseline, as no candidate"),
+    ],
+)
+def test_champion_is_no_baseline_that_breaks_a_constraint(
+    candidates: dict[str, tuple[float, float]], said: str
+) -> None:
+    table = _judged({"baseline": (0.97, 1.0)} | candidates, infeasible="baseline")
+    assert champion_sentence(table).startswith(said)
 
 
 def test_leading_row_is_the_champions_or_the_best_means() -> None:
