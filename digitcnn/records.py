@@ -26,6 +26,10 @@ class Tag:
     STUDY = "study"
     TRIAL = "trial"
     CONFIRMS = "confirms"
+    # With study.seeds: of a trial's run how many there may be, and of the runs of further ones, which are below it, the
+    # id of the study's run.
+    SEEDS = "seeds"
+    SEED_OF = "seed_of"
     # Of a study's own run.
     STUDY_KEY = "study.key"
     STUDY_TRIALS = "study.trials"
@@ -134,6 +138,12 @@ class Metric:
     # Of the run of a trial that was confirmed, with the fields of statistics.Summary: what its seeds got.
     CONFIRMED_PREFIX = "test_accuracy."
     CONFIRMED_MEAN = "test_accuracy.mean"
+    # Of the run of a trial with several seeds: their number, the standard deviation and the standard error of the
+    # objective, and the mean of each metric by its name and this end. Every other metric is the first seed's.
+    SEEDS = "seeds"
+    SEEDS_SD = "seeds.sd"
+    SEEDS_ERROR = "seeds.standard_error"
+    MEAN_SUFFIX = ".mean"
     # Of a study's own run: each objective of its best trial.
     BEST_TRIAL_PREFIX = "best_trial."
 
@@ -145,6 +155,9 @@ class Column:
     RANK = "rank"
     TRIAL = "trial"
     EPOCHS_RUN = "epochs_run"
+    # The number of seeds of a trial, and the standard deviation of the objective between them.
+    SEEDS = "seeds"
+    SEEDS_SD = "seeds_sd"
     STATE = "state"
     RUN_ID = "run_id"
     NOTE = "note"
@@ -242,9 +255,10 @@ class IdentityKey:
     SPACE = "space"
     OBJECTIVE = "objective"
     BASELINE = "baseline"
-    # Studies that an earlier version began have neither.
+    # Studies that an earlier version began have none of them.
     DATA_SHA256 = "data_sha256"
     CONSTRAINTS = "constraints"
+    SEEDS = "seeds"
 
 
 @dataclass(frozen=True)
@@ -276,8 +290,13 @@ class TrialRecord:
     epochs_run: int | None = None
     # The number of values of completed trials that the last of these epochs was judged against, if it was pruned then.
     pruned_against: int | None = None
+    # With study.seeds: the number of its seeds, the standard deviation of the objective, and the runs of further seeds.
+    seeds: int | None = None
+    seeds_sd: float | None = None
+    seed_runs: list[str] = field(default_factory=list)
+    # Means of the seeds, as the objectives.
     validation_accuracy: float | None = None
-    # Of the whole training, and of the trial itself: less, if its first epochs were another's.
+    # Of the whole training, and of the trial itself, all seeds: less, if its first epochs were another's.
     cpu_seconds: float | None = None
     cpu_spent: float | None = None
 

@@ -45,8 +45,9 @@ class SweepConfig(RunConfig):
 
     @property
     def baseline(self) -> RunConfig:
-        """The run that every trial is a variation of."""
-        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+        """The run that every trial is a variation of; with study.seeds it has the first of them."""
+        run = RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+        return run if self.study.seeds == 1 else run.replace({"training.seed": 1})
 
 
 class StudyReference(Config):

@@ -257,6 +257,7 @@ class StudyConfig(Config):
     sampler: Literal["tpe", "random", "grid", "qmc", "gp", "nsgaii"] = "tpe"
     startup_trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     pruner: Literal["none", "median"] = "none"
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
     timeout: Duration | None = None
     seed: Seed = 0
     retries: Annotated[int, Field(ge=1, le=100)] = 1

@@ -251,7 +251,7 @@ def _conclude(
     tags = {
         Tag.STUDY: plan.config.study.name,
         Column.CONFIG: name,
-        f"{Metric.TEST_ACCURACY}.mean": f"{champion['mean']:.6f}",
+        Metric.CONFIRMED_MEAN: f"{champion['mean']:.6f}",
         Tag.WEIGHTS_SHA256: manifest.weights_sha256,
     }
     tracking.register_champion(store, run_id, tags, card)

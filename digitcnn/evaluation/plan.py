@@ -144,7 +144,8 @@ def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[C
     if len(found) == 1:
         raise ConfigError(f"study.name={config.study.name}: no trial beside the baseline has completed")
     seed = base.training.seed
-    return tuple(found), {seed, *(int(trial.parameters.get("training.seed", seed) or 0) for trial in ended)}
+    searched = range(seed, seed + opened.identity.get(IdentityKey.SEEDS, 1))
+    return tuple(found), {*searched, *(int(trial.parameters.get("training.seed", seed) or 0) for trial in ended)}
 
 
 def _confirmed(config: RunConfig, trials: Sequence[study.EndedTrial]) -> RunConfig:

@@ -175,16 +175,31 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     doubt = study.pruning_doubt(config.study, plan.space, plan.baseline)
     if doubt:
         lines.append(f"study.pruner={config.study.pruner}: {doubt}")
+    lines += filter(None, [_shared_epochs(plan)])
     drawn = [plan.baseline.replace(point) for point in study.draw_points(plan.space, _DRAWS)]
     lines.append(f"networks: {_networks([plan.baseline])}; of {_DRAWS} drawn {_networks(drawn)}")
     seconds = float(np.mean([estimate_seconds(each, plan.baseline, speed) for each in drawn]))
     parameters = float(np.mean([parameters_of(each) for each in drawn]))
+    if config.study.seeds > 1:
+        seconds *= config.study.seeds
+        lines.append(f"seeds: 1 to {config.study.seeds} for a trial, fewer for one that cannot be the best any more")
     images = f"{speed.training:,.0f} images/s and {speed.memory:,.0f} MB a worker, measured"
     time_left = describe_time(left * seconds, config.workers, min(plan.workers, max(left, 1)))
     lines.append(f"time: about {time_left} without pruning ({format_duration(seconds)} a trial; {images})")
-    megabytes = left * (4 * parameters + _BYTES_BESIDE_WEIGHTS) / 1e6
+    megabytes = left * config.study.seeds * (4 * parameters + _BYTES_BESIDE_WEIGHTS) / 1e6
     lines.append(f"disk: about {megabytes:,.0f} MB for the models of {format_count(left, 'trial')}, if none is pruned")
     return lines
+
+
+def _shared_epochs(plan: SweepPlan) -> str:
+    """Return how many epochs of a grid are trained, as far as trials that differ in them alone share them."""
+    epochs, config = plan.space.get("training.epochs"), plan.config
+    whole = config.study.sampler == "grid" and plan.total >= study.space_size(plan.space)
+    if epochs is None or not whole or "training.schedule" in plan.space or training.depends_on_length(config.training):
+        return ""
+    values = [int(str(value)) for value in epochs.values]
+    others = int(study.space_size(plan.space)) // len(values)
+    return f"epochs: {others * max(values):,} are trained, of {others * sum(values):,} that the trials have together"
 
 
 def describe_time(seconds: float, config: WorkersConfig, workers: int) -> str:

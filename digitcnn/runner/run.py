@@ -206,12 +206,13 @@ def record_training(
     stop: threading.Event,
     checkpoints: Checkpoints | None = None,
     start: StoredCheckpoint | None = None,
+    close: bool = True,
 ) -> RunFinished:
     """Have a worker train a config, and record the events of the run; close it however it ends.
 
     What the store does not take for now is queued. `on_epoch` is called when an epoch has been recorded. The run's
-    checkpoints are kept in `checkpoints`, and it goes on from `start`. Raises Interrupted if the worker was ended
-    because of `stop`, otherwise as the worker and `on_epoch` do.
+    checkpoints are kept in `checkpoints`, and it goes on from `start`. Without `close` a completed run is left open.
+    Raises Interrupted if the worker was ended because of `stop`, otherwise as the worker and `on_epoch` do.
     """
     run = tracking.Run(store, run_id, config)
 
@@ -241,7 +242,7 @@ def record_training(
     job = Job(config, checkpoints is not None, None if start is None else start.read())
     try:
         finished = worker.run(job, record, stop)
-        run.log_finish(finished)
+        run.log_finish(finished, close)
     except BaseException as error:
         if isinstance(error, RunFailed) and checkpoints is not None:
             # It would fail again from there, or there is something wrong with the checkpoint.

@@ -25,7 +25,7 @@ class SweepResult:
     """An ended sweep: its leaderboard, its counts, and the signal of its interruption, if there was one.
 
     `failure` says why most of the trials failed that have no result, `overtime` how far past its timeout the sweep
-    went, and why; they are empty if none did, and if it did not.
+    went, and why; they are empty if none did, and if it did not. `epochs` says how many were trained, and saved.
     """
 
     leaderboard: pd.DataFrame
@@ -37,6 +37,7 @@ class SweepResult:
     interrupted: signal.Signals | None
     failure: str
     overtime: str
+    epochs: str
 
 
 def repair_records(opened: study.OpenStudy, store: tracking.Store) -> str:
@@ -71,7 +72,8 @@ def unfinished_runs(store: tracking.Store, parent: str) -> list[Any]:
     By the run and not by the study's name: another study in this MLflow store may have the same name.
     """
     unfinished = "attributes.status != 'FINISHED' and attributes.status != 'KILLED'"
-    return tracking.search_runs(store, f"tags.`{Tag.PARENT}` = '{parent}' and {unfinished}")
+    own = (f"tags.`{name}` = '{parent}' and {unfinished}" for name in (Tag.PARENT, Tag.SEED_OF))
+    return [run for filters in own for run in tracking.search_runs(store, filters)]
 
 
 def end_runs(opened: study.OpenStudy, store: tracking.Store, open_runs: Sequence[Any]) -> tuple[int, int]:
@@ -174,7 +176,10 @@ def outcome_of(run: Any) -> _Outcome | None:
     if status == "FINISHED":
         # Earlier versions recorded no other number: no run of theirs stopped early.
         epochs = int(data.metrics.get(Metric.EPOCHS_RUN, data.params["training.epochs"]))
-        return _Outcome("completed", epochs, dict(data.metrics))
+        # Of several seeds the means count.
+        means = {name for name in data.metrics if name.endswith(Metric.MEAN_SUFFIX)}
+        summary = data.metrics | {name.removesuffix(Metric.MEAN_SUFFIX): data.metrics[name] for name in means}
+        return _Outcome("completed", epochs, summary)
     if status == "KILLED" and Tag.PRUNED_AFTER in data.tags:
         against = int(data.tags[Tag.PRUNED_AGAINST]) if Tag.PRUNED_AGAINST in data.tags else None
         return _Outcome("pruned", int(data.tags[Tag.PRUNED_AFTER]), dict(data.metrics), against)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict
 
-from digitcnn import study, tracking, training
+from digitcnn import study, tracking
 from digitcnn.config import LocalWorkers, RunConfig, parse_duration
 from digitcnn.errors import MachineError
 from digitcnn.records import Metric, Tag, TrialRecord
@@ -27,11 +27,11 @@ from digitcnn.runner.pool import (
     run_workers,
     stopped_by_signals,
 )
-from digitcnn.runner.run import Interrupted, KerasTrainer, SweepDisplay, record_training
+from digitcnn.runner.run import Interrupted, KerasTrainer, SweepDisplay
 from digitcnn.runner.study_run import SweepResult
-from digitcnn.runner.takeover import record_beginning, recorded_epochs
+from digitcnn.runner.trial import Trainings
 from digitcnn.runner.workers import make_pool
-from digitcnn.values import Decision, EpochMetrics, RunFinished
+from digitcnn.values import RunFinished
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,8 @@ class _Sweep:
         failed = [] if config.retry_failed else study.failed_trials(opened)
         self.reusable, self.longest = study.reusable_trials([*ended, *failed]), study.longest_trials(ended)
         self.best = study.best_trial(opened)
-        self.first_judged = study.first_judged_epoch(plan.space, plan.baseline)
         self.parent = study_run.begin_study_run(opened, store, plan.config)
-        self.checkpoints = plan.config.tracking.folder / "checkpoints" / "sweep" / config.name
+        self.trainings = Trainings(plan, shown, store, opened, self.parent, self.longest, self.stop)
         self.failure: Exception | None = None
         self.lock = threading.Lock()
         self.same_beginning: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -109,7 +108,7 @@ class _Sweep:
         finally:
             try:
                 if queue.finished >= queue.total and config.checkpoints == "delete":
-                    shutil.rmtree(self.checkpoints, ignore_errors=True)
+                    shutil.rmtree(self.trainings.folder, ignore_errors=True)
                 path, table = study_run.record_leaderboard(self.opened, self.store, self.parent, self.plan.config)
             finally:
                 ending = study_run.sweep_ending(queue, self.failure is not None, bool(self.signals))
@@ -124,6 +123,7 @@ class _Sweep:
             interrupted=self.signals[0] if self.signals else None,
             failure=study.frequent_failure(self.opened),
             overtime=overtime,
+            epochs=study.epochs_in_words(self.opened),
         )
 
     def _loop(self, worker: Worker) -> None:
@@ -158,7 +158,7 @@ class _Sweep:
 
     def _train(self, trial: study.Trial, worker: Worker) -> None:
         config, name = self.plan.baseline.replace(trial.params), self.plan.config.study.name
-        tags = {Tag.STUDY: name, Tag.TRIAL: str(trial.number)}
+        tags = {Tag.STUDY: name, Tag.TRIAL: str(trial.number), Tag.SEEDS: str(self.plan.config.study.seeds)}
         differing = study.differences_in_words(config, self.plan.baseline) or "baseline"
         run_name = f"{trial.number}: {differing}"
         run_id = tracking.create_training_run(self.store, config, run_name, tags, self.parent)
@@ -170,30 +170,8 @@ class _Sweep:
             return
         if self._breaks_constraints(trial, run_id, config):
             return
-        self.shown.trial_began(worker.index, trial.number, trial.params, config.training.epochs)
-        checkpoints = training.checkpoints_of(self.checkpoints, config, self.plan.data_sha256)
-        start, longer = checkpoints.find(config.training.epochs), self.longest.get(study.beginning_key(trial.params))
-        curve = None if longer is None else recorded_epochs(self.store, str(longer.record.run_id), config)
-        # Epochs that were trained before; after the last one the trial may be judged.
-        known = config.training.epochs if curve else start.epoch if start else 0
-
-        def on_epoch(metrics: EpochMetrics) -> Decision:
-            self.shown.epoch(worker.index, trial.number, metrics)
-            study.record_trial(self.opened, trial, TrialRecord(epochs_run=metrics.epoch))
-            values = metrics.metrics()
-            against = study.report_epoch(trial, self.plan.config.study, self.first_judged, values, metrics.epoch)
-            if not against or metrics.epoch < known or metrics.epoch == config.training.epochs:
-                return "continue"
-            study.record_trial(self.opened, trial, TrialRecord(pruned_against=against))
-            tracking.put(self.store, run_id, tracking.tags({Tag.PRUNED_AGAINST: str(against)}))
-            return "prune"
-
         try:
-            if longer is not None and curve is not None:
-                finished = record_beginning(self.store, curve, config, run_id, on_epoch)
-                study.record_trial(self.opened, trial, TrialRecord(prefix_of=longer.number))
-            else:
-                finished = record_training(self.store, worker, config, run_id, on_epoch, self.stop, checkpoints, start)
+            finished = self.trainings.train(trial, worker, config, run_id)
         except Interrupted:
             self.queue.lose(trial, "interrupted")
             self._show(worker, trial, "interrupted")
@@ -204,12 +182,8 @@ class _Sweep:
             self._show(worker, trial, f"lost: {error}")
             raise
         else:
-            if curve is None and start is not None and finished.epochs_before:
-                earlier = study.trial_of_run(self.opened, start.run_id)
-                study.record_trial(self.opened, trial, TrialRecord(continues=earlier, epochs_before=start.epoch))
-            kept = self.plan.config.study.checkpoints == "keep" or "training.epochs" in self.plan.space
-            if finished.ending != "stopped" and not kept:
-                checkpoints.drop()
+            if finished.ending != "stopped":
+                self.trainings.drop_checkpoints(config)
             self._ended(trial, worker, finished)
 
     def _breaks_constraints(self, trial: study.Trial, run_id: str, config: RunConfig) -> bool:

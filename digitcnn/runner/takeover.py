@@ -1,24 +1,19 @@
-"""Recorded runs that a study takes over: whole ones of another study or by hand, and the beginning of its own."""
+"""Recorded runs that a study takes over: of another study, or by hand."""
 
 from __future__ import annotations
 
-import json
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from digitcnn import study, tracking, training
+from digitcnn import study, tracking
 from digitcnn.config import RunConfig, StudyReference, SweepConfig, listed
 from digitcnn.errors import ConfigError
 from digitcnn.formatting import format_count, named_null
-from digitcnn.records import PRUNING_METRICS, Artifact, Metric, Tag
-from digitcnn.runner.pool import Job
-from digitcnn.runner.run import ThisProcess, record_training
+from digitcnn.records import PRUNING_METRICS, Tag
 from digitcnn.runner.study_run import outcome_of
 from digitcnn.study import EndedTrial, Space
-from digitcnn.values import Decision, EpochMetrics, Events, RunFinished, RunStarted
 
 # In place of a trial's number.
 _BY_HAND = -1
@@ -104,12 +99,14 @@ def _fitted(
     outcome = None if run is None else outcome_of(run)
     if outcome is None:
         raise _Left("without a result")
-    tags, objectives = run.data.tags, config.study.objective
+    tags, objectives, seeds = run.data.tags, config.study.objective, str(config.study.seeds)
     parameters = config.baseline.completed(run.data.params)
     if Tag.SAME_AS_RUN in tags:
         raise _Left("with the result of another")
     if tags.get(Tag.DATA_SHA256) != data_sha256:
         raise _Left("with other data")
+    if tags.get(Tag.SEEDS, "1") != seeds:
+        raise _Left(f"with study.seeds other than {seeds}")
     fixed = study.fixed_values(config.baseline)
     for name in (name for name in fixed if name not in space and name != "data.path"):
         if not _is_the_same(config.baseline, name, parameters[name]):
@@ -156,72 +153,3 @@ def _with_reports(store: tracking.Store, trials: Sequence[EndedTrial], objective
     ids = [str(trial.record.run_id) for trial in trials]
     reports = tracking.metric_histories(store, ids, PRUNING_METRICS[objectives[0]])
     return [replace(trial, reports=reports[str(trial.record.run_id)]) for trial in trials]
-
-
-@dataclass(frozen=True)
-class RecordedEpochs:
-    """A trainer that trains nothing: it yields the first epochs of a recorded run as those of a shorter one.
-
-    `summary` are the recorded run's final metrics by name, `environment` and `data_sha256` are its own.
-    """
-
-    run_id: str
-    epochs: tuple[EpochMetrics, ...]
-    summary: Mapping[str, float]
-    environment: Mapping[str, Any]
-    data_sha256: str
-    engine: str
-
-    def prepare(self, threads: int) -> None:
-        """Do nothing."""
-
-    def run(self, job: Job, on_progress: Callable[[int, float], None]) -> Events:
-        """Yield the events of the shorter run, to which decisions make no difference: it has its result."""
-        count = job.config.training.epochs
-        epochs, last = self.epochs[:count], self.epochs[count - 1]
-        best = max(epochs, key=lambda each: each.validation_accuracy or 0.0)
-        yield RunStarted(self.environment, self.data_sha256)
-        for each in epochs:  # noqa: UP028 - a tuple takes no decisions
-            yield each
-        own, whole = last.metrics(), len(self.epochs)
-        summary = {
-            **{name: value for name, value in self.summary.items() if name not in own},
-            **{name: own[name] for name in (Metric.VALIDATION_LOSS, Metric.VALIDATION_ACCURACY)},
-            Metric.BEST_VALIDATION_ACCURACY: best.validation_accuracy or 0.0,
-            Metric.BEST_EPOCH: best.epoch,
-            Metric.TRAINING_SECONDS: last.training_seconds,
-            Metric.CPU_SECONDS: last.cpu_seconds,
-            Metric.CPU_SPENT: 0.0,
-            Metric.EPOCHS_RUN: count,
-            # Whole numbers: each epoch has as many as another.
-            Metric.SAMPLES_SEEN: self.summary[Metric.SAMPLES_SEEN] * count / whole,
-            Metric.UPDATES: self.summary[Metric.UPDATES] * count / whole,
-        }
-        yield RunFinished("completed", count, summary, last.weights_sha256, self.engine, {}, {}, epochs_before=count)
-
-
-def recorded_epochs(store: tracking.Store, run_id: str, config: RunConfig) -> RecordedEpochs | None:
-    """Return the epochs of a recorded run if they begin with those of a config, threads included; else None."""
-    found = tracking.find_runs(store, f"attributes.run_id = '{run_id}'")
-    if not found or training.depends_on_length(config.training):
-        return None
-    wanted = {name: str(value) for name, value in config.parameters().items() if name != "training.epochs"}
-    data, epochs = found[0].data, tracking.read_epochs(store, run_id)
-    if len(epochs) < config.training.epochs or not wanted.items() <= data.params.items():
-        return None
-    environment = json.loads(tracking.read_text(store, run_id, Artifact.ENVIRONMENT))
-    tags = data.tags
-    return RecordedEpochs(run_id, epochs, data.metrics, environment, tags[Tag.DATA_SHA256], tags[Tag.ENGINE])
-
-
-def record_beginning(
-    store: tracking.Store,
-    longer: RecordedEpochs,
-    config: RunConfig,
-    run_id: str,
-    on_epoch: Callable[[EpochMetrics], Decision],
-) -> RunFinished:
-    """Record the first epochs of a recorded run as those of another, shorter one; it has no model of its own."""
-    tracking.put(store, run_id, tracking.tags({Tag.PREFIX_OF: longer.run_id}))
-    worker = ThisProcess(longer, lambda epoch, fraction: None)
-    return record_training(store, worker, config, run_id, on_epoch, threading.Event())

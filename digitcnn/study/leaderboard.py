@@ -23,6 +23,7 @@ from digitcnn.study.trials import broken, parameters_of, read_trial, signed_valu
 def rank_trials(study: optuna.Study) -> pd.DataFrame:
     """Return a row per trial that has begun: rank, parameters, objectives, accuracy, cost, epochs, state, run id, note.
 
+    With study.seeds the values are means, and a row has the number of seeds and the objective's standard deviation.
     Completed trials are ranked by the objective; with several objectives the rank is the number of the Pareto front.
     Equals are in the order of `best_first`. Others follow without a rank: those that break a constraint, which are
     called infeasible, and those that were pruned, by what they had reached.
@@ -41,6 +42,8 @@ def rank_trials(study: optuna.Study) -> pd.DataFrame:
 
     rows.sort(key=order)
     table = pd.DataFrame(rows)
+    if Column.SEEDS in table and table[Column.SEEDS].isna().all():
+        table = table.drop(columns=[Column.SEEDS, Column.SEEDS_SD])
     if Column.RANK in table:
         table[Column.RANK] = table[Column.RANK].astype("Int64")
     return table
@@ -60,6 +63,8 @@ def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str
         # Earlier versions knew no other.
         Metric.CPU_SPENT: record.cpu_seconds if record.cpu_spent is None else record.cpu_spent,
         **dict(zip(names, values, strict=True)),
+        Column.SEEDS: record.seeds,
+        Column.SEEDS_SD: record.seeds_sd,
         Column.EPOCHS_RUN: record.epochs_run,
         Column.STATE: _state(trial),
         Column.RUN_ID: record.run_id,
@@ -136,9 +141,35 @@ def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str
     number = baseline.iloc[0][Column.TRIAL]
     infeasible = ", infeasible" if baseline.iloc[0][Column.STATE] == "infeasible" else ""
     return (
-        f"{text}; baseline: trial {number}, {format_cell(name, of_baseline)} (difference {in_words}, one run each"
-        f"{infeasible})"
+        f"{text}; baseline: trial {number}, {format_cell(name, of_baseline)} (difference {in_words}, "
+        f"{_seeds_in_words(name, best, baseline.iloc[0])}{infeasible})"
     )
+
+
+def _seeds_in_words(name: str, best: pd.Series[Any], baseline: pd.Series[Any]) -> str:
+    """Return what a difference rests on: one run each, or some seeds each and its standard error."""
+    if Column.SEEDS not in best:
+        return "one run each"
+    error = math.hypot(*(float(row[Column.SEEDS_SD]) / float(row[Column.SEEDS]) ** 0.5 for row in (best, baseline)))
+    shown = format_percent(error) if name.endswith("accuracy") else f"{error:.2g}"
+    return f"standard error {shown}, {best[Column.SEEDS]:.0f} and {baseline[Column.SEEDS]:.0f} seeds"
+
+
+def epochs_in_words(study: optuna.Study) -> str:
+    """Return how many epochs were trained, and how many were there from other trials."""
+    trained = saved = 0
+    for trial in study.get_trials(deepcopy=False):
+        record = read_trial(trial)
+        seeds, run, whole = (
+            record.seeds or 1,
+            record.epochs_run or 0,
+            (record.same_as, record.prefix_of, record.taken_from) != (None,) * 3,
+        )
+        before = run if whole else record.epochs_before or 0
+        trained += seeds * (run - before)
+        # What an attempt of the same trial had trained is not saved.
+        saved += seeds * before if whole or record.continues != record.repeats else 0
+    return f"epochs: {trained:,} trained" + (f", {saved:,} taken from other trials" if saved else "")
 
 
 def frequent_failure(study: optuna.Study) -> str:
@@ -170,6 +201,8 @@ def format_cell(column: str, value: Any) -> str:
         return ""
     if column.endswith("accuracy"):
         return f"{format_percent(value)} %"
+    if column == Column.SEEDS:
+        return f"{value:.0f}"
     if column == Column.RUN_ID:
         return str(value)[:8]
     if isinstance(value, float):
@@ -212,6 +245,7 @@ _BATCH, _FILTERS, _EPOCHS = "training.batch_size", "_filters", "training.epochs"
 _HEADINGS = {
     Metric.CPU_SECONDS: "CPU s",
     Metric.CPU_SPENT: "spent s",
+    Column.SEEDS_SD: "sd",
     Column.RUN_ID: "run",
     Metric.VALIDATION_ACCURACY: "val. accuracy",
 }

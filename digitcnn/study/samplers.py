@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -17,7 +17,7 @@ from digitcnn.config import RunConfig, StudyConfig
 from digitcnn.errors import ConfigError
 from digitcnn.records import PRUNING_METRICS, is_maximized
 from digitcnn.study.space import Space, grid_points
-from digitcnn.study.trials import beginning_key
+from digitcnn.study.trials import beginning_key, best_trial, ended_trials, signed_values
 
 # Samplers that choose by what earlier trials reached, once some have.
 _LEARNING = ("tpe", "gp")
@@ -25,6 +25,8 @@ _LEARNING = ("tpe", "gp")
 # 0.39 with the end, and the median of all would have cut 44 % of those that end in the better half.
 _FIRST_JUDGED = 4
 _MIN_VALUES = 4
+# The level of the test that ends a trial's seeds: `python -m experiments.search` compares it with others.
+_BEHIND = 0.1
 # The median of n values is uncertain by 1.25 of their standard deviations over the root of n: a third of one for 16.
 _ENOUGH_TRIALS = 20
 
@@ -40,6 +42,8 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
             f"study.startup_trials={config.startup_trials}: must be null with study.sampler={config.sampler}, which "
             f"learns nothing from trials; {' and '.join(_LEARNING)} do"
         )
+    if config.seeds > 1 and "training.seed" in space:
+        raise ConfigError(f"study.seeds={config.seeds}: must be 1, as study.space varies training.seed")
     if config.pruner != "none":
         if len(config.objective) > 1:
             raise ConfigError(f"study.pruner={config.pruner}: must be none with more than one objective")
@@ -126,6 +130,28 @@ def report_epoch(trial: Trial, config: StudyConfig, first: int, metrics: Mapping
     median = statistics.median(others)
     worse = max(reached) < median if is_maximized(metric) else min(reached) > median
     return len(others) if worse else 0
+
+
+def needs_seed(study: Study, config: StudyConfig, values: Sequence[float]) -> bool:
+    """Return True if a trial is to be trained with a further seed, given the objective's value with each one so far.
+
+    Not if it lies so far behind the best trial that a one-sided t test at 10 % tells it from that, by the spread
+    between seeds that all trials share; with several objectives there is no best.
+    """
+    from scipy import stats
+
+    if len(values) == config.seeds or len(config.objective) > 1:
+        return len(values) < config.seeds
+    best, ended = best_trial(study), ended_trials(study)
+    spreads = [(each.record.seeds - 1, each.record.seeds_sd or 0.0) for each in ended if each.record.seeds]
+    spreads += [(len(values) - 1, statistics.stdev(values))] if len(values) > 1 else []
+    freedom = sum(count for count, _ in spreads)
+    if best is None or not freedom:
+        return True
+    spread = math.sqrt(sum(count * sd**2 for count, sd in spreads) / freedom)
+    reached, leading = (signed_values(study, [each])[0] for each in (statistics.fmean(values), (best.values or [])[0]))
+    error = spread * math.sqrt(1 / len(values) + 1 / (best.record.seeds or 1))
+    return bool(reached - leading <= stats.t.isf(_BEHIND, freedom) * error)
 
 
 def _values_in(study: Study, epoch: int) -> list[float]:

@@ -52,7 +52,7 @@ class OpenStudy(Study):
 
 
 def study_identity(config: StudyConfig, space: Space, baseline: RunConfig, data_sha256: str) -> dict[str, Any]:
-    """Return all that two sweeps of one study share: space, objectives, constraints, data, values not searched.
+    """Return all that two sweeps of one study share: space, objectives, constraints, seeds, data, fixed values.
 
     The data are their SHA-256: `data.path` says where they were last, and may change.
     """
@@ -61,6 +61,7 @@ def study_identity(config: StudyConfig, space: Space, baseline: RunConfig, data_
         IdentityKey.OBJECTIVE: list(config.objective),
         IdentityKey.BASELINE: fixed_values(baseline),
         IdentityKey.CONSTRAINTS: config.bounds(),
+        IdentityKey.SEEDS: config.seeds,
         IdentityKey.DATA_SHA256: data_sha256,
     }
 
@@ -171,6 +172,7 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     searched = {
         "study.objective": identity[IdentityKey.OBJECTIVE],
         "study.constraints": identity.get(IdentityKey.CONSTRAINTS, {}),
+        "study.seeds": identity.get(IdentityKey.SEEDS, 1),
     }
     # A study of an earlier version has the defaults of the keys that there were not.
     baseline = fixed_values(load_config(RunConfig, nested(identity[IdentityKey.BASELINE])))

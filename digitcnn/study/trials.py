@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from optuna.distributions import BaseDistribution
@@ -37,7 +39,30 @@ def outcome_record(epochs: int, summary: Mapping[str, float]) -> TrialRecord:
         validation_accuracy=summary[Metric.VALIDATION_ACCURACY],
         cpu_seconds=summary[Metric.CPU_SECONDS],
         cpu_spent=summary.get(Metric.CPU_SPENT),
+        seeds=None if Metric.SEEDS not in summary else int(summary[Metric.SEEDS]),
+        seeds_sd=summary.get(Metric.SEEDS_SD),
     )
+
+
+def mean_of_seeds(summaries: Sequence[Mapping[str, float]], objective: str) -> dict[str, float]:
+    """Return the final metrics of a trial from those of its runs: means, but for the CPU seconds that it took.
+
+    With their number, and of the objective the standard deviation and error, if there are several.
+    """
+    means = {name: statistics.fmean(each[name] for each in summaries) for name in summaries[0]}
+    if Metric.CPU_SPENT in means:
+        means[Metric.CPU_SPENT] *= len(summaries)
+    means[Metric.SEEDS] = len(summaries)
+    if len(summaries) > 1:
+        means[Metric.SEEDS_SD] = statistics.stdev(each[objective] for each in summaries)
+        means[Metric.SEEDS_ERROR] = means[Metric.SEEDS_SD] / math.sqrt(len(summaries))
+    return means
+
+
+def named_means(summary: Mapping[str, float]) -> dict[str, float]:
+    """Return the means of several seeds by the names that they have in the run of a trial, beside its own metrics."""
+    own = (Metric.CPU_SPENT, Metric.SEEDS, Metric.SEEDS_SD, Metric.SEEDS_ERROR)
+    return {name if name in own else f"{name}{Metric.MEAN_SUFFIX}": value for name, value in summary.items()}
 
 
 def trial_of_run(study: Study, run_id: str) -> int | None:
@@ -175,6 +200,9 @@ def copy_result(study: Study, trial: Trial, original: EndedTrial) -> None:
         validation_accuracy=result.validation_accuracy,
         cpu_seconds=result.cpu_seconds,
         cpu_spent=0.0,
+        seeds=result.seeds,
+        seeds_sd=result.seeds_sd,
+        seed_runs=result.seed_runs,
     )
     record_trial(study, trial, copied)
     record_constraints(study, trial, original.constraints)

@@ -166,8 +166,11 @@ class Run:
         ordered = {name: values[name] for name in reversed(EPOCH_METRICS) if name in values} | values
         self._put(operations.metrics(self._named(ordered), metrics.epoch))
 
-    def log_finish(self, finished: RunFinished) -> None:
-        """Record the final metrics, the files, the digests and the model, and close the run."""
+    def log_finish(self, finished: RunFinished, close: bool = True) -> None:
+        """Record the final metrics, the files, the digests and the model, and close the run.
+
+        Unless told otherwise, for one that was completed: more is to be recorded in it.
+        """
         self._put(operations.metrics(self._named(finished.summary), finished.epochs))
         tags = {Tag.WEIGHTS_SHA256: finished.weights_sha256, Tag.ENGINE: finished.engine}
         if finished.files:
@@ -183,7 +186,8 @@ class Run:
             # MLflow has one status, and one red cross, for a pruned run and for others.
             tags[Tag.NOTE] = f"pruned after epoch {finished.epochs} of {self.config.training.epochs}"
         self._put(operations.tags(tags))
-        close_run(self.store, self.run_id, _ENDINGS[finished.ending])
+        if close or finished.ending != "completed":
+            close_run(self.store, self.run_id, _ENDINGS[finished.ending])
 
     def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return metrics by what they were measured on: as the article did, the test set may judge every epoch.

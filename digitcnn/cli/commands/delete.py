@@ -76,7 +76,9 @@ def _of_study(store: tracking.Store, opened: study.OpenStudy, config: TrackingCo
     name, parent = opened.study_name, opened.parent_run_id
     # Another study in this MLflow store may have the same name.
     runs = [
-        run for run in tracking.study_runs(store, name) if parent in (run.info.run_id, run.data.tags.get(Tag.PARENT))
+        run
+        for run in tracking.study_runs(store, name)
+        if parent in (run.info.run_id, run.data.tags.get(Tag.PARENT), run.data.tags.get(Tag.SEED_OF))
     ]
     return _removal(store, runs, config, f"study.name={name}", name)
 

@@ -29,6 +29,7 @@ def search(config: SweepConfig) -> int:
         screen.close()
     tables.print_leaderboard(result.leaderboard, list(plan.space), config.study.objective)
     tables.print_line(study.best_against_baseline(result.leaderboard, config.study.objective))
+    print(result.epochs)
     print(f"leaderboard: {result.leaderboard_path}")
     if result.overtime:
         print(result.overtime)
