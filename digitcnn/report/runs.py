@@ -110,9 +110,7 @@ def _seconds_left(found: StudyRecord, parts: float, workers: int) -> float | Non
     trials = {trial.number: trial for trial in found.study.get_trials(deepcopy=False)}
     trained = [trials[number] for number in found.completed.get(Column.TRIAL, [])]
     took = [
-        each.duration.total_seconds()
-        for each in trained
-        if each.duration and (each.user_attrs.get(Metric.CPU_SPENT) or 1)
+        each.duration.total_seconds() for each in trained if each.duration and each.user_attrs.get(Metric.CPU_SPENT, 1)
     ]
     if not took:
         return None

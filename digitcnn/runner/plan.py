@@ -213,12 +213,13 @@ def _networks(configs: Sequence[RunConfig]) -> str:
     """Return the sizes of some runs' networks, the smallest and the largest, in words."""
     splits = check_run(configs[0])
     said = []
-    for count, unit in (
-        (training.count_parameters, "parameters"),
-        (training.count_multiplications, "multiply-adds an image"),
-    ):
+    counts = {
+        "million parameters": training.count_parameters,
+        "million multiply-adds an image": training.count_multiplications,
+    }
+    for unit, count in counts.items():
         sizes = [count(each.model, *splits.image_shape, splits.classes) / 1e6 for each in configs]
-        said.append(" to ".join(f"{size:.3g}" for size in dict.fromkeys((min(sizes), max(sizes)))) + f" million {unit}")
+        said.append(" to ".join(f"{size:.3g}" for size in dict.fromkeys((min(sizes), max(sizes)))) + f" {unit}")
     return ", ".join(said)
 
 
