@@ -133,6 +133,9 @@ class Metric:
     PEAK_MEMORY_MB = "peak_memory_mb"
     # Fewer than the config's where it stopped early.
     EPOCHS_RUN = "epochs_run"
+    # Of a process, after an epoch; MLflow's UI shows what begins like this on a page of its own.
+    SYSTEM_CPU = "system/cpu_utilization_percentage"
+    SYSTEM_MEMORY = "system/memory_usage_megabytes"
     SAMPLES_SEEN = "samples_seen"
     UPDATES = "updates"
     # Of the run of a trial that was confirmed, with the fields of statistics.Summary: what its seeds got.
@@ -247,6 +250,9 @@ class StudyAttribute:
     IDENTITY = "identity"
     # The id of the study's MLflow run.
     PARENT_RUN_ID = "parent_run_id"
+    # Not of the user: the note that optuna-dashboard shows of a study, and its version.
+    DASHBOARD_NOTE = "dashboard:note_str:0"
+    DASHBOARD_NOTE_VERSION = "dashboard:note_ver"
 
 
 class IdentityKey:

@@ -82,7 +82,7 @@ class EpochMetrics:
     The training metrics are means over the epoch's samples at the weights of each update, the validation metrics
     those at the epoch's end; none where the examples are judged once. `epoch_seconds` covers training and validation,
     `images_per_second` training alone. `training_seconds` and `cpu_seconds` are those of all epochs so far, and
-    `weights_sha256` is the digest of the weights at the epoch's end.
+    `weights_sha256` is the digest of the weights at the epoch's end, `memory_mb` what the process then holds.
     """
 
     epoch: int
@@ -95,10 +95,11 @@ class EpochMetrics:
     training_seconds: float = 0.0
     cpu_seconds: float = 0.0
     weights_sha256: str = ""
+    memory_mb: float = 0.0
 
     def metrics(self) -> dict[str, float]:
         """Return the epoch's own metrics by name, without those that were not measured."""
-        others = ("epoch", Metric.TRAINING_SECONDS, Metric.CPU_SECONDS, Tag.WEIGHTS_SHA256)
+        others = ("epoch", Metric.TRAINING_SECONDS, Metric.CPU_SECONDS, Tag.WEIGHTS_SHA256, "memory_mb")
         return {name: value for name, value in vars(self).items() if name not in others and value is not None}
 
 

@@ -34,6 +34,8 @@ _ENDINGS: dict[Ending, Status] = {"completed": "FINISHED", "pruned": "KILLED", "
 # MLflow's limits: of a tag's value, of metrics in one call, and of a data set's digest.
 _MAX_TAG_LENGTH = 5000
 _MAX_METRICS = 1000
+# Shorter trainings have no time to see them change.
+_SYSTEM_SECONDS = 30.0
 _DIGEST_LENGTH = 36
 _DIGITS = 3
 _COPIED_TAGS = (
@@ -149,6 +151,7 @@ class Run:
 
     def __init__(self, store: Store, run_id: str, config: RunConfig) -> None:
         self.store, self.run_id, self.config = store, run_id, config
+        self.seconds = self.cpu_seconds = 0.0
         put_yaml(store, run_id, Artifact.CONFIG, config.model_dump(exclude={"tracking"}))
 
     def log_start(self, started: RunStarted, splits: Splits) -> None:
@@ -162,6 +165,11 @@ class Run:
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Record the metrics of an epoch at step `epoch`, in one transaction."""
         values = metrics.metrics()
+        seconds, cpu_seconds = metrics.training_seconds - self.seconds, metrics.cpu_seconds - self.cpu_seconds
+        self.seconds, self.cpu_seconds = metrics.training_seconds, metrics.cpu_seconds
+        if self.seconds > _SYSTEM_SECONDS and seconds > 0:
+            # 100 is one core.
+            values |= {Recorded.SYSTEM_CPU: 100 * cpu_seconds / seconds, Recorded.SYSTEM_MEMORY: metrics.memory_mb}
         # MLflow's charts begin with what is recorded first: what most studies look for.
         ordered = {name: values[name] for name in reversed(EPOCH_METRICS) if name in values} | values
         self._put(operations.metrics(self._named(ordered), metrics.epoch))

@@ -17,7 +17,7 @@ from digitcnn.training.engines import make_engine
 from digitcnn.training.engines.augmentation import draw_transforms
 from digitcnn.training.engines.checkpoint import SavedTraining
 from digitcnn.training.engines.optimizers import batches_per_epoch
-from digitcnn.training.machine import peak_memory_mb, reset_peak_memory
+from digitcnn.training.machine import peak_memory_mb, reset_peak_memory, resident_memory_mb
 from digitcnn.training.network import weights_sha256
 from digitcnn.values import Checkpoint, Decision, Ending, EpochMetrics, Evaluation, Splits, TrainingResult
 
@@ -116,6 +116,7 @@ def train(
                 training_seconds=training_before + time.perf_counter() - began,
                 cpu_seconds=cpu_before + time.process_time() - cpu_began,
                 weights_sha256=weights_sha256(model),
+                memory_mb=resident_memory_mb(),
             )
         epochs.append(metrics)
         decision = yield metrics

@@ -166,3 +166,17 @@ def test_run_judged_by_the_test_set_records_no_validation(root: Path) -> None:
     metrics = MlflowClient(config.tracking.store_uri).get_run(run_id).data.metrics
     assert {"test_accuracy", "test_loss"} < set(metrics)
     assert not {name for name in metrics if "validation" in name}
+
+
+def test_recorder_shows_processor_and_memory_of_long_trainings(root: Path) -> None:
+    config = config_in(root)
+    store = tracking.open_store(config.tracking)
+    run_id = tracking.create_training_run(store, config, "long", {})
+    run = tracking.Run(store, run_id, config)
+    for epoch, seconds in enumerate((20.0, 40.0, 60.0), start=1):
+        metrics = EpochMetrics(epoch, 1.0, 0.5, 1.0, 0.5, 20.0, 9.0, seconds, 1.5 * seconds + epoch, memory_mb=700.0)
+        run.log_epoch(metrics)
+    tracking.deliver(store)
+    for name, value in (("cpu_utilization_percentage", 155), ("memory_usage_megabytes", 700)):
+        history = store.client.get_metric_history(run_id, f"system/{name}")
+        assert [(each.step, each.value) for each in history] == [(2, value), (3, value)]
