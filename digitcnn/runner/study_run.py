@@ -248,6 +248,7 @@ def record_leaderboard(
     names = [f"{Metric.BEST_TRIAL_PREFIX}{name}" for name in config.study.objective]
     tracking.put(store, run_id, tracking.metrics(dict(zip(names, values, strict=False)), step=0))
     tracking.put_files(store, run_id, {Artifact.LEADERBOARD: text})
+    study.save_note(opened, f"{study.best_against_baseline(table, config.study.objective)}\n\nMLflow run {run_id}")
     return path, table
 
 

@@ -37,6 +37,7 @@ from digitcnn.study.study import (
     recorded_studies,
     recorded_study,
     refuse_another,
+    save_note,
     snapshot_study,
     study_identity,
     study_of_trials,

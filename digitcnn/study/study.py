@@ -30,6 +30,8 @@ warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
 
 # Studies that an error names.
 _MAX_NAMES = 10
+# optuna-dashboard divides longer notes.
+_MAX_NOTE = 2000
 
 
 class OpenStudy(Study):
@@ -104,6 +106,18 @@ def recorded_studies(folder: Path) -> list[OpenStudy]:
     store = connect(folder)
     found = optuna.get_all_study_summaries(store, include_best_trial=False)
     return [OpenStudy(each.study_name, store) for each in found if StudyAttribute.IDENTITY in each.user_attrs]
+
+
+def save_note(study: Study, text: str) -> None:
+    """Record what optuna-dashboard shows as a study's note, in its own form, for the one process that owns the study.
+
+    What a person wrote there stays.
+    """
+    before = study._storage.get_study_system_attrs(study._study_id)
+    # A person's is of another version than ours, or in several parts.
+    if before.get(StudyAttribute.DASHBOARD_NOTE_VERSION, 1) == 1:
+        study._storage.set_study_system_attr(study._study_id, StudyAttribute.DASHBOARD_NOTE, text[:_MAX_NOTE])
+        study._storage.set_study_system_attr(study._study_id, StudyAttribute.DASHBOARD_NOTE_VERSION, 1)
 
 
 def delete_study(folder: Path, name: str) -> None:
