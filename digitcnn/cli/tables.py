@@ -64,19 +64,14 @@ def print_reproduction(metrics: Sequence[ComparedMetric]) -> None:
 
 
 def print_comparison(comparison: RunComparison) -> None:
-    """Print what differs between runs: a row per value and a column per run, or of many runs a row per run.
-
-    Of many, some of the values that have no room are named below the table.
-    """
+    """Print what differs between runs: a row per value and a column per run, or of many runs a row per run."""
     console, table = _console(), comparison.differing
-    drawn, left_out = _column_per_run(table), list[str]()
+    drawn = _column_per_run(table)
     needed = sum((column.min_width or 0) + 2 for column in drawn.columns)
     if len(table.columns) > _MAX_COLUMNS or needed > console.width:
-        drawn, left_out = _row_per_run(table, console)
-    console.print(drawn)
-    if left_out:
-        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
-        print_line(f"no room for {', '.join(map(printable, left_out[:5]))}{more}; format=csv shows all")
+        _print_row_per_run(table)
+    else:
+        console.print(drawn)
     print(f"the same in all: {format_count(comparison.alike, 'other value')}")
 
 
@@ -93,46 +88,33 @@ def _column_per_run(table: pd.DataFrame) -> Table:
     return drawn
 
 
-def _row_per_run(table: pd.DataFrame, console: Console) -> tuple[Table, list[str]]:
-    """Return a table with a row per run and as many values as there is room for, and the names of the others.
-
-    Accuracies come first, then parameters; one value is always shown.
-    """
+def _print_row_per_run(table: pd.DataFrame) -> None:
+    """Print a row per run, accuracies first, then parameters; headings are broken between words, long texts cut."""
     names = sorted(map(str, table.index), key=lambda name: (not name.endswith("accuracy"), "." not in name))
-    shown = names[:1]
-    for name in names[1:]:
-        if least_width(_rows(table, [*shown, name]), console) <= console.width:
-            shown.append(name)
-    return _rows(table, shown), [name for name in names if name not in shown]
+    rows = table.loc[names].T.map(_cut)
+    rows.columns = [re.sub(r"[._]", " ", name) for name in names]
+    rows.insert(0, "run", [str(run_id)[:8] for run_id in rows.index])
+    print_table(rows)
 
 
-def _rows(table: pd.DataFrame, names: Sequence[str]) -> Table:
-    """Return a table with a row per run; headings are broken between their words, and long texts are cut."""
-    drawn = Table(box=None, padding=(0, 2, 0, 0))
-    drawn.add_column("run", min_width=8)
-    columns = []
-    for name in names:
-        cells = [printable(_cell(value)) for value in table.loc[name]]
-        columns.append([cell if len(cell) <= _MAX_WHOLE else f"{cell[: _MAX_WHOLE - 3]}..." for cell in cells])
-        heading = printable(re.sub(r"[._]", " ", name))
-        drawn.add_column(heading, min_width=max(map(len, columns[-1])), overflow="fold")
-    for run_id, *row in zip(table.columns, *columns, strict=True):
-        drawn.add_row(printable(str(run_id)[:8]), *row)
-    return drawn
+def _cut(value: object) -> object:
+    return f"{value[: _MAX_WHOLE - 3]}..." if isinstance(value, str) and len(value) > _MAX_WHOLE else value
 
 
 def _cell(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def print_table(table: pd.DataFrame) -> None:
+def print_table(table: pd.DataFrame, hint: str = "; format=csv shows all") -> None:
     """Print a table with the columns that there is room for, and name those that have none."""
     console, columns = _console(), [str(column) for column in table.columns]
     while (drawn := _drawn(table[columns], [], console.width)) is None and len(columns) > 1:
         columns.pop()
     console.print(drawn or "\n".join(map(str, table[columns[0]])))
     if len(columns) < len(table.columns):
-        print_line(f"no room for {', '.join(printable(str(name)) for name in table.columns[len(columns) :])}")
+        left_out = [printable(str(name)) for name in table.columns[len(columns) :]]
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        print_line(f"no room for {', '.join(left_out[:5])}{more}{hint}")
 
 
 def print_leaderboard(table: pd.DataFrame, parameters: Sequence[str], objectives: Sequence[str]) -> None:

@@ -123,7 +123,7 @@ def test_comparison_is_readable_with_any_number_of_runs(
     if runs > 6 or width == 30 or (runs, width) == (6, 80):
         rows = [line.split() for line in table if line[:8].isdigit()]
         assert [row[0] for row in rows] == [f"{number:08d}" for number in range(runs)]
-        assert [float(row[1]) for row in rows] == [(9000 + number) / 10_000 for number in range(runs)]
+        assert [float(row[1]) for row in rows] == [(9000 + number) / 100 for number in range(runs)]
         assert any(line.startswith("no room for") for line in lines)
     else:
         assert any(line.startswith("training.batch_size") and line.split()[1:3] == ["32", "33"] for line in lines)

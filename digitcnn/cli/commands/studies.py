@@ -8,7 +8,7 @@ from digitcnn.config import StudiesConfig
 
 def studies(config: StudiesConfig) -> int:
     """Print a line for each study; return the exit status."""
-    tables.print_table(report.list_studies(config.tracking))
+    tables.print_table(report.list_studies(config.tracking), hint="")
     return delivered(0)
 
 
