@@ -170,17 +170,13 @@ def importances(shown: optuna.Study) -> go.Figure | None:
     return finish(figure, "importance (% of all)", None, height=140 + 44 * len(names))
 
 
-def slices(shown: optuna.Study, objective: int) -> list[go.Figure]:
-    """Draw an objective over each parameter, a chart per parameter; later trials are darker."""
-    completed = shown.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+def slice_of(shown: optuna.Study, objective: int, parameter: str) -> go.Figure:
+    """Draw an objective over a parameter; later trials are darker."""
     name, target = _objectives(shown)[objective], _value(objective)
-    figures = []
-    for parameter in sorted({key for trial in completed for key in trial.params}):
-        figure = optuna.visualization.plot_slice(shown, params=[parameter], target=target, target_name=name)
-        figure.update_traces(marker={"showscale": False, "size": 7})
-        finish(figure, parameter, name, height=280)
-        figures.append(figure.update_layout(margin={"l": 55, "r": 5, "t": 10, "b": 45}))
-    return figures
+    figure = optuna.visualization.plot_slice(shown, params=[parameter], target=target, target_name=name)
+    figure.update_traces(marker={"showscale": False, "size": 7})
+    finish(figure, parameter, name, height=280)
+    return figure.update_layout(margin={"l": 55, "r": 5, "t": 10, "b": 45})
 
 
 def tradeoff(

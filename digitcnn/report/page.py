@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import html
 import io
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from digitcnn import study, tracking
 from digitcnn.config import ReportConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Column, Metric, is_maximized
+from digitcnn.records import Artifact, Column, IdentityKey, Metric, is_maximized
 from digitcnn.report import charts, search, text
 from digitcnn.report.record import StudyRecord, most_confident_mistakes, read_study
 from digitcnn.report.views import present
@@ -55,7 +57,7 @@ def page(found: StudyRecord, store: tracking.Store) -> str:
     import jinja2
     from plotly.offline import get_plotlyjs
 
-    drawn = _charts(found)
+    drawn = {name: figure for name, draw in drawings(found).items() if (figure := draw()) is not None}
     champion, mistakes = _champion(found, store, drawn)
     library, drawing = get_plotlyjs(), (files("digitcnn") / "templates/draw.js").read_text("utf-8")
     objectives = [charts.title_of(name) for name in found.objectives]
@@ -86,6 +88,13 @@ def page(found: StudyRecord, store: tracking.Store) -> str:
     return environment.get_template("report.html").render(values)
 
 
+def html_summary(found: StudyRecord) -> str:
+    """Return a study in short as HTML: its finding and the first of its leaderboard."""
+    lines = [f"Study {found.study.study_name}: {text.state(found)}", *text.abstract(found)]
+    table = found.table.drop(columns=[Column.RUN_ID, Column.NOTE], errors="ignore").head()
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines) + table.to_html(index=False, na_rep="")
+
+
 def _packed(text: str) -> str:
     """Return a text as draw.js unpacks it: compressed, in letters that HTML leaves as they are."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
@@ -98,32 +107,34 @@ def _policy(scripts: Iterable[str]) -> str:
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
 
 
-def _charts(found: StudyRecord) -> dict[str, Any]:
-    """Draw the charts of the study's trials, by name."""
-    drawn = {}
+def drawings(found: StudyRecord) -> dict[str, Callable[[], Any]]:
+    """Return the functions that draw the charts of a study's trials, by name; without those that there is no data for.
+
+    The chart of the parameters' importance is None where too few trials have completed.
+    """
+    made: dict[str, Callable[[], Any]] = {}
     best, baseline = study.best_trial_number(found.table), study.baseline_trial_number(found.table)
     for name in (Metric.VALIDATION_ACCURACY, Metric.VALIDATION_LOSS):
         if found.curves[name].notna().any():
-            drawn[f"curves_{name}"] = charts.learning_curves(found.curves, name, best, baseline)
+            made[f"curves_{name}"] = partial(charts.learning_curves, found.curves, name, best, baseline)
     if found.confirmation is not None and found.confirmation.table[Column.DIFFERENCE].notna().any():
-        drawn["intervals"] = charts.intervals(found.confirmation.table)
+        made["intervals"] = partial(charts.intervals, found.confirmation.table)
+        made["seeds"] = partial(search.seed_curves, found.confirming_curves)
     if found.completed.empty:
-        return drawn
+        return made
     shown = charts.with_chart_units(found.study)
     if len(found.objectives) == 1:
-        drawn["tuning"] = search.tuning_curve(found)
+        made["tuning"] = partial(search.tuning_curve, found)
     for index in range(len(found.objectives)):
-        drawn[f"history{index}"] = charts.history(shown, index)
-        for number, figure in enumerate(charts.slices(shown, index)):
-            drawn[f"slice{index}_{number}"] = figure
-    drawn["parallel"] = charts.parallel_coordinates(shown, found.table)
-    importances = charts.importances(shown)
-    if importances is not None:
-        drawn["importances"] = importances
+        made[f"history{index}"] = partial(charts.history, shown, index)
+        for parameter in found.identity[IdentityKey.SPACE]:
+            made[f"slice{index}_{parameter}"] = partial(charts.slice_of, shown, index, parameter)
+    made["parallel"] = partial(charts.parallel_coordinates, shown, found.table)
+    made["importances"] = partial(charts.importances, shown)
     for name, _, x, y in _tradeoffs(found):
         larger = (is_maximized(x), is_maximized(y))
-        drawn[name] = charts.tradeoff(found.table, x, y, larger, baseline)
-    return drawn
+        made[name] = partial(charts.tradeoff, found.table, x, y, larger, baseline)
+    return made
 
 
 def _tradeoffs(found: StudyRecord) -> list[tuple[str, str, str, str]]:

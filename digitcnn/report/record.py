@@ -19,7 +19,7 @@ from digitcnn import evaluation, study, tracking
 from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest
-from digitcnn.records import EPOCH_METRICS, Artifact, Column, IdentityKey, Tag
+from digitcnn.records import EPOCH_METRICS, Artifact, Column, IdentityKey, Metric, Tag
 from digitcnn.training import arithmetic_flags, load_splits
 
 _RESUMED = (Tag.STUDY_SAMPLER, Tag.STUDY_PRUNER, Tag.STUDY_SEED)
@@ -79,6 +79,18 @@ class StudyRecord:
     def curves(self) -> pd.DataFrame:
         """A row per trial and epoch with EPOCH_METRICS; read when it is asked for, which takes seconds of many."""
         return _curves(self.store, self.table)
+
+    @cached_property
+    def confirming_curves(self) -> pd.DataFrame:
+        """A row per config, seed and epoch of the confirming runs, with their training loss."""
+        columns = [Column.CONFIG, Column.SEED, Column.EPOCH, Metric.TRAIN_LOSS]
+        if self.confirmation is None:
+            return pd.DataFrame(columns=columns)
+        runs = self.confirmation.runs
+        found = tracking.metric_histories(self.store, runs[Column.RUN_ID].tolist(), Metric.TRAIN_LOSS)
+        named = zip(runs[Column.CONFIG], runs[Column.SEED], runs[Column.RUN_ID], strict=True)
+        rows = [(config, seed, *point) for config, seed, run_id in named for point in sorted(found[run_id].items())]
+        return pd.DataFrame(rows, columns=columns)
 
     @property
     def completed(self) -> pd.DataFrame:

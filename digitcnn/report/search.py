@@ -1,7 +1,8 @@
-"""The search itself: if early epochs tell the end, and the best so far for what was spent."""
+"""Curves: if early epochs tell the end, the best so far for what was spent, and those of repeated seeds."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from numpy.typing import NDArray
 from plotly import graph_objects as go
 
 from digitcnn import study
-from digitcnn.drawing import BLUE, ORANGE
+from digitcnn.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, SKY
 from digitcnn.records import PRUNING_METRICS, Column, Metric, Tag, is_maximized
 from digitcnn.report import charts
 from digitcnn.report.record import StudyRecord
 from digitcnn.report.text import Grid
 
 _MIN_TRIALS = 4
+_COLOURS = (INK, BLUE, ORANGE, GREEN, PURPLE, SKY)
 # Of the best of k random trials, the interval that holds it in nine of ten searches.
 _BAND = (0.05, 0.95)
 
@@ -128,6 +130,23 @@ def tuning_curve(found: StudyRecord) -> go.Figure:
     line = {"color": ORANGE, "shape": "hv"}
     figure.add_trace(go.Scatter(x=minutes, y=charts.scaled(name, best), mode="lines", name="best so far", line=line))
     return charts.finish(figure, "CPU time spent (min)", charts.title_of(name))
+
+
+def seed_curves(curves: pd.DataFrame) -> go.Figure:
+    """Draw the training loss of each config over the epochs: the mean of its seeds, and a band from least to most."""
+    figure = go.Figure()
+    for (config, runs), color in zip(
+        curves.groupby(Column.CONFIG, sort=False), itertools.cycle(_COLOURS), strict=False
+    ):
+        losses = runs.groupby(Column.EPOCH)[Metric.TRAIN_LOSS].agg(["min", "mean", "max"])
+        look: dict[str, Any] = {"x": losses.index, "mode": "lines", "legendgroup": config, "line_color": color}
+        band = {"line_width": 0, "showlegend": False, "hoverinfo": "skip"}
+        for side, fill in (("min", None), ("max", "tonexty")):
+            figure.add_scatter(y=losses[side], name=f"{config}, {side}", fill=fill, **look | band)
+        figure.add_scatter(y=losses["mean"], name=str(config), **look)
+    figure.update_yaxes(type="log")
+    figure.update_xaxes(tickformat="d", **({"dtick": 1} if curves[Column.EPOCH].max() <= 15 else {}))
+    return charts.finish(figure, "epoch", "training loss (nats, logarithmic)")
 
 
 def best_of_random(values: NDArray[np.floating[Any]], larger: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -224,6 +224,7 @@ def test_page_is_drawn_by_a_browser_that_asks_for_nothing(confirmed: Path, tmp_p
     names = _Page(page).figures
     assert {
         "intervals",
+        "seeds",
         "history0",
         "tuning",
         "parallel",
@@ -231,8 +232,11 @@ def test_page_is_drawn_by_a_browser_that_asks_for_nothing(confirmed: Path, tmp_p
         "confusion",
         "curves_validation_accuracy",
     } <= set(names)
-    charts_drawn = re.findall(r'<div class="chart[^"]*js-plotly-plot" id="(\w+)"', drawn)
+    charts_drawn = re.findall(
+        r'<div class="chart[^"]*js-plotly-plot" id="([\w.]+)" role="img" aria-label="Chart: \w', drawn
+    )
     assert sorted(charts_drawn) == sorted(names)
+    assert drawn.count("Show as a table") == len(names) - 1
     asking = tmp_path / "asking.html"
     asking.write_text('<img src="http://elsewhere.example/x.png">')
     assert _browse(asking, tmp_path / "asking")[1] == ["http://elsewhere.example/x.png"]

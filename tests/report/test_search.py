@@ -48,3 +48,14 @@ def test_best_of_random_holds_nine_of_ten_searches(larger: bool) -> None:
     best = drawn.max(axis=1) if larger else drawn.min(axis=1)
     assert np.mean((best >= low[19]) & (best <= high[19])) == pytest.approx(0.9, abs=0.02)
     assert (np.diff(low if larger else -high) >= 0).all()
+
+
+def test_seed_curves_are_the_mean_of_each_configs_seeds_within_their_least_and_most() -> None:
+    rows = [("baseline", seed, epoch, seed / epoch) for seed in (1, 2, 6) for epoch in (1, 2)] + [
+        ("trial 1", 1, 1, 5.0)
+    ]
+    figure = search.seed_curves(pd.DataFrame(rows, columns=["config", "seed", "epoch", "train_loss"]))
+    drawn = {trace.name: list(trace.y) for trace in figure.data}
+    assert [drawn[f"baseline{side}"] for side in (", min", ", max", "")] == [[1, 0.5], [6, 3], [3, 1.5]]
+    assert drawn["trial 1"] == [5]
+    assert [trace.name for trace in figure.data if trace.showlegend is not False] == ["baseline", "trial 1"]
