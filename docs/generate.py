@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/: configuration.md, and the picture and rooms of architecture.md. `make docs`."""
+"""Write the generated parts of docs/: configuration.md, api.md, architecture.md's picture and rooms. `make docs`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ Hydra's users know works: `--cfg job` shows the composed config, `--multirun` go
 `--config-dir DIR` adds a folder of your own configs, and `digitcnn -sc install=bash` installs tab completion.
 `digitcnn COMMAND --help` shows a command's keys with their comments. An unknown key or a wrong value is one line that
 names what is allowed.
+"""
+_API_INTRODUCTION = """# From a notebook
+
+What `import digitcnn` offers, written by `make docs` from the docstrings of `digitcnn/api.py`.
+[tour.ipynb](tour.ipynb) uses most of it, in two minutes. Importing digitcnn takes no time: TensorFlow and MLflow are
+imported by what needs them.
 """
 _SPACE = """
 ### Search space
@@ -299,10 +305,52 @@ def architecture(text: str) -> str:
     return text
 
 
+# api.md
+
+
+def api() -> str:
+    """Return the page of what `import digitcnn` offers: each function and class with its docstring."""
+    module = ast.parse((REPOSITORY / "digitcnn" / "api.py").read_text())
+    lines = [_API_INTRODUCTION]
+    for node in module.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        signature = _signature(node) if isinstance(node, ast.FunctionDef) else ""
+        lines += [
+            f"## digitcnn.{node.name}",
+            "",
+            *(
+                ["```python", *textwrap.wrap(f"digitcnn.{signature}", 100, subsequent_indent="    "), "```", ""]
+                if signature
+                else []
+            ),
+        ]
+        lines += [*_paragraphs(node), ""]
+        members = [each for each in node.body if isinstance(each, ast.FunctionDef) and not each.name.startswith("_")]
+        if isinstance(node, ast.ClassDef):
+            rows = [f"| `{_cell(_signature(each))}` | {_cell(' '.join(_paragraphs(each)))} |" for each in members]
+            lines += ["| | |", "| --- | --- |", *rows, ""]
+    return "\n".join(lines)
+
+
+def _signature(function: ast.FunctionDef) -> str:
+    """Return a function's call with its types; of a property the name and its type."""
+    returned = f" -> {ast.unparse(function.returns)}" if function.returns else ""
+    if any(isinstance(each, ast.Name) and each.id == "property" for each in function.decorator_list):
+        return f".{function.name}{returned}"
+    arguments = ast.unparse(function.args).removeprefix("self").removeprefix(", ")
+    return f"{function.name}({arguments}){returned}"
+
+
+def _paragraphs(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
+    return [each for part in (ast.get_docstring(node) or "").split("\n") for each in textwrap.wrap(part, 120) or [""]]
+
+
 def pages() -> dict[Path, str]:
     """Return every generated page's text, by its path."""
     page = DOCS / "architecture.md"
-    return {DOCS / "configuration.md": configuration(), page: architecture(page.read_text())}
+    texts = {DOCS / "configuration.md": configuration(), DOCS / "api.md": api()}
+    return {**texts, page: architecture(page.read_text())}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def _imported_by(program: str) -> str:
 
 
 def test_rooms_import_nothing_slow() -> None:
-    rooms = ("config", "training", "tracking", "study", "runner", "evaluation", "report", "predict", "cli")
+    rooms = ("config", "training", "tracking", "study", "runner", "evaluation", "report", "predict", "cli", "api")
     assert _imported_by(f"import {', '.join(f'digitcnn.{room}' for room in rooms)}") == "[]"
 
 

@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).parent.parent
 _WORDS = {"baseline", "epoch"}
 # The same words for other things: headings, kinds of message, keys of a config, of MLflow's answers or of Keras.
 _OTHER_MEANINGS = {
+    "api.py": {"champion", "image", "study"},
     "cli/composition.py": {"config"},
     "cli/display.py": {"lost", "parameters"},
     "cli/tables.py": {"difference"},

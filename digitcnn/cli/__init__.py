@@ -1,21 +1,31 @@
 """The command line: `digitcnn COMMAND`, with Hydra's configs and flags, and what is shown on the screen."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from digitcnn.cli.program import main
 
 if TYPE_CHECKING:
+    from digitcnn.cli.arguments import words_of
     from digitcnn.cli.command import run_command, settled
+    from digitcnn.cli.commands.sweep import search
+    from digitcnn.cli.commands.train import record
+    from digitcnn.cli.composition import compose_command
     from digitcnn.output import messages
 
-__all__ = ["main", "messages", "run_command", "settled"]
+_HOMES = {
+    "compose_command": "digitcnn.cli.composition",
+    "messages": "digitcnn.output",
+    "record": "digitcnn.cli.commands.train",
+    "run_command": "digitcnn.cli.command",
+    "search": "digitcnn.cli.commands.sweep",
+    "settled": "digitcnn.cli.command",
+    "words_of": "digitcnn.cli.arguments",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import Hydra only for those who run a command: the list of commands is there at once."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(name)
-    from digitcnn import output
-    from digitcnn.cli import command
-
-    return getattr(output if name == "messages" else command, name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -162,6 +162,24 @@ def _text(argument: str, typed: str, null: bool, multirun: bool) -> str | None:
     return None if typed == "" or (value is None and null) or (multirun and override.is_sweep_override()) else typed
 
 
+def words_of(values: Mapping[str, object]) -> list[str]:
+    """Return a program's keys and values as they would be typed; __ in a key stands for a dot."""
+    return [
+        f"{key.replace('__', '.')}={value if isinstance(value, str) else _in_grammar(value)}"
+        for key, value in values.items()
+    ]
+
+
+def _in_grammar(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_in_grammar(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_in_grammar, value)) + "]"
+    if isinstance(value, str):
+        return _quoted(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 

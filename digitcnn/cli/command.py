@@ -17,24 +17,17 @@ from typing import NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from digitcnn.cli.arguments import (
-    CommandLine,
-    describe_unreadable,
-    parse_arguments,
-    showable,
-    without_secrets,
-    without_typed_credentials,
-)
-from digitcnn.cli.composition import config_of, named_by_key, set_up_hydra
+from digitcnn.cli.arguments import CommandLine, parse_arguments, showable, without_secrets, without_typed_credentials
+from digitcnn.cli.composition import adds_unlisted, config_of, hydra_line, set_up_hydra
 from digitcnn.cli.display import training_display
 from digitcnn.cli.help import command_help
-from digitcnn.config import Config, StudyReference, TrackingConfig, TrainingConfig, known_keys, nearest_key
+from digitcnn.config import Config, StudyReference, TrackingConfig, TrainingConfig, known_keys
 from digitcnn.errors import RECORDS_SAFE, AlreadyRecorded, ConfigError, MachineError, StoreAway, TrainingDiverged
 from digitcnn.output import lost_output, messages, survive_readers
 from digitcnn.signals import capture_signals, end_in_order, end_process
@@ -46,7 +39,6 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 # Any other error is one of ours, and shown with its traceback.
 KNOWN_ERRORS = (ConfigError, MachineError, TrainingDiverged, OSError, HydraException, OmegaConfBaseException)
 
-_UNKNOWN = re.compile(r"Could not override '([^']+)'")
 _LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core")
 
 
@@ -99,7 +91,7 @@ def run_command(
                         main()
                         break
                     except HydraException as error:
-                        if any(jobs.iterdir()) or not _adds_unlisted(error, schema, line):
+                        if any(jobs.iterdir()) or not adds_unlisted(error, schema, line):
                             raise
         except KeyboardInterrupt:
             _say("interrupted: what had run is recorded")
@@ -119,16 +111,6 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     except OSError as error:
         _say(f"error: no folder for temporary files: {error.strerror or error}; set TMPDIR to one")
         sys.exit(1)
-
-
-def _adds_unlisted(error: HydraException, schema: type[Config], line: CommandLine) -> bool:
-    """Return True if Hydra refused a key of the schema because no config file lists it, and the line adds it now."""
-    lacking = _UNKNOWN.search(str(error))
-    if lacking is None or (lacking[1] not in known_keys(schema) and not lacking[1].startswith("study.space.")):
-        return False
-    before, start = line.overrides[:], f"{lacking[1]}="
-    line.overrides[:] = [f"++{each}" if each.startswith(start) else each for each in before]
-    return line.overrides != before
 
 
 def _make_showable(record: logging.LogRecord) -> bool:
@@ -197,7 +179,7 @@ def tell(error: Exception, schema: type[Config]) -> int:
     """Say in one line what went wrong and return the exit status: 1 for a failing machine, 2 for a mistake."""
     text, status = str(error), 2
     if isinstance(error, HydraException | OmegaConfBaseException):
-        text = _hydra_line(error, schema)
+        text = hydra_line(error, schema)
     elif text == "[Errno 2] No such file or directory":  # of no file: it asked where it is
         text = "the folder that this is run in is gone; change to another one"
     elif isinstance(error, OSError):
@@ -208,31 +190,6 @@ def tell(error: Exception, schema: type[Config]) -> int:
         text = f"{type(error).__name__}: {error}"
     _say(f"error: {showable(' '.join(text.split()))}")
     return status
-
-
-def _hydra_line(error: Exception, schema: type[Config]) -> str:
-    text = str(error)
-    if isinstance(error, OverrideParseException):
-        return describe_unreadable(error)
-    unknown = _UNKNOWN.search(text)
-    if unknown and unknown[1] in known_keys(schema):
-        return f"{unknown[1]}: not every config of this multirun lists it; write ++{unknown[1]}=VALUE"
-    if unknown:
-        return f"{unknown[1]}: unknown key; {nearest_key(unknown[1], known_keys(schema))}"
-    missing = re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text)
-    if missing:
-        group, _, option = missing[1].rpartition("/")
-        address = re.match(r"(.+?)/[\w+.-]+:/", missing[1])
-        if address:
-            group, option = address[1], "***"
-        return f"{group}={option}: no such file in conf/{group}; must be one of {', '.join(missing[3].split())}"
-    several = re.match("Ambiguous value for argument '(.+)'\n", text)
-    if several:
-        return (
-            f"{several[1]}: several values; to train with each add --multirun, a list is [1,2], decimals have a point"
-        )
-    cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-    return named_by_key(" ".join((text + cause).split()))
 
 
 def _say(line: str) -> None:

@@ -6,9 +6,11 @@ import importlib.resources
 import io
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hydra
 import yaml
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
@@ -16,15 +18,27 @@ from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import OmegaConfBaseException
 
-from digitcnn.cli.arguments import CommandLine, text_keys
-from digitcnn.config import Config, PredictConfig, RunsConfig, SweepConfig, expand_user, load_config
+from digitcnn.cli.arguments import CommandLine, describe_unreadable, parse_arguments, text_keys
+from digitcnn.config import (
+    Config,
+    PredictConfig,
+    RunsConfig,
+    SweepConfig,
+    expand_user,
+    known_keys,
+    load_config,
+    nearest_key,
+)
 from digitcnn.errors import ConfigError
 
+_UNKNOWN = re.compile(r"Could not override '([^']+)'")
 # In a checkout digitcnn/conf is a link to conf/, in a wheel a folder.
 CONF = Path(str(importlib.resources.files("digitcnn") / "conf")).resolve()
 
@@ -141,7 +155,7 @@ def config_of(composed: DictConfig, schema: type[AnyConfig], line: CommandLine, 
         raise ConfigError(f"{error}{_place(key[0] if key else '', line)}") from None
 
 
-def named_by_key(text: str) -> str:
+def _named_by_key(text: str) -> str:
     """Return OmegaConf's message with its key in front, and where a file of one's own sets it."""
     text = re.sub(r" object_type=\w+| full_key:(?= object_type| *\)?$)", "", text)
     found = re.fullmatch(r"(.*?) full_key: ([\w.]+)(.*)", text)
@@ -158,3 +172,55 @@ def _place(key: str, line: CommandLine | None = None) -> str:
             if sets.match(each):
                 return f" ({path}, line {number})"
     return ""
+
+
+def adds_unlisted(error: HydraException, schema: type[Config], line: CommandLine) -> bool:
+    """Return True if Hydra refused a key of the schema because no config file lists it, and the line adds it now."""
+    lacking = _UNKNOWN.search(str(error))
+    if lacking is None or (lacking[1] not in known_keys(schema) and not lacking[1].startswith("study.space.")):
+        return False
+    before, start = line.overrides[:], f"{lacking[1]}="
+    line.overrides[:] = [f"++{each}" if each.startswith(start) else each for each in before]
+    return line.overrides != before
+
+
+def hydra_line(error: Exception, schema: type[Config]) -> str:
+    """Return an error of Hydra's or OmegaConf's as one line, which names the key and what is allowed."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return describe_unreadable(error)
+    unknown = _UNKNOWN.search(text)
+    if unknown and unknown[1] in known_keys(schema):
+        return f"{unknown[1]}: not every config of this multirun lists it; write ++{unknown[1]}=VALUE"
+    if unknown:
+        return f"{unknown[1]}: unknown key; {nearest_key(unknown[1], known_keys(schema))}"
+    missing = re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text)
+    if missing:
+        group, _, option = missing[1].rpartition("/")
+        address = re.match(r"(.+?)/[\w+.-]+:/", missing[1])
+        if address:
+            group, option = address[1], "***"
+        return f"{group}={option}: no such file in conf/{group}; must be one of {', '.join(missing[3].split())}"
+    several = re.match("Ambiguous value for argument '(.+)'\n", text)
+    if several:
+        return (
+            f"{several[1]}: several values; to train with each add --multirun, a list is [1,2], decimals have a point"
+        )
+    cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return _named_by_key(" ".join((text + cause).split()))
+
+
+def compose_command(name: str, schema: type[AnyConfig], words: Sequence[str]) -> AnyConfig:
+    """Return the config that a command has with these words after it. Raises ConfigError, with one line."""
+    line = parse_arguments(words, schema)
+    set_up_hydra(".")
+    try:
+        with hydra.initialize(version_base=None, config_path=None):
+            while True:
+                try:
+                    return config_of(hydra.compose(name, line.overrides), schema, line, Path.cwd())
+                except HydraException as error:
+                    if not adds_unlisted(error, schema, line):
+                        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(hydra_line(error, schema)) from None

@@ -8,8 +8,10 @@ import itertools
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,13 +58,7 @@ def predict(config: PredictConfig) -> list[Prediction]:
     """
     if not config.image:
         raise ConfigError("image: names no picture; digitcnn predict FILE...")
-    if evaluation.is_manifest_file(config.run):
-        again = f"digitcnn reproduce run={config.run}"
-        raise ConfigError(f"run={config.run}: a manifest holds no model; {again} makes a run with one")
-    with tracking.store_errors(config.tracking):
-        store = tracking.open_recorded(config.tracking, f"run={config.run}")
-        run_id = evaluation.find_run(store, config.run, config.study, config.tracking)
-        model = models.load_recorded_model(store, config.tracking, run_id)
+    model = _model(config)
     _, height, width = model.input_shape
     prepared: list[tuple[str, NDArray[np.uint8]]] = []
     for image in config.image:
@@ -73,9 +69,39 @@ def predict(config: PredictConfig) -> list[Prediction]:
     if not prepared:
         return []
     files = _write(prepared, config) if config.show else [None] * len(prepared)
-    probabilities = model.predict(np.stack([picture for _, picture in prepared]), batch_size=1000, verbose=0)
+    names, pictures = zip(*prepared, strict=True)
+    return _predictions(model, names, np.stack(pictures), files)
+
+
+def predict_images(images: NDArray[np.uint8], config: PredictConfig) -> list[Prediction]:
+    """Return the predictions of images (n, height, width), 0 (paper) to 255 (ink), as the config's run was trained on.
+
+    Raises as `predict` does, and ConfigError for images of another kind.
+    """
+    model = _model(config)
+    if images.dtype != np.uint8 or images.shape[1:] != tuple(model.input_shape[1:]):
+        shape = ", ".join(map(str, model.input_shape[1:]))
+        raise ConfigError(
+            f"images: must be (n, {shape}) uint8, 0 (paper) to 255 (ink), not {images.shape} {images.dtype}"
+        )
+    return _predictions(model, [str(index) for index in range(len(images))], images, [None] * len(images))
+
+
+def _model(config: PredictConfig) -> Any:
+    if evaluation.is_manifest_file(config.run):
+        again = f"digitcnn reproduce run={config.run}"
+        raise ConfigError(f"run={config.run}: a manifest holds no model; {again} makes a run with one")
+    with tracking.store_errors(config.tracking):
+        store = tracking.open_recorded(config.tracking, f"run={config.run}")
+        run_id = evaluation.find_run(store, config.run, config.study, config.tracking)
+        return models.load_recorded_model(store, config.tracking, run_id)
+
+
+def _predictions(
+    model: Any, names: Sequence[str], images: NDArray[np.uint8], files: Sequence[str | None]
+) -> list[Prediction]:
     found = []
-    for (image, _), row, file in zip(prepared, probabilities, files, strict=True):
+    for image, row, file in zip(names, model.predict(images, batch_size=1000, verbose=0), files, strict=True):
         second, first = (int(each) for each in np.argsort(row, kind="stable")[-2:])
         best, next_best = float(row[first]), float(row[second])
         found.append(Prediction(image, first, best, second, next_best, best < _SURE, file, tuple(map(float, row))))
@@ -113,5 +139,10 @@ def predictions_as_json(found: list[Prediction]) -> str:
 
 def predictions_as_csv(found: list[Prediction]) -> str:
     """Return predictions as CSV with a heading, without the probabilities of all classes and a last line break."""
+    return predictions_as_table(found).to_csv(index=False).rstrip("\n")
+
+
+def predictions_as_table(found: list[Prediction]) -> pd.DataFrame:
+    """Return predictions as a table, without the probabilities of all classes."""
     names = [field.name for field in dataclasses.fields(Prediction) if field.name != "probabilities"]
-    return pd.DataFrame([vars(each) for each in found], columns=names).to_csv(index=False).rstrip("\n")
+    return pd.DataFrame([vars(each) for each in found], columns=names)

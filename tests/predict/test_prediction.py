@@ -21,10 +21,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from digitcnn import predict, runner, tracking
+from digitcnn import runner, tracking
 from digitcnn.config import PredictConfig, RunConfig, StudyReference, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
-from digitcnn.predict import models
+from digitcnn.predict import models, predict, prediction_in_words, predictions_as_csv, predictions_as_json
 from digitcnn.predict.prediction import Prediction
 from tests.conftest import REPOSITORY, Command
 from tests.support.planted import plant
@@ -101,7 +101,7 @@ def test_predict_without_a_picture_or_a_model_is_one_line(command: Command, cham
         ),
     ):
         with pytest.raises(ConfigError) as caught:
-            predict.predict(PredictConfig(image=["x.png"], run=run, study=STUDY, tracking=TrackingConfig(root=root)))
+            predict(PredictConfig(image=["x.png"], run=run, study=STUDY, tracking=TrackingConfig(root=root)))
         assert str(caught.value).startswith(line)
     assert not Path(nowhere).exists()
 
@@ -116,7 +116,7 @@ def test_predict_never_writes_over_a_picture(champion: Champion, mnist: tuple[Pi
         _draw(mnist[0][0], place)
     before = own.read_bytes()
     images = [str(own), str(other), str(third)]
-    found = predict.predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config))
+    found = predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config))
     assert own.read_bytes() == before
     assert [Path(str(each.seen)).name for each in found] == [
         *("7.png.seen.png.seen.png", "7.png.2.seen.png", "7.png.3.seen.png")
@@ -128,18 +128,18 @@ def test_predictions_say_the_same_in_every_format() -> None:
         Prediction('a "b", c.png', 7, 0.9876, 1, 0.0101, False, None, (0.0023, 0.0101, 0.9876)),
         Prediction("d.png", 2, 0.5, 3, 0.25, True, "seen/d.png", (0.25, 0.5, 0.25)),
     ]
-    assert json.loads(predict.predictions_as_json(found)) == [
+    assert json.loads(predictions_as_json(found)) == [
         vars(each) | {"probabilities": list(each.probabilities)} for each in found
     ]
-    rows = list(csv.DictReader(io.StringIO(predict.predictions_as_csv(found))))
+    rows = list(csv.DictReader(io.StringIO(predictions_as_csv(found))))
     assert rows[0]["image"] == 'a "b", c.png'
     assert [float(row["probability"]) for row in rows] == [0.9876, 0.5]
     assert [row["unsure"] for row in rows] == ["False", "True"]
-    assert predict.prediction_in_words(found[0]) == 'a "b", c.png: 7 (98.8 %), runner-up 1 (1.0 %)'
-    assert predict.prediction_in_words(found[1]) == (
+    assert prediction_in_words(found[0]) == 'a "b", c.png: 7 (98.8 %), runner-up 1 (1.0 %)'
+    assert prediction_in_words(found[1]) == (
         "d.png: 2 (50.0 %, unsure), runner-up 3 (25.0 %); the model saw seen/d.png"
     )
-    assert json.loads(predict.predictions_as_json([])) == []
+    assert json.loads(predictions_as_json([])) == []
 
 
 def _picture(digit: Pixels, generator: np.random.Generator) -> Image.Image:
@@ -174,7 +174,7 @@ def test_predict_reads_over_97_of_100_redrawn_digits_right(
     for image, place in zip(images, places, strict=True):
         _picture(image, generator).save(place)
     wanted = PredictConfig(image=[str(place) for place in places], study=STUDY, tracking=config.tracking)
-    found = predict.predict(wanted)
+    found = predict(wanted)
     assert messages == []
     right = np.mean([each.predicted for each in found] == labels)
     assert right > 0.97, f"{100 * right:.1f} % right"
@@ -226,7 +226,7 @@ def test_predict_answers_as_the_served_champion_does(
     for index in range(2):
         _draw(mnist[0][index], tmp_path / f"{index}.png")
     images = [str(tmp_path / f"{index}.png") for index in range(2)]
-    found = predict.predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config))
+    found = predict(PredictConfig(image=images, show=True, study=STUDY, tracking=config))
     seen = [str(each.seen) for each in found]
     body = subprocess.run([sys.executable, "-c", CALL, *seen], capture_output=True, text=True, check=True).stdout
     with _served(config, tmp_path / "home") as address:

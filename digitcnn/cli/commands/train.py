@@ -1,5 +1,7 @@
 """Train one network and record it: `digitcnn train [KEY=VALUE ...]`."""
 
+import sys
+
 from hydra.core.hydra_config import HydraConfig
 
 from digitcnn import runner
@@ -14,7 +16,13 @@ _FREE = ("run", "all", "training.epochs", "tracking")
 
 
 def train(command: TrainConfig) -> int:
-    """Train and record one run, with its progress on the screen; return the exit status.
+    """Train and record one run, with its progress on the screen; return the exit status."""
+    record(command)
+    return settled(command.tracking)
+
+
+def record(command: TrainConfig) -> runner.FinishedRun:
+    """Train and record one run, with its progress on the screen; return it.
 
     Raises AlreadyRecorded in a multirun for a job that needs no training.
     """
@@ -34,14 +42,16 @@ def train(command: TrainConfig) -> int:
     seconds, parameters = summary[Metric.TRAINING_SECONDS], int(summary[Metric.PARAMETERS])
     print(f"{seconds:.0f} s, {parameters:,} parameters, engine {result.engine}")
     print(f"recorded as run {finished.run_id}; next: digitcnn ui, and compare it with other runs")
-    return settled(config.tracking)
+    return finished
 
 
 def _recorded(command: TrainConfig, reference: str) -> tuple[str, RunConfig]:
     """Return the run that is trained on, and its config with the epochs that were typed. Raises ConfigError."""
     from digitcnn import evaluation
 
-    typed = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
+    # A program's words are not Hydra's.
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[2:]
+    typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
     for key in typed:
         if key not in _FREE and not key.startswith("tracking."):
             raise ConfigError(f"{key}: run={reference} is trained on as it was; only training.epochs may differ")
