@@ -122,7 +122,7 @@ def test_train_that_stops_early_is_bit_for_bit_a_shorter_one(small_config: RunCo
     early = trained(config)
     count = early.summary["epochs_run"]
     losses = [epoch.validation_loss for epoch in early.epochs]
-    assert (early.ending, len(losses), early.samples_seen) == ("completed", count, 500 * count)
+    assert (early.ending, len(losses), early.summary["samples_seen"]) == ("completed", count, 500 * count)
     assert 1 < count < 30
     assert losses[-1] >= losses[-2] == min(losses)
     shorter = trained(config.stopped_after(int(count)))
@@ -159,7 +159,7 @@ def test_train_final_test_only_reads_the_test_set_after_the_last_epoch_alone(sma
     each = _train(small_config.replace({"data.validation": "test"}))
     assert once.weights_sha256 == each.weights_sha256
     assert once.summary["test_accuracy"] == each.epochs[-1].validation_accuracy
-    assert once.samples_seen == 2 * 600
+    assert once.summary["samples_seen"] == 2 * 600
     assert (once.final.predictions == once.labels).mean() == once.summary["test_accuracy"]
 
 
@@ -182,7 +182,8 @@ def _train_in_a_process(values: dict[str, Any], folder: Path, epochs: int, start
     except StopIteration as end:
         result = end.value
     found = [[each.train_loss, each.validation_loss, each.weights_sha256] for each in result.epochs]
-    cost = [result.samples_seen, result.updates, result.cpu_seconds >= result.cpu_spent > 0]
+    seconds, spent = result.summary["cpu_seconds"], result.summary["cpu_spent"]
+    cost = [result.summary["samples_seen"], result.summary["updates"], seconds >= spent > 0]
     (folder / "end").write_text(json.dumps([found, training.weights_sha256(model), cost]))
 
 
