@@ -181,7 +181,7 @@ class Plots:
 
     def seeds(self) -> Any:
         """Draw the confirmed configs' training loss over the epochs: the mean of their seeds and a band."""
-        return self._draw("seeds")
+        return self._draw("candidates")
 
     def _draw(self, name: str) -> Any:
         made = report.drawings(self.record)

@@ -119,7 +119,7 @@ def drawings(found: StudyRecord) -> dict[str, Callable[[], Any]]:
             made[f"curves_{name}"] = partial(charts.learning_curves, found.curves, name, best, baseline)
     if found.confirmation is not None and found.confirmation.table[Column.DIFFERENCE].notna().any():
         made["intervals"] = partial(charts.intervals, found.confirmation.table)
-        made["seeds"] = partial(search.seed_curves, found.confirming_curves)
+        made["candidates"] = partial(search.seed_curves, found.confirming_curves)
     if found.completed.empty:
         return made
     shown = charts.with_chart_units(found.study)

@@ -224,7 +224,7 @@ def test_page_is_drawn_by_a_browser_that_asks_for_nothing(confirmed: Path, tmp_p
     names = _Page(page).figures
     assert {
         "intervals",
-        "seeds",
+        "candidates",
         "history0",
         "tuning",
         "parallel",
