@@ -90,9 +90,9 @@ overrides = st.builds(
 typed = st.one_of(overrides, overrides, overrides, st.sampled_from(FLAGS), st.text(max_size=20))
 
 
-def _compose(name: str, schema: type[Config], arguments: list[str], words: str | None = None) -> Any:
+def _compose(name: str, schema: type[Config], arguments: list[str]) -> Any:
     """The config that the arguments lead to, without a job: composed and validated."""
-    line = parse_arguments(arguments, schema, words)
+    line = parse_arguments(arguments, schema)
     with hydra.initialize_config_dir(str(CONF), version_base=None):
         composed = hydra.compose(name, line.overrides)
     return config_of(composed, schema, line, Path("/here"))
@@ -249,7 +249,7 @@ def test_arguments_take_words_as_files_whatever_their_names() -> None:
         "1e3",
     ]
     typed = [*names, "image=007", "image=[1,'x y']", "run=best"]
-    found = _compose("predict", PredictConfig, typed, "image")
+    found = _compose("predict", PredictConfig, typed)
     assert found.image == [*names, "007", "1", "x y"]
     assert found.run == "best"
 
