@@ -182,6 +182,8 @@ class Column:
     DETECTABLE = "detectable"
     SEEDS_NEEDED = "seeds_needed"
     DIVERGED_SEED = "diverged_seed"
+    # After how many seeds a config was so far behind that it got no more.
+    RACED_OUT = "raced_out"
     VERDICT = "verdict"
     FEASIBLE = "feasible"
     AS_GOOD = "as_good_as_best"

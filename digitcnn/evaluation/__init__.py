@@ -22,6 +22,7 @@ from digitcnn.evaluation.statistics import (
     decide,
     estimate,
     level_of_look,
+    race,
     spread_between_seeds,
     standard_error,
     summarize,

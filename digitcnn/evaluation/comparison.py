@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from digitcnn import tracking, training
 from digitcnn.evaluation.plan import RecordedRuns
-from digitcnn.evaluation.statistics import MARGIN, Accuracies, compare, spread_between_seeds, standard_error, summarize
+from digitcnn.evaluation.statistics import (
+    MARGIN,
+    Accuracies,
+    compare,
+    race,
+    spread_between_seeds,
+    standard_error,
+    summarize,
+)
 from digitcnn.evaluation.verdicts import as_good_as, best_of, champion_of
 from digitcnn.formatting import named_null
 from digitcnn.records import Column, Metric, Tag
@@ -23,7 +31,7 @@ from digitcnn.study import parameters_among
 
 # The columns of counts, which may be empty.
 _IMAGES = (Column.ONLY_CANDIDATE_RIGHT, Column.ONLY_BASELINE_RIGHT)
-_COUNTS = (*_IMAGES, Metric.PARAMETERS, Column.SEEDS_NEEDED, Column.DIVERGED_SEED)
+_COUNTS = (*_IMAGES, Metric.PARAMETERS, Column.SEEDS_NEEDED, Column.DIVERGED_SEED, Column.RACED_OUT)
 _MEASURED = (Metric.TEST_ACCURACY, Metric.TEST_LOSS, Metric.CPU_SECONDS)
 # What may differ between runs and change their numbers.
 _ORIGIN = (Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.ENGINE, Tag.CPU)
@@ -98,6 +106,8 @@ def judge_runs(configs: pd.DataFrame, runs: pd.DataFrame, look: int, margin: flo
     seconds = runs.groupby(Column.CONFIG)[Metric.CPU_SECONDS].mean()
     compared = compare(values, look=look, margin=margin, resolution=1 / images)
     spread, freedom = spread_between_seeds(values, 1 / images)
+    raced = dict(zip(values, race(pd.DataFrame(values).sort_index().to_numpy(float), 1 / images), strict=True))
+    most = max(map(len, values.values()))
     shared = {Column.SPREAD: spread if freedom else math.nan, Column.MARGIN: margin, Column.LOOK: look}
     rows = []
     for config in configs.to_dict("records"):
@@ -112,6 +122,8 @@ def judge_runs(configs: pd.DataFrame, runs: pd.DataFrame, look: int, margin: flo
             bounds = {Column.DIFFERENCE_LOW: contrast.low, Column.DIFFERENCE_HIGH: contrast.high}
             row |= vars(contrast) | bounds
         row |= vars(summary) | {Column.VERDICT: "" if contrast is None else contrast.verdict}
+        # Who has all seeds lost none by being behind.
+        row[Column.RACED_OUT] = raced[name] if raced[name] and summary.n < most else None
         row |= {Column.IMAGES_ERROR: standard_error(summary.mean, images), Metric.CPU_SECONDS: seconds[name]}
         rows.append(row)
     table = pd.DataFrame([{Column.FEASIBLE: True} | row for row in rows])
@@ -127,8 +139,8 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     names = [Column.CONFIG, Column.TRIAL, *parameters, "n", "mean", "sd", "low", "high", Column.DIFFERENCE]
     names += [Column.DIFFERENCE_LOW, Column.DIFFERENCE_HIGH, Column.P, Column.SUPERIORITY, Column.SUPERIORITY_LOW]
     names += [Column.SUPERIORITY_HIGH, *_IMAGES, Column.IMAGES_ERROR, Metric.CPU_SECONDS, Metric.PARAMETERS]
-    names += [Column.DETECTABLE, Column.SEEDS_NEEDED, Column.DIVERGED_SEED, Column.VERDICT, Column.FEASIBLE]
-    names += [Column.AS_GOOD, Column.CHAMPION, Column.SPREAD, Column.MARGIN, Column.LOOK]
+    names += [Column.DETECTABLE, Column.SEEDS_NEEDED, Column.DIVERGED_SEED, Column.RACED_OUT, Column.VERDICT]
+    names += [Column.FEASIBLE, Column.AS_GOOD, Column.CHAMPION, Column.SPREAD, Column.MARGIN, Column.LOOK]
     # A confirmation of an earlier version knew no constraints.
     table = table.reindex(columns=names).fillna({Column.FEASIBLE: True})
     return table.astype(dict.fromkeys(_COUNTS, "Int64") | {Column.FEASIBLE: bool})

@@ -17,8 +17,8 @@ from digitcnn.config import LocalWorkers
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation.comparison import compare_candidates
 from digitcnn.evaluation.manifest import manifest_of, write_manifest
-from digitcnn.evaluation.plan import Candidate, ConfirmationPlan, Looks, RecordedRuns, plan_confirmation, recorded_runs
-from digitcnn.evaluation.verdicts import model_card
+from digitcnn.evaluation.plan import Candidate, ConfirmationPlan, RecordedRuns, plan_confirmation, recorded_runs
+from digitcnn.evaluation.verdicts import Looks, model_card
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, Metric, Tag
 from digitcnn.values import Decision, EpochMetrics
@@ -176,9 +176,11 @@ class _Trainings:
             with self.lock:
                 while self.waiting:
                     candidate, seed = self.waiting.popleft()
-                    if candidate.name not in self.recorded.diverged:
+                    why = self.recorded.over(self.plan).get(candidate.name)
+                    if why is None:
                         self.running += 1
                         return candidate, seed
+                    self.shown.trial_ended(None, f"{candidate.name}, seed {seed}", f"not trained: {why}", None, "")
                 if not self.running:
                     return None
             self.stop.wait(_POLL_SECONDS)
@@ -226,6 +228,7 @@ class _Trainings:
             if finished.ending == "completed":
                 checkpoints.drop()
                 self.recorded.runs[candidate.name, seed] = run_id
+                self.recorded.accuracies[candidate.name, seed] = finished.summary[Metric.TEST_ACCURACY]
                 show("complete", finished.summary[Metric.TEST_ACCURACY])
         return False
 

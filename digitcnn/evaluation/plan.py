@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,14 @@ import pandas as pd
 from digitcnn import runner, study, tracking
 from digitcnn.config import ConfirmConfig, RunConfig, load_config, nested
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.evaluation.statistics import detectable_difference, spread_between_seeds
+from digitcnn.evaluation.statistics import detectable_difference, race, spread_between_seeds
+from digitcnn.evaluation.verdicts import Looks
 from digitcnn.formatting import format_count, format_duration, format_percent, named_null
-from digitcnn.records import Artifact, Column, IdentityKey, Metric, Tag
+from digitcnn.records import IdentityKey, Metric, Tag
 
 # Between the seeds of the published study's three confirmed configs: experiments/results/confirmation_runs.csv.
 _PUBLISHED_SPREAD = 0.0012
 _MAX_SEED = 2**32 - 1
-# Of a look that was announced: its runs are on their way.
-_ANNOUNCED = "announced"
-_LOOKS = (Column.LOOK, Column.MARGIN, Column.CONFIG, "n", Column.DIFFERENCE, Column.P, Column.VERDICT)
 
 
 @dataclass(frozen=True)
@@ -74,16 +70,27 @@ class RecordedRuns:
     diverged: dict[str, int]
 
     def missing(self, plan: ConfirmationPlan) -> list[tuple[Candidate, int]]:
-        """Return the candidates and seeds to train, in that order; none of a candidate that diverged.
-
-        A candidate that diverged with one seed cannot be compared, whatever its others do.
-        """
+        """Return the candidates and seeds to train, seed by seed; none of a candidate that is `over`."""
+        over = self.over(plan)
         return [
             (candidate, seed)
             for seed in plan.seeds
             for candidate in plan.candidates
-            if candidate.name not in self.diverged and (candidate.name, seed) not in self.runs
+            if candidate.name not in over and (candidate.name, seed) not in self.runs
         ]
+
+    def over(self, plan: ConfirmationPlan) -> dict[str, str]:
+        """Return the candidates that get no more seeds, and why: they diverged, or are out of the race.
+
+        A candidate that diverged with one seed cannot be compared, whatever its others do.
+        """
+        names = [each.name for each in self.candidates if each.name not in self.diverged]
+        # A copy, as a run may end meanwhile.
+        known = pd.Series(dict(self.accuracies) or {("baseline", 0): np.nan})
+        table = known.unstack(0).reindex(columns=names).to_numpy(float)
+        out = race(table, 1 / len(runner.check_run(plan.candidates[0].config).validation))
+        raced = {name: f"behind the best after {n} seeds: no more" for name, n in zip(names, out, strict=True) if n}
+        return raced | {name: f"diverged with seed {seed}: left out" for name, seed in self.diverged.items()}
 
     def seeds(self, more: Sequence[tuple[Candidate, int]] = ()) -> dict[str, int]:
         """Return the number of seeds of each candidate that did not diverge, `more` runs included."""
@@ -182,68 +189,6 @@ def recorded_runs(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns
     return RecordedRuns((*plan.candidates, *others), recorded.runs, recorded.accuracies, recorded.diverged)
 
 
-@dataclass(frozen=True)
-class Looks:
-    """The looks that were taken at a study: a row per look and candidate, with the number of its seeds."""
-
-    table: pd.DataFrame
-
-    @classmethod
-    def read(cls, store: tracking.Store, study_run_id: str) -> Looks:
-        """Read what is recorded of them; the first edition kept no account, and what it concluded was one look."""
-        files = {file.path for file in store.client.list_artifacts(study_run_id)}
-        for name in (Artifact.CONFIRMATION_LOOKS, Artifact.CONFIRMATION):
-            if name in files:
-                table = pd.read_csv(io.StringIO(tracking.read_text(store, study_run_id, name)))
-                return cls(table.assign(**({} if Column.LOOK in table else {Column.LOOK: 1})).reindex(columns=_LOOKS))
-        return cls(pd.DataFrame(columns=_LOOKS))
-
-    @cached_property
-    def last(self) -> pd.DataFrame:
-        """The rows of the last look."""
-        return pd.DataFrame(self.table[self.table[Column.LOOK] == self.table[Column.LOOK].max()])
-
-    def number(self, wanted: dict[str, int], recorded: dict[str, int]) -> int:
-        """Return the number of a look at `wanted` seeds of each candidate, given those that are `recorded` by now.
-
-        The same seeds once more are the same look. One that was announced, begun and given up could be watched, seed
-        by seed, and counts as a look for each of them.
-        """
-        if self.table.empty:
-            return 1
-        of_last = dict(zip(self.last[Column.CONFIG], self.last["n"], strict=True))
-        last = int(self.last[Column.LOOK].iloc[0])
-        if {name: n for name, n in of_last.items() if name in wanted} == wanted:
-            return last
-        if (self.last[Column.VERDICT] != _ANNOUNCED).all():
-            return last + 1
-        concluded = self.table[self.table[Column.VERDICT] != _ANNOUNCED].groupby(Column.CONFIG)["n"].max()
-        return last + max(n - int(concluded.get(name, 0)) for name, n in recorded.items())
-
-    def require_margin(self, margin: float) -> None:
-        """Raise ConfigError if the study was looked at with another smallest difference of interest."""
-        before = self.table[Column.MARGIN].dropna()
-        if len(before) and before.iloc[0] != margin:
-            raise ConfigError(
-                f"confirm.margin={margin}: this study was looked at with {before.iloc[0]}; a margin is chosen before "
-                "anything is seen, and stays"
-            )
-
-    def announced(self, number: int, wanted: dict[str, int], margin: float) -> Looks:
-        """Return the looks with one that is on its way."""
-        shared = {Column.LOOK: number, Column.MARGIN: margin, Column.VERDICT: _ANNOUNCED}
-        return self._with(number, pd.DataFrame([{**shared, Column.CONFIG: name, "n": n} for name, n in wanted.items()]))
-
-    def taken(self, table: pd.DataFrame) -> Looks:
-        """Return the looks with the one of a confirmation's table."""
-        return self._with(int(table[Column.LOOK].iloc[0]), table[table["n"] > 0])
-
-    def _with(self, number: int, rows: pd.DataFrame) -> Looks:
-        before = self.table[self.table[Column.LOOK] != number]
-        rows = rows.reindex(columns=_LOOKS)
-        return Looks(rows if before.empty else pd.concat([before, rows], ignore_index=True))
-
-
 def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
     """Return the preview of a confirmation as lines of text. Raise ConfigError without a store."""
     config = plan.config
@@ -251,7 +196,7 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
         store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}")
         recorded, looks = recorded_runs(plan, store), Looks.read(store, plan.parent_run_id)
     looks.require_margin(config.confirm.margin)
-    missing = recorded.missing(plan)
+    missing, over = recorded.missing(plan), recorded.over(plan)
     workers, threads, shares = runner.plan_workers(config.workers, len(missing), "run")
     baseline = plan.candidates[0].config.replace({"training.threads": threads})
     lines = [
@@ -263,8 +208,8 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
     for candidate in recorded.candidates:
         values = ", ".join(f"{name} {named_null(value)}" for name, value in candidate.parameters.items())
         line, left = f"  {candidate.name}: {values}", sum(each is candidate for each, _ in missing)
-        if candidate.name in recorded.diverged:
-            line += f"; diverged with seed {recorded.diverged[candidate.name]}: left out"
+        if candidate.name in over:
+            line += f"; {over[candidate.name]}"
         elif speed is None or left == 0:
             line += "; all recorded"
         else:

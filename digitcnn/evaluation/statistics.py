@@ -188,6 +188,25 @@ def compare(
     return compared
 
 
+def race(table: NDArray[np.float64], resolution: float = 0.0) -> NDArray[np.int64]:
+    """Return after how many seeds each config is out of a race, 0 for those in it and for the first, which stays.
+
+    After n seeds, from 3 on, one is out whose interval of the difference to the best, that of look n, lies below 0.
+    """
+    out, seen = np.zeros(table.shape[1], dtype=np.int64), table.copy()
+    for n in range(3, len(table) + 1):
+        (inside,) = np.nonzero((out == 0) & ~np.isnan(table[:n]).any(axis=0))
+        if len(inside) > 1:
+            best = inside[np.argmax(table[:n, inside].mean(axis=0))]
+            others = inside[inside != best]
+            each = np.eye(table.shape[1])
+            found = estimate(seen[:n], each[:, others] - each[:, [best]], resolution)
+            half = critical_value(found.correlation, found.freedom, level_of_look(n)) * found.errors
+            beaten = others[(found.differences + half < 0) & (others > 0)]
+            out[beaten], seen[n:, beaten] = n, np.nan
+    return out
+
+
 def detectable_difference(spread: float, candidates: int, seeds: int, look: int) -> float:
     """Return the difference to the baseline that a look finds with a power of 80 %.
 

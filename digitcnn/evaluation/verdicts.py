@@ -1,16 +1,21 @@
-"""The verdicts of a confirmation in words, the rule that chooses its champion, and the champion's model card."""
+"""The verdicts of a confirmation: looks at them, the champion's rule, the words, and the champion's model card."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
+from digitcnn import tracking
 from digitcnn.config import DataConfig
+from digitcnn.errors import ConfigError
 from digitcnn.evaluation.statistics import ALPHA, Accuracies, compare
 from digitcnn.formatting import format_count, format_interval, format_p, format_percent, format_points
-from digitcnn.records import Column, Metric
+from digitcnn.records import Artifact, Column, Metric
 from digitcnn.study import parameters_among
 
 _CLAIMS = {
@@ -20,6 +25,73 @@ _CLAIMS = {
     "undecided": "{config} could not be shown to be better or worse than the baseline, or equivalent within {margin}",
     "diverged": "{config} diverged with seed {seed}",
 }
+
+
+# Of a look that was announced: its runs are on their way.
+_ANNOUNCED = "announced"
+_LOOKS = (Column.LOOK, Column.MARGIN, Column.CONFIG, "n", Column.DIFFERENCE, Column.P, Column.VERDICT)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The looks that were taken at a study: a row per look and candidate, with the number of its seeds."""
+
+    table: pd.DataFrame
+
+    @classmethod
+    def read(cls, store: tracking.Store, study_run_id: str) -> Looks:
+        """Read what is recorded of them; the first edition kept no account, and what it concluded was one look."""
+        files = {file.path for file in store.client.list_artifacts(study_run_id)}
+        for name in (Artifact.CONFIRMATION_LOOKS, Artifact.CONFIRMATION):
+            if name in files:
+                table = pd.read_csv(io.StringIO(tracking.read_text(store, study_run_id, name)))
+                return cls(table.assign(**({} if Column.LOOK in table else {Column.LOOK: 1})).reindex(columns=_LOOKS))
+        return cls(pd.DataFrame(columns=_LOOKS))
+
+    @cached_property
+    def last(self) -> pd.DataFrame:
+        """The rows of the last look."""
+        return pd.DataFrame(self.table[self.table[Column.LOOK] == self.table[Column.LOOK].max()])
+
+    def number(self, wanted: dict[str, int], recorded: dict[str, int]) -> int:
+        """Return the number of a look at `wanted` seeds of each candidate, given those that are `recorded` by now.
+
+        The same seeds once more are the same look. One that was announced, begun and given up could be watched, seed
+        by seed, and counts as a look for each of them.
+        """
+        if self.table.empty:
+            return 1
+        of_last = dict(zip(self.last[Column.CONFIG], self.last["n"], strict=True))
+        last = int(self.last[Column.LOOK].iloc[0])
+        if {name: n for name, n in of_last.items() if name in wanted} == wanted:
+            return last
+        if (self.last[Column.VERDICT] != _ANNOUNCED).all():
+            return last + 1
+        concluded = self.table[self.table[Column.VERDICT] != _ANNOUNCED].groupby(Column.CONFIG)["n"].max()
+        return last + max(n - int(concluded.get(name, 0)) for name, n in recorded.items())
+
+    def require_margin(self, margin: float) -> None:
+        """Raise ConfigError if the study was looked at with another smallest difference of interest."""
+        before = self.table[Column.MARGIN].dropna()
+        if len(before) and before.iloc[0] != margin:
+            raise ConfigError(
+                f"confirm.margin={margin}: this study was looked at with {before.iloc[0]}; a margin is chosen before "
+                "anything is seen, and stays"
+            )
+
+    def announced(self, number: int, wanted: dict[str, int], margin: float) -> Looks:
+        """Return the looks with one that is on its way."""
+        shared = {Column.LOOK: number, Column.MARGIN: margin, Column.VERDICT: _ANNOUNCED}
+        return self._with(number, pd.DataFrame([{**shared, Column.CONFIG: name, "n": n} for name, n in wanted.items()]))
+
+    def taken(self, table: pd.DataFrame) -> Looks:
+        """Return the looks with the one of a confirmation's table."""
+        return self._with(int(table[Column.LOOK].iloc[0]), table[table["n"] > 0])
+
+    def _with(self, number: int, rows: pd.DataFrame) -> Looks:
+        before = self.table[self.table[Column.LOOK] != number]
+        rows = rows.reindex(columns=_LOOKS)
+        return Looks(rows if before.empty else pd.concat([before, rows], ignore_index=True))
 
 
 def best_of(table: pd.DataFrame) -> str:
@@ -78,8 +150,9 @@ def verdict_of_row(row: pd.Series[Any]) -> str:
     """Return the verdict on a config of a confirmation as a table shows it; empty for the baseline."""
     if row[Column.CONFIG] == "baseline":
         return ""
-    needed, seed = row[Column.SEEDS_NEEDED], row[Column.DIVERGED_SEED]
-    return format_verdict(str(row[Column.VERDICT]), row[Column.MARGIN], int(row["n"]), needed, seed)
+    needed, seed, out = row[Column.SEEDS_NEEDED], row[Column.DIVERGED_SEED], row.get(Column.RACED_OUT)
+    text = format_verdict(str(row[Column.VERDICT]), row[Column.MARGIN], int(row["n"]), needed, seed)
+    return text if pd.isna(out) else f"{text}; no more seeds, as it was behind the best after {out}"
 
 
 def format_superiority(row: pd.Series[Any]) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from digitcnn.evaluation import MARGIN, Verdict, critical_value, decide, estimate, level_of_look
+from digitcnn.evaluation import MARGIN, Verdict, critical_value, decide, estimate, level_of_look, race
 from digitcnn.records import Column, Metric
 from digitcnn.report import markdown_table
 
@@ -56,10 +56,10 @@ def published_spread(folder: Path = RESULTS) -> Spread:
     return Spread(np.array([part.std(ddof=1) for part in groups]), np.concatenate(errors))
 
 
-def _against_baseline(runs: Runs, reference: int = 0) -> NDArray[np.float64]:
-    """Return the weights of every other config's difference to one of them."""
-    weights = np.delete(np.eye(runs.shape[1]), reference, axis=1)
-    weights[reference] = -1.0
+def _against_baseline(runs: Runs) -> NDArray[np.float64]:
+    """Return the weights of each candidate's difference to the baseline."""
+    weights = np.delete(np.eye(runs.shape[1]), 0, axis=1)
+    weights[0] = -1.0
     return weights
 
 
@@ -68,8 +68,8 @@ def pooled_with_spending(runs: Runs, look: int) -> list[Verdict]:
     return [decide(low, high, MARGIN) for low, high in _intervals(runs, look)]
 
 
-def _intervals(runs: Runs, look: int, reference: int = 0) -> NDArray[np.float64]:
-    found = estimate(runs, _against_baseline(runs, reference), 1 / _IMAGES)
+def _intervals(runs: Runs, look: int) -> NDArray[np.float64]:
+    found = estimate(runs, _against_baseline(runs), 1 / _IMAGES)
     half = critical_value(found.correlation, found.freedom, level_of_look(look)) * found.errors
     return np.stack([found.differences - half, found.differences + half], axis=1)
 
@@ -137,22 +137,10 @@ def watching(runs: Runs, rule: Rule, generator: np.random.Generator) -> Iterator
 
 
 def racing(runs: Runs, rule: Rule, generator: np.random.Generator) -> Iterator[tuple[Runs, int]]:
-    """Drop candidates whose interval excludes the best, after each seed from the third; look at 10 and 20 seeds.
-
-    To drop one after n seeds takes the interval of look n.
-    """
-    raced = np.full_like(runs, np.nan)
-    active = np.ones(runs.shape[1], dtype=bool)
-    for n in range(1, 21):
-        look = 1 if n <= 10 else 2
-        raced[n - 1, active] = runs[n - 1, active]
-        if n >= 3:
-            best = int(np.argmax(np.where(active, runs[:n].mean(axis=0), -np.inf)))
-            beaten = _intervals(raced[:n], n, best)[:, 1] < 0
-            active &= ~np.insert(beaten, best, False)
-            active[0] = True
-        if n in (10, 20):
-            yield raced[:n], look
+    """Give those that are out of the race no further seeds, as confirm does; look at 10 and 20 seeds."""
+    out = race(runs[:20], 1 / _IMAGES)
+    raced = np.where(np.arange(len(runs))[:, np.newaxis] < np.where(out, out, len(runs)), runs, np.nan)
+    yield from ((raced[:n], look) for look, n in ((1, 10), (2, 20)))
 
 
 RULES: dict[str, Rule] = {

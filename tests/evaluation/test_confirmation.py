@@ -16,7 +16,8 @@ from digitcnn.cli import tables
 from digitcnn.config import ConfirmConfig, ReportConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import confirmation
-from digitcnn.evaluation.plan import Looks
+from digitcnn.evaluation.plan import RecordedRuns
+from digitcnn.evaluation.verdicts import Looks
 from digitcnn.runner.plan import Speed
 from digitcnn.runner.study_run import recorded_outcome
 from digitcnn.tracking import confirmation_runs, open_store, put_files
@@ -225,6 +226,18 @@ def test_whatever_is_asked_the_verdict_rests_on_all_that_is_recorded(config: Con
     looks = pd.read_csv(config.tracking.folder / "reports" / "small" / "confirmation_looks.csv")
     assert looks["look"].tolist() == [1] * 3
     assert looks["n"].tolist() == [8] * 3
+
+
+def test_candidate_that_is_clearly_behind_gets_no_more_seeds(config: ConfirmConfig) -> None:
+    tree = config.model_dump()
+    plan = evaluation.plan_confirmation(load_config(ConfirmConfig, tree | {"confirm": {"top": 2, "seeds": 5}}))
+    reached = dict(zip((each.name for each in plan.candidates), (0.9, 0.9, 0.5), strict=True))
+    accuracies = {(name, seed): reached[name] for name in reached for seed in plan.seeds[:3]}
+    recorded = RecordedRuns(plan.candidates, dict.fromkeys(accuracies, "run"), accuracies, {})
+    behind = plan.candidates[2].name
+    assert recorded.over(plan) == {behind: "behind the best after 3 seeds: no more"}
+    to_come = [(each.name, seed) for each, seed in recorded.missing(plan)]
+    assert to_come == [(name, seed) for seed in plan.seeds[3:] for name in reached if name != behind]
 
 
 def test_every_look_is_counted_recorded_and_said(config: ConfirmConfig) -> None:

@@ -15,6 +15,7 @@ from digitcnn.evaluation import (
     critical_value,
     decide,
     level_of_look,
+    race,
     spread_between_seeds,
     standard_error,
     summarize,
@@ -158,3 +159,18 @@ def test_summarize_returns_n_mean_spread_and_interval() -> None:
 
 def test_standard_error_is_binomial() -> None:
     assert standard_error(0.9, 100) == pytest.approx(0.03)
+
+
+def test_race_excludes_who_is_clearly_behind_but_never_the_first() -> None:
+    noise = np.array([0.0004, -0.0003, 0.0, 0.0002, -0.0003, 0.0001])
+    equal = np.stack([0.98 + noise, 0.98 + noise[::-1], 0.98 + np.roll(noise, 2)], axis=1)
+    assert race(equal).tolist() == [0, 0, 0]
+    behind = equal + np.array([0.0, 0.01, -0.01])
+    # The first is behind the second too, and stays.
+    assert race(behind).tolist() == [0, 0, 3]
+    # What was not trained any more, or not yet, changes nothing.
+    behind[3:, 2] = np.nan
+    late = np.column_stack([behind, np.full(6, np.nan)])
+    late[:2, 3] = 0.9
+    assert race(late).tolist() == [0, 0, 3, 0]
+    assert race(late[:0]).tolist() == [0, 0, 0, 0]

@@ -106,6 +106,18 @@ def test_verdict_sentences_give_every_number_with_its_uncertainty() -> None:
     assert "between test images an accuracy has a standard error of 0.17" in basis
 
 
+def test_table_says_who_was_behind_and_got_no_more_seeds() -> None:
+    configs = {"baseline": (0.97, 5.0), "trial 1": (0.995, 9.0), "trial 2": (0.95, 9.0)}
+    rows = [{"config": name, "trial": number, "feasible": True} for number, name in enumerate(configs)]
+    runs = _runs(configs)
+    fewer = runs[(runs["config"] != "trial 2") | (runs["seed"] <= 3)]
+    table = judge_runs(pd.DataFrame(rows), fewer, 1, 0.01, 10_000)
+    assert table["raced_out"].dropna().to_dict() == {2: 3}
+    sentence = verdict_sentences(table)[2]
+    assert sentence.endswith("; no more seeds, as it was behind the best after 3")
+    assert judge_runs(pd.DataFrame(rows), runs, 1, 0.01, 10_000)["raced_out"].isna().all()
+
+
 def test_undecided_says_what_could_not_be_shown_and_the_seeds_of_the_margin() -> None:
     table = _judged({"baseline": (0.99, 5.0), "trial 1": (0.9902, 9.0)}, margin=0.0005)
     _, sentence, champion, _ = verdict_sentences(table)
