@@ -236,7 +236,7 @@ def test_page_is_drawn_by_a_browser_that_asks_for_nothing(confirmed: Path, tmp_p
         r'<div class="chart[^"]*js-plotly-plot" id="([\w.]+)" role="img" aria-label="Chart: \w', drawn
     )
     assert sorted(charts_drawn) == sorted(names)
-    assert drawn.count("Show as a table") == len(names) - 1
+    assert drawn.count("<summary>Show as a table</summary>") == len(names) - 1
     asking = tmp_path / "asking.html"
     asking.write_text('<img src="http://elsewhere.example/x.png">')
     assert _browse(asking, tmp_path / "asking")[1] == ["http://elsewhere.example/x.png"]
