@@ -12,7 +12,7 @@ from digitcnn import runner, study, tracking, training
 from digitcnn.config import ReproduceConfig, RunConfig, StudyReference, TrackingConfig, expand_user
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation.manifest import RunManifest, config_of_run, manifest_of, read_manifest
-from digitcnn.records import IN_VALIDATION, Artifact, EnvironmentKey, Tag
+from digitcnn.records import IN_VALIDATION, Artifact, EnvironmentKey, Metric, Tag
 from digitcnn.values import Decision, EpochMetrics, Splits
 
 Verdict = Literal["IDENTICAL", "EQUIVALENT", "DIFFERENT"]
@@ -24,8 +24,8 @@ _STANDARD_ERRORS = 3.0
 # less; after more of them two trainings are as good as independent.
 UPDATES = (200, 400, 600, 800, 1000, 1200)
 DRIFT = {
-    "train_loss": (0.0054, 0.0194, 0.0194, 0.0271, 0.0361, 0.0432),
-    "train_accuracy": (0.32, 0.41, 0.64, 0.95, 0.95, 0.95),
+    Metric.TRAIN_LOSS: (0.0054, 0.0194, 0.0194, 0.0271, 0.0361, 0.0432),
+    Metric.TRAIN_ACCURACY: (0.32, 0.41, 0.64, 0.95, 0.95, 0.95),
 }
 # A tolerance is so many times the measured drift, and that of an accuracy at least so many images.
 _SAFETY, _IMAGES = 1.5, 5
