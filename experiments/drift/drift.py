@@ -18,7 +18,7 @@ import pandas as pd
 
 from digitcnn import runner, training
 from digitcnn.config import RunConfig, load_config
-from digitcnn.records import EPOCH_METRICS, Column
+from digitcnn.records import EPOCH_METRICS, Column, Metric
 from digitcnn.values import EpochMetrics
 
 # The seeds that each precision is trained with.
@@ -93,12 +93,12 @@ def largest_drift(rows: pd.DataFrame) -> dict[str, list[float]]:
     wide = rounding.pivot_table(index=keys, columns="metric", values=["reference", "value"])
     before, after = wide["reference"], wide["value"]
     images = _CONFIG["data"]["train_size"]
-    errors = images * (1 - before["train_accuracy"])
+    errors = images * (1 - before[Metric.TRAIN_ACCURACY])
     spread = (2 * errors * (images - errors) / images) ** 0.5
-    ratio = after["train_loss"] / before["train_loss"]
+    ratio = after[Metric.TRAIN_LOSS] / before[Metric.TRAIN_LOSS]
     drift = {
-        "train_loss": ratio.combine(1 / ratio, max) - 1,
-        "train_accuracy": images * (after["train_accuracy"] - before["train_accuracy"]).abs() / spread,
+        Metric.TRAIN_LOSS: ratio.combine(1 / ratio, max) - 1,
+        Metric.TRAIN_ACCURACY: images * (after[Metric.TRAIN_ACCURACY] - before[Metric.TRAIN_ACCURACY]).abs() / spread,
     }
     return {name: each.groupby(Column.EPOCH).max().cummax().tolist() for name, each in drift.items()}
 
