@@ -53,7 +53,7 @@ def test_completion_knows_commands_groups_and_keys_in_bash(tmp_path: Path) -> No
             # Ctrl-U: the line is let go.
             os.write(terminal, b"\x15")
         os.write(terminal, b"digitcnn sweep study=\t\t")
-        assert b"study=pareto" in _read(terminal, b"study=quick", 20)
+        assert b"study=pareto" in _read(terminal, b"study=pareto", 20)
     finally:
         os.close(terminal)
         os.waitpid(child, 0)
