@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ class Nodes:
 @contextlib.contextmanager
 def ray_cluster(nodes: int) -> Iterator[Nodes]:
     """Yield a cluster; end all its processes afterwards."""
+    # The server that the tests' processes are forked from is not the cluster's.
+    forkserver.ensure_running()
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     # What an owner sets for itself is not its cluster's; and nothing is sent anywhere.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
