@@ -1,4 +1,4 @@
-"""Why a command ends early, with one line: a person's mistake, a failing machine, a loss that is no number, or done."""
+"""Errors that end a command with one line: a person's mistake, a failing machine, a loss that is no number, or done."""
 
 # How the line of a failing machine ends where it says what it spared.
 RECORDS_SAFE = "what had been recorded is safe"

@@ -65,7 +65,7 @@ class Printed:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a process sends itself a signal: at the first call of a function, before or after its work."""
+    """A point at which a process sends itself a signal: the first call of a function, before or after its work."""
 
     owner: Any
     name: str

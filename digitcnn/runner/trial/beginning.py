@@ -1,4 +1,4 @@
-"""What a training begins with: the epochs of a longer run, a checkpoint, or nothing."""
+"""Find the epochs that a training begins with, a longer run's or a checkpoint's, and record it from there."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def recorded_epochs(store: tracking.Store, run_id: str, config: RunConfig) -> Re
 
 @dataclass(frozen=True)
 class Start:
-    """What a training begins with: the epochs of a longer run, or a checkpoint, or nothing; and its own checkpoints."""
+    """A training's start: the epochs of a longer run, or a checkpoint, or nothing; and its own checkpoints."""
 
     config: RunConfig
     checkpoints: Checkpoints
