@@ -34,11 +34,15 @@ _BYTES_BESIDE_WEIGHTS = 40_000
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A checked sweep; nothing has been created yet. `shares` tells of its workers, `taken` of what it takes over."""
+    """A checked sweep; nothing has been created yet. `shares` tells of its workers, `taken` of what it takes over.
+
+    `drawn` are configs at random points of the space.
+    """
 
     config: SweepConfig
     data_sha256: str
     space: study.Space
+    drawn: list[RunConfig]
     total: int
     workers: int
     shares: str
@@ -60,9 +64,11 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     space = study.parse_space(config.study.space, baseline)
     height, width = splits.image_shape
     # Not every corner of a wide space.
+    varied = []
     for point in (*study.space_corners(space), *study.draw_points(space, _DRAWS)):
         try:
-            training.check_fits(baseline.replace(point).model, height, width, splits.classes)
+            varied.append(baseline.replace(point))
+            training.check_fits(varied[-1].model, height, width, splits.classes)
         except ConfigError as error:
             raise ConfigError(f"study.space: at {point}: {error}") from None
     study.check_sampler(config.study, space)
@@ -79,6 +85,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         config=config,
         data_sha256=splits.sha256,
         space=space,
+        drawn=varied[-_DRAWS:],
         total=total,
         workers=workers,
         shares=shares,
@@ -148,7 +155,8 @@ def measure_speed(baseline: RunConfig, config: WorkersConfig, workers: int) -> S
 
 def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     """Return the preview as lines of text."""
-    config, baseline = plan.config, plan.baseline.parameters()
+    config, baseline = plan.config, plan.baseline
+    values = baseline.parameters()
     points = study.space_size(plan.space)
     lines = [f"study {config.study.name}: {', '.join(config.study.objective)}, {config.study.sampler} sampler, "]
     lines[0] += f"{config.study.pruner} pruner"
@@ -157,8 +165,8 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     lines.append(f"space: {number}; the baseline is trial 0")
     width = max(len(name) for name in plan.space)
     for name, parameter in plan.space.items():
-        inside = "" if parameter.contains(baseline[name]) else ", off the grid"
-        lines.append(f"  {name:<{width}}  {parameter}; baseline {named_null(baseline[name])}{inside}")
+        inside = "" if parameter.contains(values[name]) else ", off the grid"
+        lines.append(f"  {name:<{width}}  {parameter}; baseline {named_null(values[name])}{inside}")
     if config.study.constraints:
         lines.append(f"constraints: {_constraints(plan)}")
     existing = study.existing_study(config.tracking.folder, config.study.name)
@@ -172,14 +180,13 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
     if start:
         chosen = max(left - max(start - finished, 0), 0)
         lines.append(f"{config.study.sampler} chooses {chosen} of them, once {start} have ended; the others are random")
-    doubt = study.pruning_doubt(config.study, plan.space, plan.baseline)
+    doubt = study.pruning_doubt(config.study, plan.space, baseline)
     if doubt:
         lines.append(f"study.pruner={config.study.pruner}: {doubt}")
     lines += filter(None, [_shared_epochs(plan)])
-    drawn = [plan.baseline.replace(point) for point in study.draw_points(plan.space, _DRAWS)]
-    lines.append(f"networks: {_networks([plan.baseline])}; of {_DRAWS} drawn {_networks(drawn)}")
-    seconds = float(np.mean([estimate_seconds(each, plan.baseline, speed) for each in drawn]))
-    parameters = float(np.mean([parameters_of(each) for each in drawn]))
+    lines.append(f"networks: {_networks([baseline])}; of {_DRAWS} drawn {_networks(plan.drawn)}")
+    seconds = float(np.mean([estimate_seconds(each, baseline, speed) for each in plan.drawn]))
+    parameters = float(np.mean([parameters_of(each) for each in plan.drawn]))
     if config.study.seeds > 1:
         seconds *= config.study.seeds
         lines.append(f"seeds: 1 to {config.study.seeds} for a trial, fewer for one that cannot be the best any more")
@@ -228,8 +235,7 @@ def _constraints(plan: SweepPlan) -> str:
     bounds = plan.config.study.bounds()
     said = [f"{name} {side} {bound:,.6g}" for name, sides in bounds.items() for side, bound in sides.items()]
     if Metric.PARAMETERS in bounds:
-        drawn = (plan.baseline.replace(point) for point in study.draw_points(plan.space, _DRAWS))
-        sizes = ({Metric.PARAMETERS: float(parameters_of(config))} for config in drawn)
+        sizes = ({Metric.PARAMETERS: float(parameters_of(config))} for config in plan.drawn)
         kept = np.mean([not study.broken(study.constraint_values(bounds, size)) for size in sizes])
         said.append(f"{100 * kept:.0f} % of the space keep the one on parameters, others are not trained")
     return ", ".join(said)
