@@ -76,10 +76,15 @@ def test_lock_is_the_owners_and_not_its_workers(copied: SweepConfig) -> None:
 
 @dataclass(frozen=True)
 class _Slow(SavingTrainer):
-    """Takes longer for an epoch than a signal leaves it."""
+    """Takes longer for the epoch in which it is asked to stop than a signal leaves it."""
+
+    asked: Path = Path()
 
     def before_epoch(self, job: RunConfig, epoch: int) -> None:
-        time.sleep(GRACE_SECONDS + 0.5)
+        if epoch == 2:
+            while not self.asked.exists():
+                time.sleep(0.05)
+            time.sleep(GRACE_SECONDS + 0.5)
         super().before_epoch(job, epoch)
 
 
@@ -92,7 +97,8 @@ def test_stop_ends_a_sweep_with_its_present_epoch_and_status_tells_of_both(
     config = with_study(load_config(SweepConfig, tree), workers=1, trials=2, checkpoints="keep", space=space)
     place = ReportConfig(study=StudyReference(name="small"), tracking=config.tracking)
     lines, saved = tmp_path / "lines", config.tracking.folder / "checkpoints" / "sweep" / "small"
-    process = start(config, _Slow(folder=tmp_path), lines)
+    asked = study.stop_file(config.tracking.folder, "small")
+    process = start(config, _Slow(folder=tmp_path, asked=asked), lines)
     wait_for(lines, "trial 0 epoch 1\n", process)
     # When
     at_work = report.study_status(place)
