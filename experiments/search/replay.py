@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +19,16 @@ from numpy.typing import NDArray
 
 from digitcnn import study
 from digitcnn.config import SweepConfig, load_config
-from digitcnn.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, plain_style
+from digitcnn.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, plain_style
 from digitcnn.errors import ConfigError
 from digitcnn.records import Column, Metric
 from experiments.search.grid import EPOCHS, PATH, SearchConfig
 
 FIGURE = PATH.with_name("search.png")
-# What a method changes of the study; the last is Optuna's own sampler, which digitcnn does not offer.
+# As the study of experiments/results/ was searched: ten trials at random before TPE chooses, all pruned from epoch 2 on, and each
+# trained whatever is recorded.
+FIRST = "as the first edition"
+# What a method changes of the study; the last but one is Optuna's own sampler, which digitcnn does not offer.
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"sampler": "random"},
     "tpe": {"sampler": "tpe"},
@@ -32,11 +36,34 @@ METHODS: dict[str, dict[str, Any]] = {
     "tpe, up to 3 seeds": {"sampler": "tpe", "seeds": 3},
     "gp": {"sampler": "gp"},
     "cmaes": {"sampler": "random"},
+    FIRST: {"sampler": "tpe", "startup_trials": 10},
 }
 _NEEDS = {"gp": "torch", "cmaes": "cmaes"}
-_COLORS = dict(zip(METHODS, (INK, BLUE, SKY, GREEN, PURPLE, ORANGE), strict=True))
+_COLORS = dict(zip(METHODS, (INK, BLUE, SKY, GREEN, PURPLE, ORANGE, GREY), strict=True))
 # By CPU seconds, in rising order: those spent so far, and how good the best trial is, in the mean of all seeds.
 Curve = list[tuple[float, float]]
+
+
+@dataclass
+class Search:
+    """One search: its course, the epochs it trained and those it read off other trials, and its trials.
+
+    Of these how many the sampler chose, how good each would be if it was trained to its end, and which were pruned.
+    """
+
+    course: Curve = field(default_factory=list)
+    spent: float = 0.0
+    trained: int = 0
+    saved: int = 0
+    chosen: int = 0
+    qualities: list[float] = field(default_factory=list)
+    pruned: list[int] = field(default_factory=list)
+
+    @property
+    def lost(self) -> int:
+        """Return the number of pruned trials that would have ended among the best quarter."""
+        best = sorted(self.qualities, reverse=True)[: -(-len(self.qualities) // 4)]
+        return sum(self.qualities[number] >= best[-1] for number in self.pruned)
 
 
 class Grid:
@@ -62,8 +89,8 @@ class Grid:
         return float(np.mean([self.curve(parameters, seed)[epoch - 1, 0] for seed in range(1, self.seeds + 1)]))
 
 
-def replay(config: SearchConfig, method: str, grid: Grid, repetition: int) -> Curve:
-    """Search once with a method; return the course of its best trial."""
+def replay(config: SearchConfig, method: str, grid: Grid, repetition: int) -> Search:
+    """Search once with a method."""
     changes = {**METHODS[method], "seed": repetition}
     plain = {name: value for name, value in config.model_dump().items() if name in SweepConfig.model_fields}
     sweep = load_config(SweepConfig, {**plain, "study": {**plain["study"], **changes}})
@@ -76,28 +103,35 @@ def replay(config: SearchConfig, method: str, grid: Grid, repetition: int) -> Cu
         opened.sampler = recorded.sampler
     if method == "cmaes":
         opened.sampler = optuna.samplers.CmaEsSampler(seed=repetition, n_startup_trials=searched.trials // 4)
+    if method == FIRST:
+        opened.pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
     queue = study.TrialQueue(opened, searched, space, searched.trials, None, threading.Event())
-    first_judged = study.first_judged_epoch(space, baseline)
+    first_judged, startup = study.first_judged_epoch(space, baseline), study.startup_trials(searched)
     # Epochs that were trained, by all that decides them but their number.
     trained: defaultdict[tuple[str, int], int] = defaultdict(int)
-    spent, course = 0.0, Curve()
+    search = Search()
     while (trial := queue.next()) is not None:
         values, pruned, wanted = list[float](), False, int(trial.params[EPOCHS])
         while not values or (not pruned and study.needs_seed(opened, searched, values)):
             # Each repetition begins with another one, whose luck is its own.
             seed, key = 1 + (repetition + len(values)) % grid.seeds, study.beginning_key(trial.params)
-            curve, before, epoch = grid.curve(trial.params, seed), trained[key, seed], 0
+            curve, before, epoch = grid.curve(trial.params, seed), min(trained[key, seed], wanted), 0
             for epoch in range(1, wanted + 1):
                 metrics = {Metric.VALIDATION_ACCURACY: float(curve[epoch - 1, 0])}
                 against = 0 if values else study.report_epoch(trial, searched, first_judged, metrics, epoch)
                 # What is there already is read, and not judged.
-                pruned = bool(against) and min(before, wanted) <= epoch < wanted
+                pruned = (bool(against) or (method == FIRST and trial.should_prune())) and before <= epoch < wanted
                 if pruned:
                     break
             if epoch > before:
-                spent += float(curve[epoch - 1, 1] - (curve[before - 1, 1] if before else 0.0))
-                trained[key, seed] = epoch
+                search.spent += float(curve[epoch - 1, 1] - (curve[before - 1, 1] if before else 0.0))
+                trained[key, seed] = 0 if method == FIRST else epoch
+            search.trained += max(epoch - before, 0)
+            search.saved += min(epoch, before)
             values.append(float(curve[epoch - 1, 0]))
+        search.chosen += 0 < startup <= trial.number
+        search.pruned += [trial.number] if pruned else []
+        search.qualities.append(grid.quality(trial.params))
         if pruned:
             queue.tell(trial, None)
             continue
@@ -107,12 +141,12 @@ def replay(config: SearchConfig, method: str, grid: Grid, repetition: int) -> Cu
         queue.tell(trial, [summary[searched.objective[0]]])
         best = study.best_trial(opened)
         if best is not None:
-            course.append((spent, grid.quality(best.parameters)))
-    return course
+            search.course.append((search.spent, grid.quality(best.parameters)))
+    return search
 
 
-def compare(config: SearchConfig, table: pd.DataFrame, repetitions: int) -> dict[str, list[Curve]]:
-    """Return the courses of all methods that this machine has, each repeated."""
+def compare(config: SearchConfig, table: pd.DataFrame, repetitions: int) -> dict[str, list[Search]]:
+    """Return the searches of all methods that this machine has, each repeated."""
     grid = Grid(table, config.seeds)
     there = [name for name in METHODS if name not in _NEEDS or importlib.util.find_spec(_NEEDS[name])]
     return {name: [replay(config, name, grid, number) for number in range(repetitions)] for name in there}
@@ -128,17 +162,17 @@ def at(courses: list[Curve], seconds: NDArray[np.float64]) -> NDArray[np.float64
     return found
 
 
-def draw(compared: Mapping[str, list[Curve]]) -> bytes:
+def draw(compared: Mapping[str, list[Search]]) -> bytes:
     """Return the figure as a PNG: median and the middle 80 % of each method's courses."""
-    longest = max(course[-1][0] for courses in compared.values() for course in courses)
+    longest = max(each.spent for searches in compared.values() for each in searches)
     seconds = np.linspace(0, longest, 400)
     with plain_style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 5), layout="constrained", dpi=110)
         axes = figure.subplots()
-        for name, courses in compared.items():
-            values = 100 * at(courses, seconds)
+        for name, searches in compared.items():
+            values = 100 * at([each.course for each in searches], seconds)
             told = ~np.isnan(values).any(axis=0)
             low, median, high = np.quantile(values[:, told], (0.1, 0.5, 0.9), axis=0)
             axes.plot(seconds[told], median, color=_COLORS[name], label=name)
@@ -154,19 +188,30 @@ def draw(compared: Mapping[str, list[Curve]]) -> bytes:
     return file.getvalue()
 
 
-def summarize(compared: Mapping[str, list[Curve]]) -> pd.DataFrame:
-    """Return a row per method: CPU seconds of a whole search, and its best in points, with the middle 80 %.
+def summarize(compared: Mapping[str, list[Search]]) -> pd.DataFrame:
+    """Return a row per method: its best in points, with the middle 80 % of the searches, and medians of what it took.
 
-    Beside it what it has after a half of the CPU seconds of a random search, at which all are compared alike.
+    The best is that after a half of the CPU seconds of a random search, at which all are compared alike, and at the
+    end. Of pruned trials it is the mean, and of how many a full training would have shown to be in the best quarter.
     """
     rows = []
-    budget = float(np.median([course[-1][0] for course in compared["random"]])) / 2
-    for name, courses in compared.items():
+    budget = float(np.median([each.spent for each in compared["random"]])) / 2
+    for name, searches in compared.items():
+        courses = [each.course for each in searches]
         early = 100 * at(courses, np.array([budget]))[:, 0]
         final = 100 * np.array([course[-1][1] for course in courses])
-        row = {"method": name, "CPU s": np.median([course[-1][0] for course in courses])}
+        row = {"method": name}
         for when, values in ((f"after {budget:.0f} s", early), ("at the end", final)):
             low, median, high = np.nanquantile(values, (0.1, 0.5, 0.9))
             row[when] = f"{median:.2f} ({low:.2f} to {high:.2f})"
+        row["CPU s"] = f"{np.median([each.spent for each in searches]):.0f}"
+        for column, counts in (
+            ("chosen", [each.chosen for each in searches]),
+            ("epochs trained", [each.trained for each in searches]),
+            ("saved", [each.saved for each in searches]),
+        ):
+            row[column] = f"{np.median(counts):.0f}"
+        row["pruned"] = f"{np.mean([len(each.pruned) for each in searches]):.1f}"
+        row["of the best quarter"] = f"{np.mean([each.lost for each in searches]):.1f}"
         rows.append(row)
     return pd.DataFrame(rows)

@@ -44,17 +44,31 @@ def table(config: SearchConfig) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*space, "seed", "epoch", *grid.MEASURED])
 
 
-@pytest.mark.parametrize("method", ["random", "tpe", "tpe, median pruner", "tpe, up to 3 seeds"])
+@pytest.mark.parametrize("method", ["random", "tpe", "tpe, median pruner", "tpe, up to 3 seeds", replay.FIRST])
 def test_replay_searches_with_the_study_s_own_code(method: str, config: SearchConfig, table: pd.DataFrame) -> None:
     runs = replay.Grid(table, config.seeds)
-    course = replay.replay(config, method, runs, 0)
-    assert course == replay.replay(config, method, runs, 0)
-    assert course[0][1] == runs.quality(config.baseline.parameters())
+    search = replay.replay(config, method, runs, 0)
+    assert search == replay.replay(config, method, runs, 0)
+    course, trials = search.course, config.study.trials
+    assert course[0][1] == runs.quality(config.baseline.parameters()) == search.qualities[0]
     times = [seconds for seconds, _ in course]
     assert times == sorted(times)
     once = runs.curve(config.baseline.parameters(), 1)[config.training.epochs - 1, 1]
     assert times[0] == pytest.approx(once * (3 if "seeds" in method else 1))
-    assert len(course) == config.study.trials if "pruner" not in method else len(course) < config.study.trials
+    # Each trial has ended or was pruned.
+    assert len(course) + len(search.pruned) == trials == len(search.qualities)
+    prunes = method in ("tpe, median pruner", replay.FIRST)
+    assert bool(search.pruned) == prunes
+    assert 0 <= search.lost <= len(search.pruned)
+    assert search.chosen == {"random": 0, replay.FIRST: 2}.get(method, trials - 4)
+    if method in ("tpe", replay.FIRST):
+        assert bool(search.saved) == (method == "tpe")
+
+
+def test_search_counts_the_pruned_trials_that_would_have_been_among_the_best() -> None:
+    qualities = [0.1, 0.9, 0.5, 0.8, 0.4, 0.3, 0.2, 0.1]
+    assert replay.Search(qualities=qualities, pruned=[1, 2, 3]).lost == 2
+    assert replay.Search(qualities=qualities[:1], pruned=[]).lost == 0
 
 
 def test_comparison_is_drawn_and_summed_up(config: SearchConfig, table: pd.DataFrame) -> None:
