@@ -25,10 +25,10 @@ from digitcnn.records import Column, Metric
 from experiments.search.grid import EPOCHS, PATH, SearchConfig
 
 FIGURE = PATH.with_name("search.png")
-# As the study of experiments/results/ was searched: ten trials at random before TPE chooses, all pruned from epoch 2 on, and each
-# trained whatever is recorded.
+# As the study of experiments/results/ was searched: ten trials at random before TPE chooses, all pruned from epoch 2
+# on, and each trained whatever is recorded.
 FIRST = "as the first edition"
-# What a method changes of the study; the last but one is Optuna's own sampler, which digitcnn does not offer.
+# What a method changes of the study; cmaes is Optuna's own sampler, which digitcnn does not offer.
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"sampler": "random"},
     "tpe": {"sampler": "tpe"},
