@@ -191,6 +191,8 @@ class Column:
     SPREAD = "spread"
     MARGIN = "margin"
     LOOK = "look"
+    # Of a look that was announced: its seconds of CPU time, if they decide how many seeds there are.
+    CPU_BUDGET = "cpu_budget"
     VERSIONS = "versions"
     # Of the predictions on the test set.
     IMAGE = "image"

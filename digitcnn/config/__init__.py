@@ -1,6 +1,7 @@
 """Configuration: every command's schema, its validation, one-line messages and addresses."""
 
 from digitcnn.config.commands import (
+    MAX_SEEDS,
     ConfirmConfig,
     DeleteConfig,
     DiffConfig,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from digitcnn.config.fields import Name, Processes
+from digitcnn.config.fields import Duration, Name, Processes
 from digitcnn.config.loading import Config
 from digitcnn.config.schema import LocalWorkers, RunConfig, StudyConfig, TrackingConfig, WorkersConfig
 
@@ -17,6 +17,8 @@ def _check_local(value: str) -> str:
     return value
 
 
+# Of a candidate that is confirmed.
+MAX_SEEDS = 1000
 # What a person names: a run, runs or a file, whatever its name.
 Local = Annotated[str, AfterValidator(_check_local)]
 
@@ -57,10 +59,14 @@ class StudyReference(Config):
 
 
 class ConfirmSettings(Config):
-    """The number of best trials that are confirmed, and of seeds for each; and the smallest difference of interest."""
+    """The number of best trials that are confirmed, and of seeds for each; and the smallest difference of interest.
+
+    `cpu_budget`: null, or the CPU time of all confirming runs of the study, which takes the place of `seeds`.
+    """
 
     top: Annotated[int, Field(ge=1, le=50)] = 3
-    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+    seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] = 5
+    cpu_budget: Duration | None = None
     margin: Annotated[float, Field(gt=0, le=1)] = 0.001
 
 

@@ -72,10 +72,10 @@ def run_confirmation(
         looks.require_margin(config.confirm.margin)
         missing = recorded.missing(plan)
         wanted = recorded.seeds(missing)
-        look = looks.number(wanted, recorded.seeds())
+        look = looks.number(wanted, recorded.seeds(), plan.budget if missing else None)
         if missing:
             # Whoever gives up on it has seen what it recorded.
-            looks = looks.announced(look, wanted, config.confirm.margin)
+            looks = looks.announced(look, wanted, config.confirm.margin, plan.budget)
             _put_looks(store, plan, looks)
         backend = plan.candidates[0].config.backend
         _train(plan, missing, recorded, store, shown, trainer or runner.KerasTrainer(backend))
@@ -118,14 +118,16 @@ def _train(
     """
     for name, seed in recorded.diverged.items():
         logger.warning(f"{name} diverged with seed {seed}: it is left out")
-    total = sum(each.name not in recorded.diverged for each in plan.candidates) * len(plan.seeds)
+    finished = sum((each.name, seed) in recorded.runs for each in plan.candidates for seed in plan.seeds)
     workers, threads, _ = runner.plan_workers(plan.config.workers, len(missing))
     local = workers if isinstance(plan.config.workers, LocalWorkers) else None
-    shown.began(plan.config.study.name, total, total - len(missing), local, Metric.TEST_ACCURACY)
+    shown.began(plan.config.study.name, finished + len(missing), finished, local, Metric.TEST_ACCURACY)
     if not missing:
         return
     with closing(runner.make_pool(plan.config.workers, trainer, plan.candidates[0].config, workers, threads)) as pool:
-        work = _Trainings(plan, recorded, store, shown, threads, pool.stop, deque(missing))
+        work = _Trainings(plan, recorded, store, shown, threads, pool.stop)
+        if plan.budget is None:
+            work.waiting.extend(missing)
         # Inside, so that a store that is away is told from other failures when a signal has come.
         asked = study.stop_file(plan.config.tracking.folder, plan.config.study.name)
         with runner.stopped_by_signals(pool, asked) as received, tracking.store_errors(plan.config.tracking):
@@ -151,7 +153,8 @@ class _Trainings:
     shown: runner.SweepDisplay
     threads: int
     stop: threading.Event
-    waiting: deque[tuple[Candidate, int]]
+    waiting: deque[tuple[Candidate, int]] = field(default_factory=deque)
+    begun: set[tuple[str, int]] = field(default_factory=set)
     running: int = 0
     deaths: Counter[tuple[str, int]] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
@@ -174,8 +177,13 @@ class _Trainings:
         """Return the next run; None when there is none, and none at work that could come back."""
         while not self.stop.is_set():
             with self.lock:
+                if not self.waiting and self.plan.budget is not None:
+                    # Seed by seed: what was trained says what the next one costs, and who needs it.
+                    bought = self.recorded.missing(self.plan, self.begun)
+                    self.waiting.extend(run for run in bought if run[1] == bought[0][1])
                 while self.waiting:
                     candidate, seed = self.waiting.popleft()
+                    self.begun.add((candidate.name, seed))
                     why = self.recorded.over(self.plan).get(candidate.name)
                     if why is None:
                         self.running += 1
@@ -227,8 +235,9 @@ class _Trainings:
         else:
             if finished.ending == "completed":
                 checkpoints.drop()
-                self.recorded.runs[candidate.name, seed] = run_id
+                self.recorded.cpu_seconds[candidate.name, seed] = finished.summary[Metric.CPU_SECONDS]
                 self.recorded.accuracies[candidate.name, seed] = finished.summary[Metric.TEST_ACCURACY]
+                self.recorded.runs[candidate.name, seed] = run_id
                 show("complete", finished.summary[Metric.TEST_ACCURACY])
         return False
 

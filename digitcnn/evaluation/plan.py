@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from digitcnn import runner, study, tracking
-from digitcnn.config import ConfirmConfig, RunConfig, load_config, nested
+from digitcnn.config import MAX_SEEDS, ConfirmConfig, RunConfig, load_config, nested, parse_duration
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation.statistics import detectable_difference, race, spread_between_seeds
 from digitcnn.evaluation.verdicts import Looks
@@ -27,7 +27,7 @@ _MAX_SEED = 2**32 - 1
 class Candidate:
     """A config that is confirmed: the baseline or a trial, under the name that tables give it.
 
-    Only the baseline may break a constraint of the study.
+    Only the baseline may break a constraint of the study. `cpu_seconds` are those of its runs in the search, the mean.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Candidate:
     parameters: dict[str, Any]
     config: RunConfig
     feasible: bool = True
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class ConfirmationPlan:
     """A confirmation that was checked; nothing has been created yet.
 
     `candidates` are those that are asked for, the first of them the baseline; `others` all further ones of the study.
+    `seeds` are those that are trained; with `budget`, seconds of CPU time, as many of them as it buys.
     """
 
     config: ConfirmConfig
@@ -49,6 +51,7 @@ class ConfirmationPlan:
     others: tuple[Candidate, ...]
     seeds: tuple[int, ...]
     parent_run_id: str
+    budget: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -61,23 +64,60 @@ class RecordedRuns:
     """The recorded part of a confirmation.
 
     `candidates` are those that are asked for now, and all that were confirmed before; `runs` are run ids by candidate
-    and seed, `accuracies` the runs' results; `diverged` holds the seed with which a candidate diverged.
+    and seed, `accuracies` and `cpu_seconds` the runs' results; `diverged` holds the seed with which a candidate
+    diverged.
     """
 
     candidates: tuple[Candidate, ...]
     runs: dict[tuple[str, int], str]
     accuracies: dict[tuple[str, int], float]
     diverged: dict[str, int]
+    cpu_seconds: dict[tuple[str, int], float] = field(default_factory=dict)
 
-    def missing(self, plan: ConfirmationPlan) -> list[tuple[Candidate, int]]:
-        """Return the candidates and seeds to train, seed by seed; none of a candidate that is `over`."""
+    def missing(self, plan: ConfirmationPlan, begun: Collection[tuple[str, int]] = ()) -> list[tuple[Candidate, int]]:
+        """Return the candidates and seeds to train, seed by seed; none of a candidate that is `over`.
+
+        `begun` are those that are being trained. Raise ConfigError if the budget buys no two seeds.
+        """
         over = self.over(plan)
-        return [
-            (candidate, seed)
-            for seed in plan.seeds
-            for candidate in plan.candidates
-            if candidate.name not in over and (candidate.name, seed) not in self.runs
-        ]
+        racing = [each for each in plan.candidates if each.name not in over]
+        known = {*self.runs, *begun}
+        by_seed = [[(each, seed) for each in racing if (each.name, seed) not in known] for seed in plan.seeds]
+        if plan.budget is not None:
+            # The baseline alone needs no more seeds.
+            by_seed = self._bought(plan, by_seed, plan.budget, begun) if len(racing) > 1 else []
+        return [run for runs in by_seed for run in runs]
+
+    def _bought(
+        self,
+        plan: ConfirmationPlan,
+        by_seed: list[list[tuple[Candidate, int]]],
+        budget: float,
+        begun: Collection[tuple[str, int]],
+    ) -> list[list[tuple[Candidate, int]]]:
+        """Return the first seeds' runs, as far as the budget takes each seed for all candidates that need it.
+
+        A run costs the mean of the candidate's recorded ones, or of those of the search. What has begun is finished.
+        """
+        spent = dict(self.cpu_seconds)
+        costs = {
+            each.name: float(np.mean([s for (name, _), s in spent.items() if name == each.name] or each.cpu_seconds))
+            for each in plan.candidates
+        }
+        left = budget - sum(spent.values()) - sum(costs[name] for name, seed in begun if (name, seed) not in spent)
+        for index, runs in enumerate(by_seed):
+            left -= sum(costs[each.name] for each, _ in runs)
+            if runs and left < 0 and not any(seed == runs[0][1] for _, seed in begun):
+                if index > 1:
+                    return by_seed[:index]
+                if not begun:
+                    needed = sum(costs[each.name] for of_seed in by_seed[:2] for each, _ in of_seed)
+                    raise ConfigError(
+                        f"confirm.cpu_budget={plan.config.confirm.cpu_budget}: two seeds of each config take about "
+                        f"{format_duration(needed)} of CPU time more, and {format_duration(sum(spent.values()))} are "
+                        "spent; a smaller confirm.top takes less"
+                    )
+        return by_seed
 
     def over(self, plan: ConfirmationPlan) -> dict[str, str]:
         """Return the candidates that get no more seeds, and why: they diverged, or are out of the race.
@@ -112,13 +152,12 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     asked = every[: 1 + config.confirm.top]
     runner.check_run(asked[0].config)
     # Not the seeds that the search was judged with: their luck made the best trials the best.
-    first = 1 + max(searched)
-    if first + config.confirm.seeds - 1 > _MAX_SEED:
-        raise ConfigError(
-            f"confirm.seeds={config.confirm.seeds}: begins at {first}, and no seed may exceed {_MAX_SEED}"
-        )
-    seeds = tuple(range(first, first + config.confirm.seeds))
-    return ConfirmationPlan(config, asked, every[len(asked) :], seeds, str(opened.parent_run_id))
+    budget = None if config.confirm.cpu_budget is None else parse_duration(config.confirm.cpu_budget)
+    first, count = 1 + max(searched), config.confirm.seeds if budget is None else MAX_SEEDS
+    if first + count - 1 > _MAX_SEED:
+        raise ConfigError(f"confirm.seeds={count}: begins at {first}, and no seed may exceed {_MAX_SEED}")
+    seeds = tuple(range(first, first + count))
+    return ConfirmationPlan(config, asked, every[len(asked) :], seeds, str(opened.parent_run_id), budget)
 
 
 def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[Candidate, ...], set[int]]:
@@ -143,11 +182,13 @@ def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[C
         for trials in grouped.values()
     }
     feasible = not any(study.broken(trial.constraints) for trial in ended if trial.number == baseline)
-    found = [Candidate("baseline", baseline, start, _confirmed(base, of_baseline), feasible)]
+    config_of_baseline, cost = _confirmed(base, of_baseline), _cost(of_baseline)
+    found = [Candidate("baseline", baseline, start, config_of_baseline, feasible, cost)]
     for trials in sorted(grouped.values(), key=lambda trials: (means[trials[0].number], trials[0].number)):
         parameters = {name: value for name, value in trials[0].parameters.items() if name in start}
         number = trials[0].number
-        found.append(Candidate(f"trial {number}", number, parameters, _confirmed(base.replace(parameters), trials)))
+        confirmed = _confirmed(base.replace(parameters), trials)
+        found.append(Candidate(f"trial {number}", number, parameters, confirmed, cpu_seconds=_cost(trials)))
     if len(found) == 1:
         raise ConfigError(f"study.name={config.study.name}: no trial beside the baseline has completed")
     seed = base.training.seed
@@ -159,6 +200,11 @@ def _confirmed(config: RunConfig, trials: Sequence[study.EndedTrial]) -> RunConf
     """Return the config of runs that the test set judges once, and does not stop: they have the trials' epochs."""
     epochs = [trial.record.epochs_run or config.training.epochs for trial in trials] or [config.training.epochs]
     return config.stopped_after(round(np.median(epochs))).replace({"data.validation": "test_once"})
+
+
+def _cost(trials: Sequence[study.EndedTrial]) -> float:
+    """Return the mean CPU seconds of a run of some trials, 0 if none is recorded."""
+    return float(np.mean([trial.record.cpu_seconds or 0.0 for trial in trials] or 0.0))
 
 
 def recorded_runs(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns:
@@ -183,10 +229,11 @@ def recorded_runs(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns
             elif run.info.status == "FINISHED":
                 recorded.runs[candidate.name, seed] = run.info.run_id
                 recorded.accuracies[candidate.name, seed] = run.data.metrics[Metric.TEST_ACCURACY]
+                recorded.cpu_seconds[candidate.name, seed] = run.data.metrics[Metric.CPU_SECONDS]
     recorded.require_baseline()
     confirmed = {*(name for name, _ in recorded.runs), *recorded.diverged}
     others = (each for each in plan.others if each.name in confirmed)
-    return RecordedRuns((*plan.candidates, *others), recorded.runs, recorded.accuracies, recorded.diverged)
+    return replace(recorded, candidates=(*plan.candidates, *others))
 
 
 def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
@@ -199,10 +246,14 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
     missing, over = recorded.missing(plan), recorded.over(plan)
     workers, threads, shares = runner.plan_workers(config.workers, len(missing), "run")
     baseline = plan.candidates[0].config.replace({"training.threads": threads})
-    lines = [
-        f"confirmation of study {config.study.name}: {len(plan.candidates)} configs x {len(plan.seeds)} seeds",
-        *_promise(plan, recorded, looks, missing),
-    ]
+    title, wanted = (
+        f"confirmation of study {config.study.name}: {len(plan.candidates)} configs",
+        recorded.seeds(missing),
+    )
+    lines = [f"{title} x {len(plan.seeds)} seeds", *_promise(plan, recorded, looks, missing)]
+    if plan.budget is not None:
+        spent, most = format_duration(sum(recorded.cpu_seconds.values())), max(wanted.values())
+        lines[0] = f"{title}, {config.confirm.cpu_budget} of CPU time, {spent} of it spent: it buys {most} seeds"
     speed = runner.measure_speed(baseline, config.workers, workers) if missing else None
     total = 0.0
     for candidate in recorded.candidates:
@@ -215,7 +266,8 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
         else:
             seconds = runner.estimate_seconds(candidate.config, baseline, speed)
             total += seconds * left
-            line += f"; {left} of {len(plan.seeds)} runs to come, {format_duration(seconds)} each"
+            of = len(plan.seeds) if plan.budget is None else wanted[candidate.name]
+            line += f"; {left} of {of} runs to come, {format_duration(seconds)} each"
         lines.append(line)
     if missing:
         lines.append(shares)
@@ -231,7 +283,7 @@ def _promise(
 ) -> list[str]:
     """Return the number of the look that a confirmation is, and the difference that it finds."""
     wanted = recorded.seeds(missing)
-    number, seeds = looks.number(wanted, recorded.seeds()), min(wanted.values())
+    number, seeds = looks.number(wanted, recorded.seeds(), plan.budget if missing else None), min(wanted.values())
     if len(wanted) < 2:
         return []
     values: dict[str, dict[int, float]] = {}

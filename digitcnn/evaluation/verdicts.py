@@ -29,7 +29,10 @@ _CLAIMS = {
 
 # Of a look that was announced: its runs are on their way.
 _ANNOUNCED = "announced"
-_LOOKS = (Column.LOOK, Column.MARGIN, Column.CONFIG, "n", Column.DIFFERENCE, Column.P, Column.VERDICT)
+_LOOKS = (
+    *(Column.LOOK, Column.MARGIN, Column.CONFIG, "n", Column.DIFFERENCE, Column.P, Column.VERDICT),
+    Column.CPU_BUDGET,
+)
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,20 @@ class Looks:
         """The rows of the last look."""
         return pd.DataFrame(self.table[self.table[Column.LOOK] == self.table[Column.LOOK].max()])
 
-    def number(self, wanted: dict[str, int], recorded: dict[str, int]) -> int:
+    def number(self, wanted: dict[str, int], recorded: dict[str, int], budget: float | None = None) -> int:
         """Return the number of a look at `wanted` seeds of each candidate, given those that are `recorded` by now.
 
-        The same seeds once more are the same look. One that was announced, begun and given up could be watched, seed
-        by seed, and counts as a look for each of them.
+        The same seeds once more are the same look, and so are those that the same `budget` buys: a number that only its
+        end tells. One that was announced, begun and given up could be watched, seed by seed, and counts as a look for
+        each of them.
         """
         if self.table.empty:
             return 1
         of_last = dict(zip(self.last[Column.CONFIG], self.last["n"], strict=True))
         last = int(self.last[Column.LOOK].iloc[0])
-        if {name: n for name, n in of_last.items() if name in wanted} == wanted:
+        if budget is not None and (self.last[Column.CPU_BUDGET] == budget).all():
+            return last
+        if budget is None and {name: n for name, n in of_last.items() if name in wanted} == wanted:
             return last
         if (self.last[Column.VERDICT] != _ANNOUNCED).all():
             return last + 1
@@ -79,10 +85,11 @@ class Looks:
                 "anything is seen, and stays"
             )
 
-    def announced(self, number: int, wanted: dict[str, int], margin: float) -> Looks:
-        """Return the looks with one that is on its way."""
-        shared = {Column.LOOK: number, Column.MARGIN: margin, Column.VERDICT: _ANNOUNCED}
-        return self._with(number, pd.DataFrame([{**shared, Column.CONFIG: name, "n": n} for name, n in wanted.items()]))
+    def announced(self, number: int, wanted: dict[str, int], margin: float, budget: float | None = None) -> Looks:
+        """Return the looks with one that is on its way, at `wanted` seeds or at those that a budget buys."""
+        shared = {Column.LOOK: number, Column.MARGIN: margin, Column.VERDICT: _ANNOUNCED, Column.CPU_BUDGET: budget}
+        rows = [{**shared, Column.CONFIG: name, "n": n if budget is None else None} for name, n in wanted.items()]
+        return self._with(number, pd.DataFrame(rows))
 
     def taken(self, table: pd.DataFrame) -> Looks:
         """Return the looks with the one of a confirmation's table."""

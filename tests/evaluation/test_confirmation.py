@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -238,6 +239,26 @@ def test_candidate_that_is_clearly_behind_gets_no_more_seeds(config: ConfirmConf
     assert recorded.over(plan) == {behind: "behind the best after 3 seeds: no more"}
     to_come = [(each.name, seed) for each, seed in recorded.missing(plan)]
     assert to_come == [(name, seed) for seed in plan.seeds[3:] for name in reached if name != behind]
+    # What it does not need a budget has for the others: 9 of 16 runs were made.
+    budget = load_config(ConfirmConfig, tree | {"confirm": {"top": 2, "cpu_budget": "16s"}})
+    spent = replace(recorded, cpu_seconds=dict.fromkeys(accuracies, 1.0))
+    to_come = [(each.name, seed) for each, seed in spent.missing(evaluation.plan_confirmation(budget))]
+    assert to_come == [(name, plan.seeds[0] + index) for index in (3, 4, 5) for name in reached if name != behind]
+
+
+def test_budget_of_cpu_time_buys_the_same_seeds_for_all(config: ConfirmConfig) -> None:
+    """Given runs of 2 s in the search and 1 s in the confirmation."""
+    with pytest.raises(ConfigError, match="confirm.cpu_budget=11s: two seeds of each config take about 12 s of CPU"):
+        _asked(config, cpu_budget="11s")
+    asked = load_config(ConfirmConfig, config.model_dump() | {"confirm": {"top": 2, "cpu_budget": "14s"}})
+    lines = evaluation.describe_confirmation(evaluation.plan_confirmation(asked))
+    assert lines[0].endswith(": 3 configs, 14s of CPU time, 0 s of it spent: it buys 2 seeds")
+    assert _asked(config, cpu_budget="14s").table["n"].tolist() == [4] * 3
+    # Nothing is left of it for a seed of all, and what is recorded is spent.
+    again, shown = _confirm(asked)
+    assert (again.table["n"].tolist(), set(again.table["look"]), shown.endings) == ([4] * 3, {1}, [])
+    more = _asked(config, cpu_budget="16s")
+    assert (more.table["n"].tolist(), set(more.table["look"])) == ([5] * 3, {2})
 
 
 def test_every_look_is_counted_recorded_and_said(config: ConfirmConfig) -> None:
@@ -258,6 +279,11 @@ def test_a_confirmation_that_was_given_up_counts_as_a_look_for_each_seed_that_it
     # Resumed as it was announced, it is the look that it was.
     assert looks.number({"baseline": 30, "trial 1": 30}, seen) == 1
     assert looks.number({"baseline": 17, "trial 1": 17}, seen) == 18
+    # Nor does a budget that goes on begin another look, though its seeds are not known before.
+    bought = looks.announced(1, {"baseline": 30, "trial 1": 30}, 0.001, 60.0)
+    assert bought.number({"baseline": 9, "trial 1": 9}, seen, 60.0) == 1
+    assert bought.number({"baseline": 9, "trial 1": 9}, seen, 90.0) == 18
+    assert bought.number({"baseline": 30, "trial 1": 30}, seen) == 18
     # What had not begun showed nothing.
     assert looks.number({"baseline": 5, "trial 1": 5}, {"baseline": 0, "trial 1": 0}) == 1
 
