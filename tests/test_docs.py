@@ -64,8 +64,10 @@ def test_docs_have_lines_of_120_characters() -> None:
     assert long == []
 
 
-def test_changelog_has_lines_of_120_characters() -> None:
-    assert max(map(len, (REPOSITORY / "CHANGELOG.md").read_text().splitlines())) <= 120
+def test_changelog_and_configs_have_lines_of_120_characters() -> None:
+    configs = [*(REPOSITORY / "conf").rglob("*.yaml"), *(REPOSITORY / "experiments").glob("*/conf/*.yaml")]
+    for path in (REPOSITORY / "CHANGELOG.md", *configs):
+        assert max(map(len, path.read_text().splitlines())) <= 120, path.name
 
 
 @pytest.mark.parametrize("page", PAGES)
