@@ -239,13 +239,13 @@ def model_card(study: str, data: DataConfig, seeds: Sequence[int], table: pd.Dat
             f"Champion of the study {study}: {row[Column.CONFIG]} ({parameters}).",
             f"Chosen: {champion_sentence(table)}.",
             f"Test accuracy {_mean(row)}; the baseline {_mean(baseline)}.",
-            f"Trained on {data.train_size or 'all'} training images of {data.path}; the test set was",
-            "read once per run, after the last epoch.",
+            f"Trained on {data.train_size or 'all'} training images of {data.path}.",
+            "The test set was read once per run, after the last epoch.",
             *(f"Left out: {each[Column.CONFIG]}, which {verdict_of_row(each)}." for _, each in left_out.iterrows()),
-            f"Compared: {format_count(len(table) - len(left_out) - 1, 'candidate')}, by simultaneous intervals with",
-            f"seeds as blocks, at look {row[Column.LOOK]}.",
+            f"Compared: {format_count(len(table) - len(left_out) - 1, 'candidate')} at look {row[Column.LOOK]}, by "
+            "simultaneous intervals with seeds as blocks.",
             f"Seeds {seeds[0]} to {seeds[-1]}; this is the model of the first, chosen beforehand.",
             "Intended for grey images of one handwritten digit, prepared as MNIST was.",
-            f"Reproduce: digitcnn reproduce run={run_id}, or run=THIS_FILE",
+            f"Reproduce: digitcnn reproduce run={run_id}, or run=champion.yaml",
         ]
     )

@@ -154,12 +154,11 @@ def test_model_card_says_how_the_champion_was_found() -> None:
         "Champion of the study small: trial 1 (training.batch_size=100).",
         "Chosen: trial 1, which is better than the baseline.",
     ]
-    assert card[5:8] == [
-        "Compared: 1 candidate, by simultaneous intervals with",
-        "seeds as blocks, at look 2.",
+    assert card[5:7] == [
+        "Compared: 1 candidate at look 2, by simultaneous intervals with seeds as blocks.",
         "Seeds 1 to 5; this is the model of the first, chosen beforehand.",
     ]
-    assert card[-1] == "Reproduce: digitcnn reproduce run=a1b2c3, or run=THIS_FILE"
+    assert card[-1] == "Reproduce: digitcnn reproduce run=a1b2c3, or run=champion.yaml"
 
 
 def test_confirmation_table_survives_its_file(tmp_path: Path) -> None:
