@@ -22,10 +22,11 @@ class Tag:
     # The description that it shows of a run or an experiment, in Markdown, and its saved views of an experiment.
     NOTE = "mlflow.note.content"
     VIEW_PREFIX = "mlflow.sharedViewState."
-    # Of every run of a study; `trial` and `confirms` tell trials and confirming runs apart.
+    # Of every run of a study; `trial`, `confirms` and `ablates` tell trials, confirming runs and an ablation's apart.
     STUDY = "study"
     TRIAL = "trial"
     CONFIRMS = "confirms"
+    ABLATES = "ablates"
     # With study.seeds: of a trial's run how many there may be, and of the runs of further ones, which are below it, the
     # id of the study's run.
     SEEDS = "seeds"
@@ -93,6 +94,7 @@ class Artifact:
     CONFIRMATION = "confirmation.csv"
     CONFIRMATION_RUNS = "confirmation_runs.csv"
     CONFIRMATION_LOOKS = "confirmation_looks.csv"
+    ABLATION = "ablation.csv"
     CHAMPION = "champion.yaml"
     REPORT_PAGE = "report.html"
     REPORT_TEXT = "report.md"

@@ -173,7 +173,7 @@ def test_configuration_page_has_every_key_with_its_default(name: str) -> None:
     config = load_config(schema, _composed(name, [])).model_dump()
     for group in ("data", "training", "confirm"):
         for key, value in config.get(group, {}).items():
-            written = "null" if value is None else str(value)
+            written = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
             assert (f"{group}.{key}", f"`{written}`") in rows
 
 

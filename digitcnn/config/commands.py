@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from digitcnn.config.fields import Duration, Name, Processes
 from digitcnn.config.loading import Config
@@ -62,12 +62,20 @@ class ConfirmSettings(Config):
     """The number of best trials that are confirmed, and of seeds for each; and the smallest difference of interest.
 
     `cpu_budget`: null, or the CPU time of all confirming runs of the study, which takes the place of `seeds`.
+    `ablation` also trains what is between the baseline and the best trial, to tell what each change brings.
     """
 
     top: Annotated[int, Field(ge=1, le=50)] = 3
     seeds: Annotated[int, Field(ge=2, le=MAX_SEEDS)] = 5
     cpu_budget: Duration | None = None
     margin: Annotated[float, Field(gt=0, le=1)] = 0.001
+    ablation: bool = False
+
+    @model_validator(mode="after")
+    def _ablates_with_seeds(self) -> ConfirmSettings:
+        if self.ablation and self.cpu_budget is not None:
+            raise ValueError("confirm.ablation=true: has confirm.seeds for each step, and takes no confirm.cpu_budget")
+        return self
 
 
 class ConfirmConfig(Config):

@@ -1,9 +1,10 @@
 """Confirmation with several seeds, statistics, the champion, a run's manifest and its reproduction."""
 
+from digitcnn.evaluation.ablation import ablation_texts
 from digitcnn.evaluation.comparison import mixed_runs, read_confirmation
 from digitcnn.evaluation.confirmation import run_confirmation
-from digitcnn.evaluation.manifest import RunManifest, manifest_of, write_manifest
-from digitcnn.evaluation.plan import describe_confirmation, plan_confirmation
+from digitcnn.evaluation.plan import plan_confirmation
+from digitcnn.evaluation.preview import describe_confirmation
 from digitcnn.evaluation.reproduction import (
     ComparedMetric,
     find_config,
@@ -12,6 +13,7 @@ from digitcnn.evaluation.reproduction import (
     is_manifest_file,
     reproduce,
 )
+from digitcnn.evaluation.reproduction.manifest import RunManifest, manifest_of, write_manifest
 from digitcnn.evaluation.statistics import (
     MARGIN,
     Contrast,

@@ -7,7 +7,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,9 +15,10 @@ import pandas as pd
 from digitcnn import runner, signals, study, tracking, training
 from digitcnn.config import LocalWorkers
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.evaluation.ablation import compare_steps
 from digitcnn.evaluation.comparison import compare_candidates
-from digitcnn.evaluation.manifest import manifest_of, write_manifest
 from digitcnn.evaluation.plan import Candidate, ConfirmationPlan, RecordedRuns, plan_confirmation, recorded_runs
+from digitcnn.evaluation.reproduction.manifest import manifest_of, write_manifest
 from digitcnn.evaluation.verdicts import Looks, model_card
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, Metric, Tag
@@ -33,12 +34,16 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class ConfirmationResult:
-    """A finished confirmation: a row per candidate, a row per run, the champion's name and its manifest's file."""
+    """A finished confirmation: a row per candidate, a row per run, the champion's name and its manifest's file.
+
+    `ablation` has a row per change and place, if that was asked for.
+    """
 
     table: pd.DataFrame
     runs: pd.DataFrame
     champion: str
     champion_path: Path
+    ablation: pd.DataFrame | None = None
 
 
 def run_confirmation(
@@ -73,7 +78,7 @@ def run_confirmation(
         missing = recorded.missing(plan)
         wanted = recorded.seeds(missing)
         look = looks.number(wanted, recorded.seeds(), plan.budget if missing else None)
-        if missing:
+        if any(not each.step for each, _ in missing):
             # Whoever gives up on it has seen what it recorded.
             looks = looks.announced(look, wanted, config.confirm.margin, plan.budget)
             _put_looks(store, plan, looks)
@@ -83,13 +88,26 @@ def run_confirmation(
         table, runs = compare_candidates(store, recorded, look, config.confirm.margin)
         _put_looks(store, plan, looks.taken(table))
         _put_accuracies(store, opened, table)
-        return _conclude(plan, store, table, runs)
+        result = _conclude(plan, store, table, runs)
+        return replace(result, ablation=_ablate(plan, store, recorded, table)) if config.confirm.ablation else result
 
 
 def _put_looks(store: tracking.Store, plan: ConfirmationPlan, looks: Looks) -> None:
     text = looks.table.to_csv(index=False)
     write_atomically(plan.folder / Artifact.CONFIRMATION_LOOKS, text, "the runs are recorded")
     tracking.put_files(store, plan.parent_run_id, {Artifact.CONFIRMATION_LOOKS: text})
+
+
+def _ablate(
+    plan: ConfirmationPlan, store: tracking.Store, recorded: RecordedRuns, confirmed: pd.DataFrame
+) -> pd.DataFrame:
+    """Return what each change to the best trial brings, by the runs of baseline, trial and steps; record it."""
+    baseline, best = plan.candidates[:2]
+    table = compare_steps(baseline.config, best.config, best.name, recorded.named_accuracies(), confirmed)
+    text = table.to_csv(index=False)
+    write_atomically(plan.folder / Artifact.ABLATION, text, "the runs are recorded")
+    tracking.put_files(store, plan.parent_run_id, {Artifact.ABLATION: text})
+    return table
 
 
 def _put_accuracies(store: tracking.Store, opened: study.OpenStudy, table: pd.DataFrame) -> None:
@@ -118,7 +136,8 @@ def _train(
     """
     for name, seed in recorded.diverged.items():
         logger.warning(f"{name} diverged with seed {seed}: it is left out")
-    finished = sum((each.name, seed) in recorded.runs for each in plan.candidates for seed in plan.seeds)
+    configs = (*plan.candidates, *plan.steps)
+    finished = sum((each.name, seed) in recorded.runs for each in configs for seed in plan.seeds)
     workers, threads, _ = runner.plan_workers(plan.config.workers, len(missing))
     local = workers if isinstance(plan.config.workers, LocalWorkers) else None
     shown.began(plan.config.study.name, finished + len(missing), finished, local, Metric.TEST_ACCURACY)
@@ -198,7 +217,7 @@ class _Trainings:
         """Train a run and record how it ended; return True if its worker died and it is to be tried again."""
         config = candidate.config.replace({"training.seed": seed, "training.threads": self.threads})
         label, study_name = f"{candidate.name}, seed {seed}", self.plan.config.study.name
-        tags = {Tag.STUDY: study_name, Tag.CONFIRMS: candidate.name}
+        tags = {Tag.STUDY: study_name, Tag.ABLATES if candidate.step else Tag.CONFIRMS: candidate.name}
         parent = self.plan.parent_run_id
         run_id = tracking.create_training_run(self.store, config, label, tags, parent)
         self.shown.trial_began(worker.index, label, candidate.parameters, config.training.epochs)

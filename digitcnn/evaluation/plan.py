@@ -1,4 +1,4 @@
-"""The plan of a confirmation: its candidates and seeds, what is recorded of them, the looks so far, and its preview."""
+"""The plan of a confirmation: its candidates and seeds, and what is recorded of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import pandas as pd
 from digitcnn import runner, study, tracking
 from digitcnn.config import MAX_SEEDS, ConfirmConfig, RunConfig, load_config, nested, parse_duration
 from digitcnn.errors import ConfigError, MachineError
-from digitcnn.evaluation.statistics import detectable_difference, race, spread_between_seeds
-from digitcnn.evaluation.verdicts import Looks
-from digitcnn.formatting import format_count, format_duration, format_percent, named_null
+from digitcnn.evaluation.ablation import step_configs
+from digitcnn.evaluation.statistics import race
+from digitcnn.formatting import format_duration
 from digitcnn.records import IdentityKey, Metric, Tag
 
-# Between the seeds of the published study's three confirmed configs: experiments/results/confirmation_runs.csv.
-_PUBLISHED_SPREAD = 0.0012
 _MAX_SEED = 2**32 - 1
 
 
@@ -28,6 +26,7 @@ class Candidate:
     """A config that is confirmed: the baseline or a trial, under the name that tables give it.
 
     Only the baseline may break a constraint of the study. `cpu_seconds` are those of its runs in the search, the mean.
+    A `step` is no candidate: it stands between the baseline and the best trial, for the ablation.
     """
 
     name: str
@@ -36,6 +35,7 @@ class Candidate:
     config: RunConfig
     feasible: bool = True
     cpu_seconds: float = 0.0
+    step: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class ConfirmationPlan:
     """A confirmation that was checked; nothing has been created yet.
 
     `candidates` are those that are asked for, the first of them the baseline; `others` all further ones of the study.
-    `seeds` are those that are trained; with `budget`, seconds of CPU time, as many of them as it buys.
+    `seeds` are those that are trained; with `budget`, seconds of CPU time, as many of them as it buys. `steps` are the
+    ablation's.
     """
 
     config: ConfirmConfig
@@ -52,6 +53,7 @@ class ConfirmationPlan:
     seeds: tuple[int, ...]
     parent_run_id: str
     budget: float | None = None
+    steps: tuple[Candidate, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -80,7 +82,7 @@ class RecordedRuns:
         `begun` are those that are being trained. Raise ConfigError if the budget buys no two seeds.
         """
         over = self.over(plan)
-        racing = [each for each in plan.candidates if each.name not in over]
+        racing = [each for each in (*plan.candidates, *plan.steps) if each.name not in over]
         known = {*self.runs, *begun}
         by_seed = [[(each, seed) for each in racing if (each.name, seed) not in known] for seed in plan.seeds]
         if plan.budget is not None:
@@ -137,6 +139,14 @@ class RecordedRuns:
         names = [name for name, _ in (*self.runs, *((candidate.name, seed) for candidate, seed in more))]
         return {each.name: names.count(each.name) for each in self.candidates if each.name not in self.diverged}
 
+    def named_accuracies(self) -> dict[str, dict[int, float]]:
+        """Return the accuracies by config, those of steps included, and seed; none of a config that diverged."""
+        values: dict[str, dict[int, float]] = {}
+        for (name, seed), accuracy in sorted(self.accuracies.items()):
+            if name not in self.diverged:
+                values.setdefault(name, {})[seed] = accuracy
+        return values
+
     def require_baseline(self) -> None:
         """Raise MachineError if the baseline diverged."""
         if "baseline" in self.diverged:
@@ -157,7 +167,13 @@ def plan_confirmation(config: ConfirmConfig) -> ConfirmationPlan:
     if first + count - 1 > _MAX_SEED:
         raise ConfigError(f"confirm.seeds={count}: begins at {first}, and no seed may exceed {_MAX_SEED}")
     seeds = tuple(range(first, first + count))
-    return ConfirmationPlan(config, asked, every[len(asked) :], seeds, str(opened.parent_run_id), budget)
+    steps = _steps(*asked[:2]) if config.confirm.ablation else ()
+    return ConfirmationPlan(config, asked, every[len(asked) :], seeds, str(opened.parent_run_id), budget, steps)
+
+
+def _steps(baseline: Candidate, best: Candidate) -> tuple[Candidate, ...]:
+    configs = step_configs(baseline.config, best.config)
+    return tuple(Candidate(name, best.trial, values, config, step=True) for name, (values, config) in configs.items())
 
 
 def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[Candidate, ...], set[int]]:
@@ -211,12 +227,16 @@ def recorded_runs(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns
     """Return the runs that are recorded. Raise MachineError if the baseline diverged."""
     # A file of the same name may hold other images by now.
     data = runner.check_run(plan.candidates[0].config).sha256
-    found = tracking.confirmation_runs(store, plan.config.study.name)
-    of_data = [run for run in found if run.data.tags.get(Tag.DATA_SHA256, data) == data]
-    named = {run.data.tags[Tag.CONFIRMS] for run in of_data}
+    name = plan.config.study.name
+    found = tracking.confirmation_runs(store, name)
+    # A step may be a trial that was confirmed.
+    further = tracking.confirmation_runs(store, name, Tag.ABLATES) if plan.steps else []
+    named = {run.data.tags[Tag.CONFIRMS] for run in found}
     recorded = RecordedRuns((), {}, {}, {})
-    for candidate in (*plan.candidates, *(each for each in plan.others if each.name in named)):
-        for run in reversed(of_data):
+    for candidate in (*plan.candidates, *(each for each in plan.others if each.name in named), *plan.steps):
+        for run in reversed([*found, *further] if candidate.step else found):
+            if run.data.tags.get(Tag.DATA_SHA256, data) != data:
+                continue
             seed = int(run.data.params["training.seed"])
             if seed < plan.seeds[0]:
                 # An earlier version may have confirmed with the seeds of the search.
@@ -234,67 +254,3 @@ def recorded_runs(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns
     confirmed = {*(name for name, _ in recorded.runs), *recorded.diverged}
     others = (each for each in plan.others if each.name in confirmed)
     return replace(recorded, candidates=(*plan.candidates, *others))
-
-
-def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
-    """Return the preview of a confirmation as lines of text. Raise ConfigError without a store."""
-    config = plan.config
-    with tracking.store_errors(config.tracking):
-        store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}")
-        recorded, looks = recorded_runs(plan, store), Looks.read(store, plan.parent_run_id)
-    looks.require_margin(config.confirm.margin)
-    missing, over = recorded.missing(plan), recorded.over(plan)
-    workers, threads, shares = runner.plan_workers(config.workers, len(missing), "run")
-    baseline = plan.candidates[0].config.replace({"training.threads": threads})
-    title, wanted = (
-        f"confirmation of study {config.study.name}: {len(plan.candidates)} configs",
-        recorded.seeds(missing),
-    )
-    lines = [f"{title} x {len(plan.seeds)} seeds", *_promise(plan, recorded, looks, missing)]
-    if plan.budget is not None:
-        spent, most = format_duration(sum(recorded.cpu_seconds.values())), max(wanted.values())
-        lines[0] = f"{title}, {config.confirm.cpu_budget} of CPU time, {spent} of it spent: it buys {most} seeds"
-    speed = runner.measure_speed(baseline, config.workers, workers) if missing else None
-    total = 0.0
-    for candidate in recorded.candidates:
-        values = ", ".join(f"{name} {named_null(value)}" for name, value in candidate.parameters.items())
-        line, left = f"  {candidate.name}: {values}", sum(each is candidate for each, _ in missing)
-        if candidate.name in over:
-            line += f"; {over[candidate.name]}"
-        elif speed is None or left == 0:
-            line += "; all recorded"
-        else:
-            seconds = runner.estimate_seconds(candidate.config, baseline, speed)
-            total += seconds * left
-            of = len(plan.seeds) if plan.budget is None else wanted[candidate.name]
-            line += f"; {left} of {of} runs to come, {format_duration(seconds)} each"
-        lines.append(line)
-    if missing:
-        lines.append(shares)
-        time_left = runner.describe_time(total, config.workers, workers)
-        lines.append(f"time: about {time_left} for {format_count(len(missing), 'run')}")
-    else:
-        lines.append("nothing is missing: confirm compares what is recorded")
-    return lines
-
-
-def _promise(
-    plan: ConfirmationPlan, recorded: RecordedRuns, looks: Looks, missing: Sequence[tuple[Candidate, int]]
-) -> list[str]:
-    """Return the number of the look that a confirmation is, and the difference that it finds."""
-    wanted = recorded.seeds(missing)
-    number, seeds = looks.number(wanted, recorded.seeds(), plan.budget if missing else None), min(wanted.values())
-    if len(wanted) < 2:
-        return []
-    values: dict[str, dict[int, float]] = {}
-    for (name, seed), accuracy in recorded.accuracies.items():
-        if name not in recorded.diverged:
-            values.setdefault(name, {})[seed] = accuracy
-    spread, freedom = spread_between_seeds(values) if values else (_PUBLISHED_SPREAD, 0)
-    origin = "of its recorded runs" if freedom else "of the published study, for lack of its own"
-    spread = spread if freedom else _PUBLISHED_SPREAD
-    found = detectable_difference(spread, len(wanted) - 1, seeds, number)
-    return [
-        f"look {number} at this study: {seeds} seeds find differences of {format_percent(found)} points and more with "
-        f"80 % power, at a standard deviation of {format_percent(spread)} points between seeds, that {origin}"
-    ]

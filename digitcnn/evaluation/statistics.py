@@ -240,9 +240,12 @@ def _chance(bound: float, correlation: tuple[tuple[float, ...], ...], freedom: i
 
     if len(correlation) == 1:
         return float(2 * stats.t.sf(bound, freedom))
-    bounds = np.full(len(correlation), min(bound, _MAX_T))
+    bounds, shape = np.full(len(correlation), min(bound, _MAX_T)), np.array(correlation)
+    if np.linalg.matrix_rank(shape, tol=1e-6) < len(shape):
+        # Of differences that follow from each other: SciPy's integration is wrong if their matrix is singular.
+        shape = 0.999 * shape + 0.001 * np.eye(len(shape))
     # Its integration draws points: with a seed the same ones each time.
-    distribution = stats.multivariate_t(shape=correlation, df=freedom, allow_singular=True, seed=0)
+    distribution = stats.multivariate_t(shape=shape, df=freedom, allow_singular=True, seed=0)
     return float(1 - distribution.cdf(bounds, lower_limit=-bounds))
 
 

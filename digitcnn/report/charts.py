@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from plotly import graph_objects as go
 
-from digitcnn.drawing import BLUE, GREY, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares, settle_matplotlib
+from digitcnn.drawing import BLUE, GREY, INK, MAX_LABELLED_CLASSES, ORANGE, SKY, mistake_shares, settle_matplotlib
 from digitcnn.records import TITLES, Column
 from digitcnn.study import pareto_ranks, study_of_trials
 
@@ -215,22 +215,22 @@ def tradeoff(
     return finish(figure, title_of(x), title_of(y))
 
 
-def intervals(confirmed: pd.DataFrame) -> go.Figure:
-    """Draw each candidate's mean difference to the baseline in points of test accuracy, with simultaneous intervals."""
+def intervals(confirmed: pd.DataFrame, bars: bool = False) -> go.Figure:
+    """Draw each config's difference in points of test accuracy, with simultaneous intervals, as a point or a bar."""
     rows = confirmed[confirmed[Column.DIFFERENCE].notna()].iloc[::-1]
     middle, low, high = (
         100 * rows[name] for name in (Column.DIFFERENCE, Column.DIFFERENCE_LOW, Column.DIFFERENCE_HIGH)
     )
-    points = go.Scatter(
+    drawn = go.Bar(orientation="h", width=0.5) if bars else go.Scatter(mode="markers", marker_size=11)
+    drawn.update(
         x=middle,
         y=rows[Column.CONFIG],
         error_x={"type": "data", "array": high - middle, "arrayminus": middle - low, "thickness": 2, "width": 6},
-        mode="markers",
-        marker={"size": 11, "color": BLUE},
+        marker_color=SKY if bars else BLUE,
         customdata=np.stack([low, high], axis=1),
         hovertemplate="%{y}: %{x:+.2f} (%{customdata[0]:+.2f} to %{customdata[1]:+.2f})<extra></extra>",
     )
-    figure = go.Figure(points)
+    figure = go.Figure(drawn)
     figure.add_vline(x=0, line={"color": INK, "width": 1.2, "dash": "dash"})
     for side in (-1, 1):
         margin = side * 100 * float(confirmed[Column.MARGIN].iloc[0])

@@ -122,6 +122,8 @@ def drawings(found: StudyRecord) -> dict[str, Callable[[], Any]]:
     if found.confirmation is not None and found.confirmation.table[Column.DIFFERENCE].notna().any():
         made["intervals"] = partial(charts.intervals, found.confirmation.table)
         made["candidates"] = partial(search.seed_curves, found.confirming_curves)
+    if found.ablation is not None:
+        made["ablation"] = partial(charts.intervals, found.ablation, bars=True)
     if found.completed.empty:
         return made
     shown = charts.with_chart_units(found.study)

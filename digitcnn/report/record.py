@@ -45,7 +45,7 @@ class StudyRecord:
     `table` is the leaderboard. The study is over with `total` trials, of which `finished` are. `status` is that of the
     study's own run, `note` its description, which a person may have written, `settings` are its parameters, and what
     its last sweep had instead. `environment` holds the recorded values of each name with their numbers of runs. `place`
-    is where the records are, as words of a command.
+    is where the records are, as words of a command. `ablation` is the last one, a row per change and place.
     """
 
     store: tracking.Store
@@ -64,6 +64,7 @@ class StudyRecord:
     commands: tuple[str, ...]
     place: tuple[str, ...]
     confirmation: Confirmation | None
+    ablation: pd.DataFrame | None
 
     @property
     def baseline(self) -> dict[str, Any]:
@@ -147,6 +148,7 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
         commands=tuple(dict.fromkeys(tags[Tag.COMMAND] for tags in every if Tag.COMMAND in tags)),
         place=_place(config),
         confirmation=None if parent_run_id is None else _confirmation(store, parent_run_id),
+        ablation=None if parent_run_id is None else _ablation(store, parent_run_id),
     )
 
 
@@ -203,6 +205,14 @@ def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | N
     champion = str(table[table[Column.CHAMPION]][Column.CONFIG].iloc[0])
     run_id = str(runs[runs[Column.CONFIG] == champion][Column.RUN_ID].iloc[0])
     return Confirmation(table, runs, champion, evaluation.manifest_of(store, run_id))
+
+
+def _ablation(store: tracking.Store, parent_run_id: str) -> pd.DataFrame | None:
+    if Artifact.ABLATION not in {file.path for file in store.client.list_artifacts(parent_run_id)}:
+        return None
+    table = pd.read_csv(io.StringIO(tracking.read_text(store, parent_run_id, Artifact.ABLATION)))
+    # Of one change that cannot be taken back there is nothing.
+    return table if len(table) else None
 
 
 def most_confident_mistakes(

@@ -14,6 +14,10 @@ from digitcnn.report.record import Confirmation, StudyRecord
 from digitcnn.study import Choices, Range
 
 MAX_ROWS = 100
+ABLATION = (
+    "What each change from the baseline to the best trial brings, made alone in the baseline, and in the trial, "
+    "where it is compared with the trial without it."
+)
 _ROWS_OF_SUMMARY = 5
 _STATUS = {
     "RUNNING": "a sweep is at work on it, or was cut off",
@@ -151,6 +155,12 @@ def confirmed_text(table: pd.DataFrame) -> Grid:
     return Grid((*head, "beats the baseline", "right alone, wrong alone", "CPU s", "verdict"), body)
 
 
+def ablation(table: pd.DataFrame) -> Grid:
+    """Return an ablation's table as texts."""
+    texts = evaluation.ablation_texts(table)
+    return Grid(tuple(texts.columns), texts.to_numpy().tolist())
+
+
 def basis(confirmation: Confirmation) -> str:
     """Return what the verdicts rest on, and what differs between the runs."""
     lines = [evaluation.basis_sentence(confirmation.table), *evaluation.mixed_runs(confirmation.runs)]
@@ -219,6 +229,9 @@ def summary(found: StudyRecord, early: str = "") -> str:
     if len(found.table):
         grid = ranking(found.table.drop(columns=[Column.RUN_ID, Column.NOTE]).head(_ROWS_OF_SUMMARY))
         lines += ["", markdown_table(grid.head, grid.body)]
+    if found.ablation is not None:
+        grid = ablation(found.ablation)
+        lines += ["", f"{ABLATION}", "", markdown_table(grid.head, grid.body)]
     return "\n".join([*lines, "", "```bash", *commands(found), "```", ""])
 
 

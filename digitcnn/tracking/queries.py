@@ -55,9 +55,9 @@ def study_runs(store: Store, study: str) -> list[Any]:
     return search_runs(store, f"tags.{Tag.STUDY} = '{study}'")
 
 
-def confirmation_runs(store: Store, study: str) -> list[Any]:
-    """Return the runs that confirm a study, of any status."""
-    return search_runs(store, f"tags.{Tag.STUDY} = '{study}' AND tags.{Tag.CONFIRMS} LIKE '%'")
+def confirmation_runs(store: Store, study: str, tag: str = Tag.CONFIRMS) -> list[Any]:
+    """Return the runs that confirm a study, of any status; or those with another tag."""
+    return search_runs(store, f"tags.{Tag.STUDY} = '{study}' AND tags.{tag} LIKE '%'")
 
 
 def search_runs(store: Store, filters: str) -> list[Any]:

@@ -308,6 +308,50 @@ def test_runs_of_the_first_edition_count_as_one_look(config: ConfirmConfig) -> N
     assert Looks.read(store, parent).number({"baseline": 4, "a": 4, "b": 4}, {}) == 2
 
 
+def test_ablation_tells_what_each_change_brings_and_names_no_champion(swept: SweepConfig, tmp_path: Path) -> None:
+    """Given a grid of two changes: the steps are trials too, and those that were confirmed are not trained again."""
+    root = {"root": str(tmp_path / "records")}
+    space = {"training": {"batch_size": [50, 100], "epochs": [2, 3]}}
+    sweep = with_study(load_config(SweepConfig, {**swept.model_dump(), "tracking": root}), trials=4, space=space)
+    work(sweep, InstantTrainer())
+    tree = {"study": {"name": "small"}, "tracking": root, "workers": ONE_WORKER}
+    _confirm(load_config(ConfirmConfig, tree | {"confirm": {"top": 3, "seeds": 3}}))
+    asked = tree | {"confirm": {"top": 1, "seeds": 3, "ablation": True}}
+    result, shown = _confirm(load_config(ConfirmConfig, asked))
+    assert result.ablation is not None
+    assert (shown.endings, result.ablation["n"].tolist()) == ([], [3] * 4)
+    more = load_config(ConfirmConfig, tree | {"confirm": {"top": 1, "seeds": 4, "ablation": True}})
+    result, shown = _confirm(more)
+    table = result.ablation
+    assert table is not None
+    best = evaluation.plan_confirmation(more).candidates[1].name
+    assert table["config"].tolist() == [
+        f"{change}, {place}"
+        for change in ("batch size 50 to 100", "epochs 2 to 3")
+        for place in ("alone", f"in {best}")
+    ]
+    confirmed = result.table.set_index("config")
+    # Without Keras the number of epochs changes nothing.
+    assert table["difference"].tolist() == pytest.approx([*[confirmed.loc[best, "difference"]] * 2, 0.0, 0.0])
+    assert (table["n"].tolist(), set(table["look"]), len(shown.endings)) == ([4] * 4, {2}, 4)
+    # Candidates and champion are the confirmation's, and no step among them.
+    assert confirmed["n"].tolist() == [4, 4, 3, 3]
+    steps = confirmation_runs(open_store(more.tracking), "small", "ablates")
+    assert {(run.data.tags["ablates"], run.data.params["training.seed"]) for run in steps} == {
+        (name, "4") for name in ("batch size alone", "epochs alone")
+    }
+    assert {run.data.tags["mlflow.parentRunId"] for run in steps} == {evaluation.plan_confirmation(more).parent_run_id}
+    lines = evaluation.describe_confirmation(evaluation.plan_confirmation(more))
+    assert lines[0] == "confirmation of study small: 2 configs and 2 steps of the ablation x 4 seeds"
+    assert "  epochs alone: training.epochs 3; all recorded" in lines
+    page = report.write_report(load_config(ReportConfig, {"study": {"name": "small"}, "tracking": root}))
+    assert 'id="ablation"' in page.read_text()
+    assert f"<td>epochs 2 to 3, in {best}</td><td>4</td><td>+0.00</td>" in page.read_text()
+    assert re.search(r"\| batch size 50 to 100, alone \| 4 \| \+\d\.\d\d \|", (page.parent / "report.md").read_text())
+    with pytest.raises(ConfigError, match="confirm.ablation=true: has confirm.seeds for each step"):
+        load_config(ConfirmConfig, tree | {"confirm": {"ablation": True, "cpu_budget": "1h"}})
+
+
 def test_confirmation_begins_above_every_searched_seed_and_ranks_by_the_mean(
     swept: SweepConfig, tmp_path: Path
 ) -> None:

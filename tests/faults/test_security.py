@@ -34,7 +34,7 @@ from digitcnn.config import (
 )
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import RunManifest, write_manifest
-from digitcnn.evaluation.manifest import read_manifest
+from digitcnn.evaluation.reproduction.manifest import read_manifest
 from digitcnn.report.record import with_known_flags
 from digitcnn.study import only_process
 from tests.conftest import with_study

@@ -24,5 +24,8 @@ def main(config: ConfirmConfig) -> int:
         screen.close()
     for sentence in (*evaluation.verdict_sentences(result.table), *evaluation.mixed_runs(result.runs)):
         tables.print_line(sentence)
+    if result.ablation is not None:
+        tables.print_line(f"what each change from the baseline to {plan.candidates[1].name} brings, test accuracy:")
+        tables.print_table(evaluation.ablation_texts(result.ablation), hint="")
     print(f"written to {plan.folder}; next: digitcnn reproduce run={result.champion_path}")
     return settled(config.tracking, config.study.name)

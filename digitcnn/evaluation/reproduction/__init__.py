@@ -11,7 +11,7 @@ import numpy as np
 from digitcnn import runner, study, tracking, training
 from digitcnn.config import ReproduceConfig, RunConfig, StudyReference, TrackingConfig, expand_user
 from digitcnn.errors import ConfigError
-from digitcnn.evaluation.manifest import RunManifest, config_of_run, manifest_of, read_manifest
+from digitcnn.evaluation.reproduction.manifest import RunManifest, config_of_run, manifest_of, read_manifest
 from digitcnn.records import IN_VALIDATION, Artifact, EnvironmentKey, Metric, Tag
 from digitcnn.values import Decision, EpochMetrics, Splits
 
