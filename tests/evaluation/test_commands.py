@@ -89,6 +89,29 @@ def test_confirm_trains_only_the_seeds_that_are_missing(confirmed: Path) -> None
     assert len({version.run_id for version in versions}) == len(versions)
 
 
+def test_confirm_gives_no_more_seeds_to_a_candidate_that_is_plainly_behind(small_npz: Path, tmp_path: Path) -> None:
+    """Given a trial that learns nothing, some seeds show it, and further ones are the baseline's alone."""
+    root, table = f"tracking.root={tmp_path}/records", tmp_path / "records" / "reports" / "small" / "confirmation.csv"
+    swept = _run(
+        "sweep",
+        *(root, f"data.path={small_npz}", "data.validation_size=100", "workers.count=1", "study.name=small"),
+        *("training.epochs=2", "training.batch_size=20", "training.learning_rate=0.005", "study.sampler=grid"),
+        *("model.conv1_filters=4", "model.conv2_filters=6", "model.dense_units=16", "study.trials=2"),
+        "study.space={training: {learning_rate: [0.0000001]}}",
+    )
+    assert swept.returncode == 0, swept.stderr
+    seeds = {}
+    for asked in (6, 7):
+        ended = _run("confirm", "study=small", root, f"confirm.seeds={asked}", "confirm.top=1", "workers.count=1")
+        assert ended.returncode == 0, ended.stderr
+        baseline, candidate = pd.read_csv(table).to_dict("records")
+        seeds[asked] = candidate["n"]
+        assert (baseline["n"], candidate["verdict"]) == (asked, "worse")
+        assert candidate["raced_out"] == candidate["n"]
+        assert f"; no more seeds, as it was behind the best after {candidate['n']}" in ended.stdout
+    assert seeds[6] == seeds[7] < 6
+
+
 def test_report_gives_the_commands_that_make_its_table_again(confirmed: Path, tmp_path: Path) -> None:
     """Given another folder for the records, the commands below "Doing it again" lead to the same verdicts there."""
     assert _run("report", "study=small", f"tracking.root={confirmed}").returncode == 0
