@@ -76,6 +76,11 @@ class StudyRecord:
         """The values that were searched, by dotted name, as plain values."""
         return dict(self.identity[IdentityKey.SPACE])
 
+    @property
+    def seeds(self) -> int:
+        """The most seeds that a trial is trained with: its values are their means."""
+        return int(self.identity.get(IdentityKey.SEEDS, 1))
+
     @cached_property
     def curves(self) -> pd.DataFrame:
         """A row per trial and epoch with EPOCH_METRICS; read when it is asked for, which takes seconds of many."""

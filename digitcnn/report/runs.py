@@ -82,12 +82,11 @@ def study_status(config: ReportConfig) -> list[str]:
     with tracking.store_errors(config.tracking), study.storage_errors(folder):
         store = tracking.open_recorded(config.tracking, f"study.name={name}")
         found = read_study(store, config.study, config.tracking)
-        at_work = [
-            run
-            for run in tracking.study_runs(store, name)
-            if run.info.status == "RUNNING" and run.data.tags.get(Tag.PARENT) == found.parent_run_id
-        ]
-        epochs = tracking.metric_histories(store, [run.info.run_id for run in at_work], Metric.TRAIN_LOSS)
+        running = tracking.runs_below(store, str(found.parent_run_id), "attributes.status = 'RUNNING'")
+        epochs = tracking.metric_histories(store, [run.info.run_id for run in running], Metric.TRAIN_LOSS)
+    # The run of a trial that is trained with a further seed is open, and waits for that.
+    waiting = {run.data.tags[Tag.PARENT] for run in running}
+    at_work = [run for run in running if run.info.run_id not in waiting]
     owner, again, (first, *_) = study.owner(folder, name), found.finished < found.total, text.commands(found)
     reached = f"study {name}: {found.finished} of {found.total} trials are finished"
     best = study.best_against_baseline(found.table, found.objectives)
@@ -96,10 +95,10 @@ def study_status(config: ReportConfig) -> list[str]:
         next_ = f"goes on with the other {found.total - found.finished}: {first}" if again else f"adds none: {first}"
         return [f"{reached}; nothing is at work on it{cut_off}; the same command {next_}", best]
     lines, parts = [], 0.0
-    for run in sorted(at_work, key=lambda run: run.info.start_time):
+    for run in sorted(running, key=lambda run: run.info.start_time):
         epoch, length = max(epochs[run.info.run_id], default=0), int(run.data.params["training.epochs"])
-        parts += epoch / length if Tag.TRIAL in run.data.tags else 0.0
-        lines.append(f"  {run.info.run_name}: epoch {epoch} of {length}")
+        parts += epoch / length / found.seeds if {Tag.TRIAL, Tag.SEED_OF} & run.data.tags.keys() else 0.0
+        lines += [f"  {run.info.run_name}: epoch {epoch} of {length}"] if run in at_work else []
     left = _seconds_left(found, parts, len(at_work)) if again else None
     about = "" if left is None else f"; about {format_duration(left)} left"
     return [f"{reached}; {owner} is at work on it{about}", *lines, best, f"digitcnn stop study={name} ends it in order"]

@@ -117,8 +117,9 @@ def _chance(found: StudyRecord) -> str:
     images = int(found.baseline["data.validation_size"])
     accuracy = float(found.completed[Metric.VALIDATION_ACCURACY].iloc[0])
     error = format_percent(evaluation.standard_error(accuracy, images))
+    each = "One run each decides" if found.seeds == 1 else "Means of a few seeds decide"
     return (
-        f"One run each decides nothing: the standard error of an accuracy of {format_percent(accuracy)} % is {error} "
+        f"{each} nothing: the standard error of an accuracy of {format_percent(accuracy)} % is {error} "
         f"points (binomial, n = {images:,} images), and the first of {len(found.completed):,} is the luckiest as well."
     )
 

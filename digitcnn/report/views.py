@@ -122,7 +122,9 @@ def _views(found: StudyRecord) -> list[_View]:
     measured = list(dict.fromkeys([*found.objectives, Metric.VALIDATION_ACCURACY, Metric.CPU_SECONDS]))
     if found.confirmation is not None:
         measured.insert(1, Metric.CONFIRMED_MEAN)
-    metrics = [f"metrics.`{each}`" for each in measured]
+    # A trial's run is that of its first seed, and has the means of all by names of their own.
+    mean = Metric.MEAN_SUFFIX if found.seeds > 1 else ""
+    metrics = [f"metrics.`{each}{'' if each == Metric.CONFIRMED_MEAN else mean}`" for each in measured]
     # MLflow has one status, and one red cross, for a pruned run and for one that failed: its description tells.
     early = len(found.table) > len(found.completed)
     trials = _View(

@@ -67,13 +67,8 @@ def repair_records(opened: study.OpenStudy, store: tracking.Store) -> str:
 
 
 def unfinished_runs(store: tracking.Store, parent: str) -> list[Any]:
-    """Return the runs below a study's run that are RUNNING or FAILED; the others may be thousands.
-
-    By the run and not by the study's name: another study in this MLflow store may have the same name.
-    """
-    unfinished = "attributes.status != 'FINISHED' and attributes.status != 'KILLED'"
-    own = (f"tags.`{name}` = '{parent}' and {unfinished}" for name in (Tag.PARENT, Tag.SEED_OF))
-    return [run for filters in own for run in tracking.search_runs(store, filters)]
+    """Return the runs below a study's run that are RUNNING or FAILED; the others may be thousands."""
+    return tracking.runs_below(store, parent, "attributes.status != 'FINISHED' and attributes.status != 'KILLED'")
 
 
 def end_runs(opened: study.OpenStudy, store: tracking.Store, open_runs: Sequence[Any]) -> tuple[int, int]:

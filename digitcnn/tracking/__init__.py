@@ -35,6 +35,7 @@ from digitcnn.tracking.queries import (
     register_champion,
     run_folders,
     run_models,
+    runs_below,
     runs_of_ids,
     runs_place,
     same_training,

@@ -55,6 +55,15 @@ def study_runs(store: Store, study: str) -> list[Any]:
     return search_runs(store, f"tags.{Tag.STUDY} = '{study}'")
 
 
+def runs_below(store: Store, parent: str, filters: str) -> list[Any]:
+    """Return the runs below a study's run, those of its trials' further seeds included, that pass MLflow's filter.
+
+    By the run and not by the study's name: another study in this MLflow store may have the same name.
+    """
+    own = (f"tags.`{name}` = '{parent}' and {filters}" for name in (Tag.PARENT, Tag.SEED_OF))
+    return [run for each in own for run in search_runs(store, each)]
+
+
 def confirmation_runs(store: Store, study: str, tag: str = Tag.CONFIRMS) -> list[Any]:
     """Return the runs that confirm a study, of any status; or those with another tag."""
     return search_runs(store, f"tags.{Tag.STUDY} = '{study}' AND tags.{tag} LIKE '%'")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import time
+import zlib
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from digitcnn import evaluation, runner, study
-from digitcnn.config import SweepConfig
+from digitcnn import evaluation, report, runner, study
+from digitcnn.config import ReportConfig, RunConfig, StudyReference, SweepConfig
 from digitcnn.errors import ConfigError
 from tests.conftest import with_study
 from tests.support.processes import start, wait_for
@@ -21,6 +26,16 @@ def _seeds(config: SweepConfig, **values: object) -> SweepConfig:
     return with_study(config, workers=1, **{"trials": 3, "sampler": "grid", "seeds": 3, "space": space, **values})
 
 
+@dataclass(frozen=True)
+class _Waiting(SeedsTrainer):
+    """Does not begin the second epoch of seed 2."""
+
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
+        while (job.training.seed, epoch) == (2, 2):
+            time.sleep(0.05)
+        super().before_epoch(job, epoch)
+
+
 def _trained(folder: Path) -> Counter[tuple[int, int, int]]:
     """Return the number of times that each epoch of each batch size and seed was trained."""
     batches = (line.split() for line in (folder / "trained").read_text().splitlines())
@@ -30,8 +45,10 @@ def _trained(folder: Path) -> Counter[tuple[int, int, int]]:
 def test_sweep_of_several_seeds_goes_on_where_it_was_killed(sweep_config: SweepConfig, tmp_path: Path) -> None:
     """Killed in the baseline's second seed: its first is not trained again, and the values are the means of all."""
     config, lines = _seeds(sweep_config), tmp_path / "lines"
-    process = start(config, SeedsTrainer(0.2, folder=tmp_path), lines)
+    process = start(config, _Waiting(folder=tmp_path), lines)
     wait_for(lines, "trial trial 0, seed 2 epoch 1\n", process)
+    place = ReportConfig(study=StudyReference(name="small"), tracking=config.tracking)
+    assert report.study_status(place)[1:3] == ["  0: seed 2: epoch 1 of 2", "no trial has completed"]
     process.kill()
     process.join()
     result = work(config, SeedsTrainer(folder=tmp_path))
@@ -72,6 +89,16 @@ def test_sweep_of_several_seeds_goes_on_where_it_was_killed(sweep_config: SweepC
     line = study.best_against_baseline(result.leaderboard, ["validation_accuracy"])
     assert line.endswith("standard error 0.08, 3 and 3 seeds)")
     assert not list(config.tracking.folder.glob("checkpoints/sweep/small/*"))
+    # The means are what MLflow's table of trials is sorted by, and the report says that they are.
+    page = report.write_report(place).read_text()
+    assert "is trained with seeds 1 to 3, and its values are the means" in page
+    assert "ranked by validation_accuracy, the mean of each one's seeds;" in page.replace("&#39;", "'")
+    experiment = client.get_experiment_by_name("digitcnn")
+    assert experiment is not None
+    view = json.loads(experiment.tags["mlflow.sharedViewState.small-trials"])["state"].removeprefix("deflate;")
+    state = json.loads(zlib.decompress(base64.b64decode(view)))
+    assert state["orderByKey"] == "metrics.`validation_accuracy.mean`"
+    assert state["orderByKey"] in state["selectedColumns"]
     # Nor with the seeds of the search.
     plan = evaluation.plan_confirmation(confirm_config(config))
     assert plan.seeds == (4, 5)
