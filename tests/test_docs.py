@@ -13,13 +13,17 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 
 from digitcnn.config import SweepConfig, known_keys, load_config
 from digitcnn.study import parse_space
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, command_line
+from tests.support.processes import run_forked
 
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
 PAGES = {
@@ -44,7 +48,8 @@ def _commands(text: str) -> list[str]:
     return [line for line in [*lines, *prose] if line and "|" not in line]
 
 
-COMMANDS = sorted({command for text in PAGES.values() for command in _commands(text)})
+# In the order in which they are read.
+COMMANDS = list(dict.fromkeys(command for text in PAGES.values() for command in _commands(text)))
 # Completion has no config, and my_configs/ is a folder of the reader's own.
 OTHERS = (" -sc ", "--config-dir my_configs")
 OURS = [
@@ -131,7 +136,7 @@ def test_docs_name_programs_that_exist(command: str) -> None:
 
 @pytest.mark.parametrize("command", OURS)
 def test_docs_name_commands_that_compose(command: str) -> None:
-    """Hydra composes each command's config, and it is valid; other tests run the commands themselves."""
+    """Hydra composes each command's config as it is written, and it is valid."""
     name, *words = shlex.split(command)[1:]
     schema = GENERATE["COMMANDS"][name]
     overrides = []
@@ -149,6 +154,68 @@ def test_docs_name_commands_that_compose(command: str) -> None:
     config = load_config(schema, tree)
     if isinstance(config, SweepConfig):
         assert parse_space(config.study.space, config.baseline)
+
+
+# Commands that the walk below leaves out, by a part of their text, and what runs them instead or why nothing does.
+ELSEWHERE = {
+    "make .venv": "CI begins with it: .ci/run",
+    "pip install": "needs a network; cli/test_wheel.py installs the wheel, .ci/smoke with its dependencies",
+    "source ": "the shell's own",
+    "export ": "the shell's own",
+    "digitcnn ui": "cli/test_ui.py",
+    "digitcnn stop": "needs a study at work: runner/test_ownership.py",
+    "workers=ray": "needs a cluster: faults/test_cluster.py",
+    "tracking=server": "needs a server: faults/test_server_gone.py",
+    "backend=jax": "not among the locked packages: training/test_backends.py, where it is installed",
+    "backend=torch": "not among the locked packages: training/test_backends.py, where it is installed",
+    "optuna-dashboard": "serves until it is ended: cli/test_commands.py",
+    "mlflow models serve": "serves until it is ended: predict/test_prediction.py",
+    "curl": "asks that server: predict/test_prediction.py",
+}
+# What takes minutes as it is written, smaller. The champion's study stays, so another one is deleted.
+SMALLER = {"confirm.seeds": "2", "training.seed": "0", "workers.count": "1"}
+LAST = "digitcnn delete study=NAME"
+
+
+def test_docs_name_commands_that_run(small_npz: Path, tmp_path: Path) -> None:
+    """A reader's walk through all pages in one folder, on 600 images."""
+    (tmp_path / "my_configs" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_configs/experiment/mine.yaml").write_text("# @package _global_\nstudy: {name: mine}\n")
+    with np.load(small_npz) as data:
+        for index, name in enumerate(("MY_DIGIT.png", "scan.png", "digit.jpg", "FILE")):
+            digit = Image.fromarray(255 - data["x_test"][index]).resize((280, 280))
+            digit.save(tmp_path / name, "jpeg" if name.endswith("jpg") else "png")
+    shutil.copy(small_npz, tmp_path / "FILE.npz")
+    small = ["data.path=FILE.npz", "data.validation_size=100", "data.train_size=200"]
+    small += ["training.epochs=1", "training.batch_size=20"]
+    appended = {
+        "train": small,
+        "sweep": [*small, "study.trials=2", "workers.count=1"],
+        "confirm": ["workers.count=1", "confirm.seeds=2"],
+        "delete": ["yes=true"],
+    }
+    assert [part for part in ELSEWHERE if not any(part in command for command in COMMANDS)] == []
+    here = [command for command in COMMANDS if not any(part in command for part in ELSEWHERE)]
+    for command in sorted(here, key=LAST.__eq__):
+        program, name, *words = shlex.split(command)
+        assert program == "digitcnn"
+        if "champion.yaml" in command:
+            (tmp_path / "experiments" / "results").mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "mlruns/reports/quick/champion.yaml", tmp_path / "experiments" / "results")
+        runs = iter(_confirming_runs(tmp_path))
+        study = "wider" if command == LAST else "quick"
+        words = [word[:-3] + next(runs) if word.endswith("RUN") else word for word in words]
+        words = [word.replace("NAME", study).rstrip(".") for word in words]
+        given = {key: SMALLER.get(key, value) for key, _, value in (word.partition("=") for word in words)}
+        words = [f"{key}={value}" if value else key for key, value in given.items()]
+        words += [word for word in appended.get(name, []) if word.partition("=")[0] not in given]
+        ended = run_forked(command_line(name, *words), tmp_path)
+        assert ended.returncode == 0, f"{command}: {ended.stdout}{ended.stderr}"
+
+
+def _confirming_runs(folder: Path) -> list[str]:
+    path = folder / "mlruns/reports/quick/confirmation_runs.csv"
+    return pd.read_csv(path)["run_id"].tolist() if path.exists() else []
 
 
 def _composed(name: str, overrides: list[str]) -> dict[str, Any]:
