@@ -163,6 +163,8 @@ ELSEWHERE = {
     "source ": "the shell's own",
     "export ": "the shell's own",
     "digitcnn ui": "cli/test_ui.py",
+    "confirm.cpu_budget": "trains for as long as it is given: evaluation/test_confirmation.py",
+    "confirm.ablation": "trains some twenty runs: evaluation/test_confirmation.py",
     "digitcnn stop": "needs a study at work: runner/test_ownership.py",
     "workers=ray": "needs a cluster: faults/test_cluster.py",
     "tracking=server": "needs a server: faults/test_server_gone.py",
