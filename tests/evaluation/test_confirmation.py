@@ -145,7 +145,7 @@ def test_confirmation_leaves_out_a_candidate_that_diverges(config: ConfirmConfig
     )
     card = result.champion_path.read_text()
     assert f"# Left out: {diverged}, which diverged with seed 1." in card
-    assert "# Compared: 1 candidate, by simultaneous intervals" in card
+    assert "# Compared: 1 candidate at look 1, by simultaneous" in card
     # The same again trains nothing.
     messages.clear()
     again, shown = _confirm(config, (200, 1))
