@@ -181,7 +181,7 @@ LAST = "digitcnn delete study=NAME"
 
 @pytest.mark.soak
 def test_docs_name_commands_that_run(small_npz: Path, tmp_path: Path) -> None:
-    """A reader's walk through all pages in one folder, on 600 images. `make smoke` runs the quick start as it is."""
+    """A reader's walk through all pages in one folder, on 600 images."""
     (tmp_path / "my_configs" / "experiment").mkdir(parents=True)
     (tmp_path / "my_configs/experiment/mine.yaml").write_text("# @package _global_\nstudy: {name: mine}\n")
     with np.load(small_npz) as data:
