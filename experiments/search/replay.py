@@ -101,12 +101,14 @@ def replay(config: SearchConfig, method: str, grid: Grid, repetition: int) -> Se
         # A copy in memory, as nothing of it is kept.
         opened = cast(study.OpenStudy, study.snapshot_study(recorded))
         opened.sampler = recorded.sampler
+    startup = study.startup_trials(searched)
     if method == "cmaes":
-        opened.sampler = optuna.samplers.CmaEsSampler(seed=repetition, n_startup_trials=searched.trials // 4)
+        startup = searched.trials // 4
+        opened.sampler = optuna.samplers.CmaEsSampler(seed=repetition, n_startup_trials=startup)
     if method == FIRST:
         opened.pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
     queue = study.TrialQueue(opened, searched, space, searched.trials, None, threading.Event())
-    first_judged, startup = study.first_judged_epoch(space, baseline), study.startup_trials(searched)
+    first_judged = study.first_judged_epoch(space, baseline)
     # Epochs that were trained, by all that decides them but their number.
     trained: defaultdict[tuple[str, int], int] = defaultdict(int)
     search = Search()
