@@ -228,9 +228,9 @@ def recorded_runs(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns
     # A file of the same name may hold other images by now.
     data = runner.check_run(plan.candidates[0].config).sha256
     name = plan.config.study.name
-    found = tracking.confirmation_runs(store, name)
+    found = tracking.study_runs(store, name, Tag.CONFIRMS)
     # A step may be a trial that was confirmed.
-    further = tracking.confirmation_runs(store, name, Tag.ABLATES) if plan.steps else []
+    further = tracking.study_runs(store, name, Tag.ABLATES) if plan.steps else []
     named = {run.data.tags[Tag.CONFIRMS] for run in found}
     recorded = RecordedRuns((), {}, {}, {})
     for candidate in (*plan.candidates, *(each for each in plan.others if each.name in named), *plan.steps):

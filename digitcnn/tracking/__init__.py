@@ -18,7 +18,6 @@ from digitcnn.tracking.outbox import Queued
 from digitcnn.tracking.queries import (
     RUN_IDS,
     champion_run,
-    confirmation_runs,
     filtered_runs,
     find_run_id,
     find_runs,

@@ -50,9 +50,10 @@ def read_text(store: Store, run_id: str, name: str) -> str:
         raise MachineError(f"run {run_id}: its {name} cannot be read ({error}); the records are incomplete") from None
 
 
-def study_runs(store: Store, study: str) -> list[Any]:
-    """Return all runs of a study: its own, its trials' and its confirmation's, of any status."""
-    return search_runs(store, f"tags.{Tag.STUDY} = '{study}'")
+def study_runs(store: Store, study: str, tag: str | None = None) -> list[Any]:
+    """Return all runs of a study: its own, its trials' and its confirmation's, of any status; or those with a tag."""
+    tagged = f" AND tags.{tag} LIKE '%'" if tag else ""
+    return search_runs(store, f"tags.{Tag.STUDY} = '{study}'{tagged}")
 
 
 def runs_below(store: Store, parent: str, filters: str) -> list[Any]:
@@ -62,11 +63,6 @@ def runs_below(store: Store, parent: str, filters: str) -> list[Any]:
     """
     own = (f"tags.`{name}` = '{parent}' and {filters}" for name in (Tag.PARENT, Tag.SEED_OF))
     return [run for each in own for run in search_runs(store, each)]
-
-
-def confirmation_runs(store: Store, study: str, tag: str = Tag.CONFIRMS) -> list[Any]:
-    """Return the runs that confirm a study, of any status; or those with another tag."""
-    return search_runs(store, f"tags.{Tag.STUDY} = '{study}' AND tags.{tag} LIKE '%'")
 
 
 def search_runs(store: Store, filters: str) -> list[Any]:

@@ -150,7 +150,7 @@ def rest(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Recor
 def strays(rest: Records) -> Iterator[None]:
     """Runs that are no part of what is published, and look like it."""
     store, name = rest.store, results.DEFAULT
-    (parent,) = {run.data.tags["mlflow.parentRunId"] for run in tracking.confirmation_runs(store, name)}
+    (parent,) = {run.data.tags["mlflow.parentRunId"] for run in tracking.study_runs(store, name, "confirms")}
     trial = {"study": name, "trial": "9"}
     made = [
         # Cut off before it could record by which command; a duplicate has no command either.

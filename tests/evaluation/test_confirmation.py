@@ -21,7 +21,7 @@ from digitcnn.evaluation.plan import RecordedRuns
 from digitcnn.evaluation.verdicts import Looks
 from digitcnn.runner.plan import Speed
 from digitcnn.runner.study_run import recorded_outcome
-from digitcnn.tracking import confirmation_runs, open_store, put_files
+from digitcnn.tracking import open_store, put_files, study_runs
 from tests.conftest import ONE_WORKER, with_study
 from tests.support.sweeps import Quiet, work
 from tests.support.trainers import ConfirmingTrainer, InstantTrainer, LuckyTrainer, StoppingTrainer
@@ -64,7 +64,7 @@ def _confirm(config: ConfirmConfig, *diverging: tuple[int, int]) -> tuple[confir
 def _statuses(config: ConfirmConfig) -> Counter[tuple[str, str]]:
     """Return the number of confirming runs by batch size and status."""
     store = open_store(config.tracking)
-    found = confirmation_runs(store, "small")
+    found = study_runs(store, "small", "confirms")
     return Counter((run.data.params["training.batch_size"], run.info.status) for run in found)
 
 
@@ -336,7 +336,7 @@ def test_ablation_tells_what_each_change_brings_and_names_no_champion(swept: Swe
     assert (table["n"].tolist(), set(table["look"]), len(shown.endings)) == ([4] * 4, {2}, 4)
     # Candidates and champion are the confirmation's, and no step among them.
     assert confirmed["n"].tolist() == [4, 4, 3, 3]
-    steps = confirmation_runs(open_store(more.tracking), "small", "ablates")
+    steps = study_runs(open_store(more.tracking), "small", "ablates")
     assert {(run.data.tags["ablates"], run.data.params["training.seed"]) for run in steps} == {
         (name, "4") for name in ("batch size alone", "epochs alone")
     }

@@ -118,7 +118,7 @@ def test_backend_runs_a_study_and_its_confirmation(
     ended = command("confirm", "study=small", "confirm.top=1", "confirm.seeds=2", "workers.count=1", root, variables={})
     assert ended.returncode == 0, ended.stderr
     store = tracking.open_store(TrackingConfig(root=f"{tmp_path}/records"))
-    found = tracking.confirmation_runs(store, "small")
+    found = tracking.study_runs(store, "small", "confirms")
     assert [run.data.tags["backend"] for run in found] == [backend] * 4
 
 
