@@ -44,7 +44,7 @@ class Looks:
     @classmethod
     def read(cls, store: tracking.Store, study_run_id: str) -> Looks:
         """Read what is recorded of them; the first edition kept no account, and what it concluded was one look."""
-        files = {file.path for file in store.client.list_artifacts(study_run_id)}
+        files = store.artifact_names(study_run_id)
         for name in (Artifact.CONFIRMATION_LOOKS, Artifact.CONFIRMATION):
             if name in files:
                 table = pd.read_csv(io.StringIO(tracking.read_text(store, study_run_id, name)))

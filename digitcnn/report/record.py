@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -136,6 +136,7 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     settings = {} if parent is None else _settings(parent.data.params, parent.data.tags)
     total = 0 if parent is None else int(parent.data.tags[Tag.STUDY_TRIALS])
     every = [run.data.tags for run in ([] if parent is None else [parent]) + runs]
+    files = set[str]() if parent_run_id is None else store.artifact_names(parent_run_id)
     return StudyRecord(
         store=store,
         study=snapshot,
@@ -152,8 +153,8 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
         environment=_environment([with_known_flags(run.data.tags) for run in runs]),
         commands=tuple(dict.fromkeys(tags[Tag.COMMAND] for tags in every if Tag.COMMAND in tags)),
         place=_place(config),
-        confirmation=None if parent_run_id is None else _confirmation(store, parent_run_id),
-        ablation=None if parent_run_id is None else _ablation(store, parent_run_id),
+        confirmation=None if parent_run_id is None else _confirmation(store, parent_run_id, files),
+        ablation=None if parent_run_id is None else _ablation(store, parent_run_id, files),
     )
 
 
@@ -200,9 +201,9 @@ def _environment(tags: Sequence[dict[str, str]]) -> dict[str, Counter[str]]:
     return {name: values for name, values in counted.items() if values}
 
 
-def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | None:
+def _confirmation(store: tracking.Store, parent_run_id: str, recorded: Set[str]) -> Confirmation | None:
     names = (Artifact.CONFIRMATION, Artifact.CONFIRMATION_RUNS)
-    if not set(names) <= {file.path for file in store.client.list_artifacts(parent_run_id)}:
+    if not set(names) <= recorded:
         return None
     files = [io.StringIO(tracking.read_text(store, parent_run_id, name)) for name in names]
     runs = pd.read_csv(files[1], float_precision="round_trip")
@@ -212,8 +213,8 @@ def _confirmation(store: tracking.Store, parent_run_id: str) -> Confirmation | N
     return Confirmation(table, runs, champion, evaluation.manifest_of(store, run_id))
 
 
-def _ablation(store: tracking.Store, parent_run_id: str) -> pd.DataFrame | None:
-    if Artifact.ABLATION not in {file.path for file in store.client.list_artifacts(parent_run_id)}:
+def _ablation(store: tracking.Store, parent_run_id: str, recorded: Set[str]) -> pd.DataFrame | None:
+    if Artifact.ABLATION not in recorded:
         return None
     table = pd.read_csv(io.StringIO(tracking.read_text(store, parent_run_id, Artifact.ABLATION)))
     # Of one change that cannot be taken back there is nothing.

@@ -232,7 +232,7 @@ def summary(found: StudyRecord, early: str = "") -> str:
         lines += ["", markdown_table(grid.head, grid.body)]
     if found.ablation is not None:
         grid = ablation(found.ablation)
-        lines += ["", f"{ABLATION}", "", markdown_table(grid.head, grid.body)]
+        lines += ["", ABLATION, "", markdown_table(grid.head, grid.body)]
     return "\n".join([*lines, "", "```bash", *commands(found), "```", ""])
 
 

@@ -78,6 +78,10 @@ class Store:
     away: bool = False
     retry_at: float = 0.0
 
+    def artifact_names(self, run_id: str) -> set[str]:
+        """Return the names of the files and folders that a run has."""
+        return {file.path for file in self.client.list_artifacts(run_id)}
+
     def note_away(self, error: Exception, seconds: float = 0.0) -> None:
         """Note that the store failed for now, after some seconds; log it the first time."""
         self.retry_at = time.monotonic() + max(_RETRY_SECONDS, 2 * seconds)

@@ -178,8 +178,8 @@ def read_epochs(store: Store, run_id: str) -> tuple[EpochMetrics, ...]:
 
     def read() -> str:
         deliver(store, run_id)
-        files = {file.path for file in store.client.list_artifacts(run_id)}
-        return read_text(store, run_id, Artifact.EPOCHS) if Artifact.EPOCHS in files else "[]"
+        recorded = Artifact.EPOCHS in store.artifact_names(run_id)
+        return read_text(store, run_id, Artifact.EPOCHS) if recorded else "[]"
 
     return tuple(EpochMetrics(**each) for each in json.loads(with_retries(store, read)))
 
