@@ -229,11 +229,18 @@ def test_fast_trains_any_layer_as_keras_does(layer: str, arguments: dict[str, An
         np.testing.assert_allclose(our, their, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch_normalization", [False, True])
-def test_rewriting_changes_no_bit_of_outputs_and_gradients(batch_normalization: bool) -> None:
+def _outputs_and_gradients(model: Any, examples: Examples) -> list[Any]:
     import keras
     import tensorflow as tf
 
+    with tf.GradientTape() as tape:
+        outputs = model(examples.images, training=True)
+        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(examples.labels, outputs))
+    return [outputs.numpy(), *(gradient.numpy() for gradient in tape.gradient(loss, model.trainable_weights))]
+
+
+@pytest.mark.parametrize("batch_normalization", [False, True])
+def test_rewriting_changes_no_bit_of_outputs_and_gradients(batch_normalization: bool) -> None:
     from digitcnn.training.engines.rewriting import rewrite_for_training
 
     examples = _examples(blank=True)
@@ -244,14 +251,41 @@ def test_rewriting_changes_no_bit_of_outputs_and_gradients(batch_normalization: 
     kinds = [type(layer).__name__ for layer in rewritten.layers]
     assert kinds.count("ReLU") == 2
     assert all(kinds[index - 1] == "MaxPooling2D" for index, kind in enumerate(kinds) if kind == "ReLU")
-    found = []
-    for each in (model, rewritten):
-        with tf.GradientTape() as tape:
-            outputs = each(examples.images, training=True)
-            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(examples.labels, outputs))
-        found.append([outputs.numpy(), *(g.numpy() for g in tape.gradient(loss, each.trainable_weights))])
+    found = [_outputs_and_gradients(each, examples) for each in (model, rewritten)]
     for ours, theirs in zip(*found, strict=True):
         assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "pooling", [{}, {"pool_size": 3, "strides": 2}, {"pool_size": 3, "strides": 1, "padding": "same"}]
+)
+def test_pooled_convolution_changes_no_bit_but_of_the_bias(precision: Any, pooling: dict[str, Any]) -> None:
+    """Nor is the bias's gradient, a sum in another order, further from float32's than bfloat16 makes it."""
+    import keras
+
+    from digitcnn.training.engines.pooling import PooledConvolution
+    from digitcnn.training.engines.rewriting import rewrite_for_training
+
+    keras.utils.set_random_seed(3)
+    examples = _examples(blank=True)
+    stack: list[Any] = [keras.Input((28, 28), dtype="uint8"), keras.layers.Rescaling(1 / 255)]
+    stack.append(keras.layers.Reshape((28, 28, 1)))
+    for filters in (8, 16):
+        stack.append(keras.layers.Conv2D(filters, 3, activation="relu", bias_initializer="random_normal"))
+        stack.append(keras.layers.MaxPooling2D(**pooling))
+    model = keras.Sequential([*stack, keras.layers.Flatten(), keras.layers.Dense(10, "softmax")])
+    three, one = rewrite_for_training(model, precision), rewrite_for_training(model, precision, PooledConvolution)
+    assert len(one.layers) == len(three.layers) - 4
+    for each in (three, one):
+        each.set_weights(model.get_weights())
+    exact, theirs, ours = (_outputs_and_gradients(each, examples) for each in (model, three, one))
+    for number, (our, their, right) in enumerate(zip(ours, theirs, exact, strict=True)):
+        if number in (2, 4):
+            atol = {"float32": 1e-4, "bfloat16": 0.05}[precision] * np.abs(right).max()
+            np.testing.assert_allclose(our, right, rtol=0, atol=atol)
+        else:
+            assert our.tobytes() == their.tobytes()
 
 
 @pytest.mark.parametrize("engine", ["fast", "keras"])

@@ -20,6 +20,7 @@ from digitcnn.config import TrainingConfig
 from digitcnn.training.backends import repeat_exactly, thread_count
 from digitcnn.training.engines.augmentation import Transforms, transform_images
 from digitcnn.training.engines.optimizers import learning_rate
+from digitcnn.training.engines.pooling import PooledConvolution
 from digitcnn.training.engines.reference import Progress, judge
 from digitcnn.training.engines.rewriting import rewrite_for_training
 from digitcnn.values import Evaluation, Examples
@@ -40,7 +41,7 @@ class FastEngine:
 
     def __init__(self, model: keras.Sequential, examples: Examples, config: TrainingConfig) -> None:
         repeat_exactly("tensorflow")
-        self._model, self._network = model, rewrite_for_training(model, config.precision)
+        self._model, self._network = model, rewrite_for_training(model, config.precision, PooledConvolution)
         self._config, self._batch_size, self._threads = config, config.batch_size, thread_count(config)
         self._rate = learning_rate(config, len(examples))
         # A layer with statistics of the batch, as batch normalization has, must see it whole.
