@@ -117,6 +117,27 @@ def test_fast_takes_a_batch_larger_than_the_data() -> None:
     )
 
 
+@pytest.mark.parametrize("last", [250, 117, 2, 1])
+def test_fast_trains_in_shares_as_in_one(last: int) -> None:
+    """Large batches are cut for the threads, whatever the last one is."""
+    from digitcnn.training.engines.fast import FastEngine
+
+    examples, model = _examples(), CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32)
+    rows = np.random.default_rng(1).integers(0, len(examples), 500 + last)
+    found = []
+    for threads in (1, 2):
+        built = build_model(model, 28, 28, 10, 5)
+        engine = FastEngine(built, examples, TrainingConfig(batch_size=250, threads=threads, learning_rate=QUIET_RATE))
+        sums = engine.train_epoch(rows)
+        engine.finish()
+        found.append((sums, built.get_weights(), max(parts for _, parts, _ in engine._graphs)))
+    (one, weights, whole), (two, shared_weights, cut) = found
+    assert (whole, cut) == (1, 2)
+    assert one == pytest.approx(two, rel=1e-5)
+    for ours, theirs in zip(weights, shared_weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=QUIET_RATE / 100)
+
+
 @pytest.mark.parametrize(("height", "width", "kernel"), [(27, 25, 3), (14, 15, 2)])
 def test_fast_takes_images_with_odd_edges_and_any_number_of_filters(height: int, width: int, kernel: int) -> None:
     model = CnnConfig(conv1_filters=9, conv1_kernel=kernel, conv2_filters=13, conv2_kernel=kernel, dense_units=64)

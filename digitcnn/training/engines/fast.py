@@ -1,7 +1,8 @@
 """The fast engine: one TensorFlow function around Keras's own network, without what Keras's fit does beside it.
 
-A batch is cut into one contiguous share for each thread, whose gradients are computed side by side and added in a fixed
-order, so that results depend on the number of threads and on nothing else. docs/performance.md lists what was measured.
+A batch is cut into contiguous shares, as many as there are threads if it is large enough, whose gradients are computed
+side by side and added in a fixed order, so that results depend on the number of threads and on nothing else.
+docs/performance.md lists what was measured.
 """
 
 import functools
@@ -30,6 +31,8 @@ Tensor = Any
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 # How long one call of TensorFlow should take (s): signals and signs of life are handled between two.
 _CALL_SECONDS = 0.5
+# Images of a share at least: with fewer, what a share costs for each weight is more than its thread brings.
+_SHARE_IMAGES = 100
 # Images that are judged in one call: 1,000 take 86 MB more at the peak, and are not faster.
 _JUDGED_IMAGES = 250
 
@@ -45,7 +48,8 @@ class FastEngine:
         self._config, self._batch_size, self._threads = config, config.batch_size, thread_count(config)
         self._rate = learning_rate(config, len(examples))
         # A layer with statistics of the batch, as batch normalization has, must see it whole.
-        self._shares = 1 if model.non_trainable_weights else self._threads
+        most = 1 if model.non_trainable_weights else self._threads
+        self._shares = max(1, min(most, self._batch_size // _SHARE_IMAGES))
         self._images, self._labels = tf.constant(examples.images), tf.constant(examples.labels.astype(np.int32))
         self._weights = [tf.Variable(variable.value) for variable in model.trainable_variables]
         self._state = [tf.Variable(variable.value) for variable in model.non_trainable_variables]
@@ -60,7 +64,7 @@ class FastEngine:
         self._step, self._batches_per_call = 0, 1
         # By their number of shares: another one is needed for batches with fewer images than that.
         self._graphs: dict[tuple[str, int, int], Any] = {}
-        self._train_function(min(self._shares, self._batch_size))
+        self._train_function(self._shares)
 
     def train_epoch(
         self, order: NDArray[np.int64], progress: Progress | None = None, transforms: Transforms | None = None
