@@ -146,3 +146,13 @@ def test_import_keras_refuses_another_backend_than_the_one_begun_with() -> None:
     training.import_keras(1)
     with pytest.raises(ConfigError, match="backend=jax: this process has begun with tensorflow"):
         training.import_keras(1, "jax")
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_backend_augments_without_the_notices_of_tensorflow(
+    backend: Backend, command: Command, small_overrides: list[str]
+) -> None:
+    moved = ["augmentation.shift=0.1", "augmentation.rotation=10", "training.epochs=1"]
+    ended = command("train", *small_overrides, *moved, f"backend={backend}", variables={})
+    assert ended.returncode == 0, ended.stderr
+    assert all(line.startswith("epoch ") for line in ended.stderr.splitlines()), ended.stderr

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digitcnn import output
 from digitcnn.config import AugmentationConfig
 
 Transforms = NDArray[np.float32]
@@ -36,7 +37,9 @@ def draw_transforms(
 
 def transform_images(images: Any, transforms: Any) -> Any:
     """Return images (n, height, width) uint8 transformed as a tensor; pixels from outside repeat the nearest edge."""
-    import tensorflow as tf
+    with output.silent_stderr():
+        # With another backend it is imported here, and prints notices.
+        import tensorflow as tf
 
     shape = tf.shape(images)
     moved = tf.raw_ops.ImageProjectiveTransformV3(
