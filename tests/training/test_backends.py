@@ -74,11 +74,21 @@ def test_backend_of_a_run_is_recorded_with_its_versions(trained: Trained) -> Non
     assert {name for name in frameworks if f"{name}=={versions.get(name, '').partition('+')[0]}" in requirements} == own
 
 
-def test_backend_imports_no_other_framework(trained: Trained) -> None:
-    """Keras imports parts of JAX for any backend; TensorFlow takes 8 s and hundreds of MB."""
+def test_backend_imports_no_other_framework_nor_what_keras_has_wrappers_for(trained: Trained) -> None:
     assert "mlflow.keras" in trained.stderr
-    foreign = {"tensorflow": ["torch._C"], "jax": ["tensorflow.python", "torch._C"], "torch": ["tensorflow.python"]}
-    assert [name for name in foreign[trained.backend] if f" {name}" in trained.stderr] == []
+    foreign = {"tensorflow": ["jax", "torch._C"], "jax": ["tensorflow.python", "torch._C"]}
+    names = [*foreign.get(trained.backend, ["tensorflow.python"]), "matplotlib.pyplot"]
+    # PyTorch imports it itself.
+    names += ["sklearn"] if trained.backend != "torch" else []
+    assert [name for name in names if f" {name}\n" in trained.stderr] == []
+
+
+def test_packages_that_keras_does_without_are_there_for_others() -> None:
+    program = (
+        "from digitcnn import training; training.import_keras(1); import sys; assert 'sklearn' not in sys.modules; "
+    )
+    program += "import matplotlib.pyplot, sklearn.base, keras; keras.layers.Dense(1)"
+    subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.PIPE)
 
 
 def test_backend_model_predicts_the_same_on_tensorflow(trained: Trained) -> None:
