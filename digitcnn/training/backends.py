@@ -19,7 +19,7 @@ BACKEND_PACKAGES: dict[Backend, tuple[str, ...]] = {
     "jax": ("jax", "jaxlib"),
     "torch": ("torch",),
 }
-# What Keras imports if it is installed, for its plots and its wrappers: a third of the time that TensorFlow takes.
+# What Keras imports if it is installed, for its plots and its wrappers: a quarter of the time that it takes.
 _NOT_NEEDED = ("matplotlib", "sklearn")
 
 

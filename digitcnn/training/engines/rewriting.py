@@ -42,4 +42,4 @@ def rewrite_for_training(
         if convolution:
             rewritten.append(copy(layer, activation="linear"))
         rewritten += [copy(pooling), layers.ReLU(dtype=dtype)]
-    return keras.Sequential([*rewritten, type(last).from_config(last.get_config())])
+    return keras.Sequential([*rewritten, copy(last, dtype="float32")])
