@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from digitcnn.errors import ConfigError
+from digitcnn.imports import large_imports
 from digitcnn.output import StartLines, survive_readers
 
 COMMANDS = {
@@ -82,7 +83,7 @@ def _imported(name: str) -> Callable[..., NoReturn]:
 
     Its import takes seconds, and a minute on a slow disk.
     """
-    with contextlib.closing(StartLines(f"digitcnn {name}", on_error_stream=True)):
+    with contextlib.closing(StartLines(f"digitcnn {name}", on_error_stream=True)), large_imports():
         from digitcnn.cli.command import run_command
 
         task = importlib.import_module(f"digitcnn.cli.commands.{name}").main

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from digitcnn.config import TrackingConfig, without_credentials
 from digitcnn.errors import RECORDS_SAFE, ConfigError, MachineError, StoreAway
 from digitcnn.formatting import format_count
+from digitcnn.imports import large_imports
 from digitcnn.tracking import local, outbox
 
 if TYPE_CHECKING:
@@ -174,9 +175,10 @@ def settle_variables() -> None:
 def store_errors(config: TrackingConfig) -> Iterator[None]:
     """Turn a failure of the MLflow store in the body into a MachineError of one line, StoreAway if it is away."""
     settle_variables()
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
+    with large_imports():
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield

@@ -10,6 +10,7 @@ from typing import Any
 from digitcnn import output
 from digitcnn.config import Backend, TrainingConfig
 from digitcnn.errors import ConfigError, MachineError
+from digitcnn.imports import large_imports
 from digitcnn.training.machine import available_cores, check_limits
 from digitcnn.training.variables import settle_variables
 
@@ -56,7 +57,7 @@ def import_keras(threads: int | None = None, backend: Backend | None = None) -> 
     backend, threads = backend or "tensorflow", threads or available_cores()
     check_limits(1, threads)
     try:
-        with output.silent_stderr():
+        with output.silent_stderr(), large_imports():
             _load(backend, threads)
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
