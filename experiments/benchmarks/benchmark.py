@@ -46,7 +46,7 @@ def measure(config: BenchmarkConfig) -> list[Measurement]:
         "abcf": _epochs,
         "d": _grid,
         "e": _frameworks,
-        "g": study_timing.whole_study,
+        "g": lambda each: study_timing.whole_study(each, _precisions()),
         "h": study_timing.one_run,
         "i": study_timing.bookkeeping,
         "j": _augmentation,

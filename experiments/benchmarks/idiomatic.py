@@ -1,4 +1,4 @@
-"""The peer of benchmark row e: the study as the documentations of Optuna, Keras and MLflow show it, in one process.
+"""The peer of benchmark row g: the study as the documentations of Optuna, Keras and MLflow show it, in one process.
 
 `python -m experiments.benchmarks.idiomatic TRIALS EPOCHS TRAIN_SIZE VALIDATION_SIZE FOLDER`.
 Same data, space, sampler and baseline as ours; an Optuna loop around Keras's own fit with MLflow's autologging.

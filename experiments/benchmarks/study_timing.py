@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,10 @@ def _seconds(module: str, *arguments: str) -> float:
     return time.perf_counter() - began
 
 
-def whole_study(config: BenchmarkConfig) -> list[Measurement]:
-    """Measure row g: the seconds of a study against those of the idiomatic script."""
-    ours, theirs = [], []
+def whole_study(config: BenchmarkConfig, precisions: Sequence[str]) -> list[Measurement]:
+    """Measure row g: the seconds of a study in these precisions against those of the idiomatic script in float32."""
+    theirs: list[float] = []
+    ours: dict[str, list[float]] = {precision: [] for precision in precisions}
     for number in range(config.rounds):
         logger.info(f"row g: round {number + 1} of {config.rounds}")
         with _folder() as folder:
@@ -58,23 +59,29 @@ def whole_study(config: BenchmarkConfig) -> list[Measurement]:
                     *map(str, (_STUDY_TRIALS, _STUDY_EPOCHS, config.images, _STUDY_VALIDATION, folder)),
                 )
             )
-        with _folder() as folder:
-            ours.append(
-                _seconds(
-                    "digitcnn",
-                    "sweep",
-                    f"tracking.root={folder}",
-                    f"study.trials={_STUDY_TRIALS}",
-                    f"training.epochs={_STUDY_EPOCHS}",
-                    f"data.train_size={config.images}",
-                    "study.space.training.epochs=null",
-                    "study.pruner=none",
+        for precision, seconds in ours.items():
+            with _folder() as folder:
+                seconds.append(
+                    _seconds(
+                        "digitcnn",
+                        "sweep",
+                        f"tracking.root={folder}",
+                        f"study.trials={_STUDY_TRIALS}",
+                        f"training.epochs={_STUDY_EPOCHS}",
+                        f"training.precision={precision}",
+                        f"data.train_size={config.images}",
+                        "study.space.training.epochs=null",
+                        "study.pruner=none",
+                    )
                 )
-            )
-    # Seconds: the ratio is theirs to ours.
-    values = [their / our for our, their in zip(ours, theirs, strict=True)]
-    what = f"seconds of a study of {_STUDY_TRIALS} trials x {_STUDY_EPOCHS} epochs on {config.images:,} images, "
-    return [Measurement("g", what + "against the idiomatic script", "x", values, "5 x", ours, theirs)]
+    found = []
+    for precision, seconds in ours.items():
+        # Seconds: the ratio is theirs to ours.
+        values = [their / our for our, their in zip(seconds, theirs, strict=True)]
+        what = f"seconds of a study of {_STUDY_TRIALS} trials x {_STUDY_EPOCHS} epochs on {config.images:,} images, "
+        what += f"{precision}, against the idiomatic script"
+        found.append(Measurement("g", what, "x", values, "5 x", seconds, theirs))
+    return found
 
 
 def one_run(config: BenchmarkConfig) -> list[Measurement]:
