@@ -10,10 +10,10 @@ from experiments.benchmarks.measurement import BenchmarkConfig, markdown, read_t
 
 
 def compare(config: BenchmarkConfig) -> int:
-    """Measure all rows that the config names, and print each line as soon as it is known; or write the page."""
+    """Measure all rows that the config names, and print each line as soon as it is known; or write the pages."""
     if config.from_tables:
-        benchmark.write_page()
-        print(f"written: {benchmark.PAGE}")
+        benchmark.write_pages()
+        print(f"written: {benchmark.PAGE} and {benchmark.README}")
         return 0
     available = len(runner.check_run(config).train)
     for name, images in (("images", config.images), ("grid_images", config.grid_images)):

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import platform
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,17 @@ from experiments.benchmarks.timing import Task, Timing, TimingJob, flops_per_ima
 
 logger = logging.getLogger(__name__)
 
-PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+README = Path(__file__).parents[2] / "README.md"
+PAGE = README.parent / "docs" / "performance.md"
 _BEGIN, _END = "<!-- measured: written by python -m experiments.benchmarks from_tables=true -->", "<!-- end -->"
 _GRID_BATCH_SIZES = (32, 64, 125, 250, 1000)
 _GRID_FILTERS = ((16, 32), (32, 64), (64, 128))
+# The README's columns: a row, and how the line of it ends that is shown.
+_OUTLINE = {
+    "one run, float32": ("a", "against Keras's fit"),
+    "one run, bfloat16": ("b", "against Keras's fit in float32"),
+    "a sweep, bfloat16": ("c", "bfloat16, against Keras's fit in float32 on all cores"),
+}
 _MOVED = {"augmentation.shift": 0.08, "augmentation.rotation": 10.0}
 _FLOAT32, _BFLOAT16 = "float32", "bfloat16"
 
@@ -202,13 +210,24 @@ def write(measured: Sequence[Measurement], config: BenchmarkConfig) -> Path:
     return path
 
 
-def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
-    """Write the tables of all machines into the page on performance."""
+def write_pages(page: Path = PAGE, readme: Path = README, results: Path = RESULTS) -> None:
+    """Write the tables of all machines into the page on performance, and a line of each into the README."""
     before, _, rest = page.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
-    parts = []
+    parts, lines = [], []
     for path in sorted(results.glob("*.csv")):
         machine, versions, measured = read_table(path)
         parts.append(f"### {machine}\n\n{versions}.\n\n{markdown(measured)}\n")
+        cells = [
+            next((each.outline() for each in measured if each.row == row and each.what.endswith(what)), "")
+            for row, what in _OUTLINE.values()
+        ]
+        # The README's lines are as short as all others: without the instructions that the last one includes.
+        short = re.sub(r" with (?:.*, )?(.*), ", r", \1, ", machine.replace("(R)", ""))
+        lines.append(f"| {' | '.join([short, *cells])} |\n")
     text = "\n".join([before + _BEGIN, "", *parts, _END + after])
     write_atomically(page, text, "the page is as it was")
+    head = f"| {' | '.join(['processor', *_OUTLINE])} |\n"
+    outline = head + "|" + " --- |" * (1 + len(_OUTLINE)) + "\n" + "".join(lines)
+    text = re.sub(r"^\| processor \|.*\n(?:\|.*\n)*", lambda _: outline, readme.read_text(), flags=re.MULTILINE)
+    write_atomically(readme, text, "the README is as it was")

@@ -48,12 +48,20 @@ class Measurement:
 
     def markdown(self) -> str:
         """Return the line as a row of a Markdown table."""
-        median = _short(statistics.median(self.values))
-        spread = f"{_short(min(self.values))} to {_short(max(self.values))}, n = {len(self.values)}"
         sides = ""
         if self.ours:
             sides = f"{_short(statistics.median(self.ours))} against {_short(statistics.median(self.theirs))}"
-        return f"| {self.row} | {self.what} | {sides} | **{median} {self.unit}** ({spread}) | {self.goal} |"
+        median, low, high = self._spread()
+        value = f"**{median} {self.unit}** ({low} to {high}, n = {len(self.values)})"
+        return f"| {self.row} | {self.what} | {sides} | {value} | {self.goal} |"
+
+    def outline(self) -> str:
+        """Return the median of the rounds, and the smallest and the largest, for a table without their number."""
+        median, low, high = self._spread()
+        return f"{median} {self.unit} ({low} to {high})"
+
+    def _spread(self) -> tuple[str, str, str]:
+        return _short(statistics.median(self.values)), _short(min(self.values)), _short(max(self.values))
 
 
 def _short(value: float) -> str:

@@ -62,12 +62,16 @@ def test_table_keeps_the_rows_that_were_not_measured_again(tmp_path: Path) -> No
     )
 
 
-def test_page_holds_the_committed_tables(tmp_path: Path) -> None:
-    page = tmp_path / "performance.md"
+def test_pages_hold_the_committed_tables(tmp_path: Path) -> None:
+    page, readme = tmp_path / "performance.md", tmp_path / "README.md"
     page.write_text(benchmark.PAGE.read_text())
-    benchmark.write_page(page)
+    readme.write_text(benchmark.README.read_text())
+    benchmark.write_pages(page, readme)
     assert page.read_text() == benchmark.PAGE.read_text()
     assert "| a | images/s" in page.read_text()
+    assert readme.read_text() == benchmark.README.read_text()
+    (line,) = [line for line in readme.read_text().splitlines() if line.startswith("| Intel")]
+    assert line.count(" x (") == 3
 
 
 @pytest.mark.soak
