@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -350,3 +351,25 @@ def test_train_calls_progress_between_short_calls(small_config: RunConfig) -> No
     result_of(train(model, splits, small_config, lambda epoch, fraction: told.append((epoch, fraction))))
     assert told == sorted(told)
     assert [fraction for _, fraction in told].count(1.0) == small_config.training.epochs
+
+
+def test_fused_normalization_is_as_near_to_float32_as_kerass() -> None:
+    """Its outputs, gradients and averages; and it is Keras's own where the values are not bfloat16."""
+    from digitcnn.training.engines.normalization import FusedNormalization
+    from digitcnn.training.engines.rewriting import rewrite_for_training
+
+    examples = _examples(blank=True)
+    config = CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32, batch_normalization=True)
+    model = build_model(config, 28, 28, 10, 5)
+    found: dict[tuple[Any, bool], list[Any]] = {}
+    for precision, fused in itertools.product(("float32", "bfloat16"), (False, True)):
+        network = rewrite_for_training(model, precision, normalized=FusedNormalization if fused else None)
+        network.set_weights(model.get_weights())
+        values = [*_outputs_and_gradients(network, examples), *(v.numpy() for v in network.non_trainable_weights)]
+        found[precision, fused] = [value.astype(np.float32) for value in values]
+    fused = False
+    for exact, kept, theirs, ours in zip(*found.values(), strict=True):
+        assert exact.tobytes() == kept.tobytes()
+        fused = fused or ours.tobytes() != theirs.tobytes()
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=1.5 * float(np.abs(theirs - exact).max()) + 1e-5)
+    assert fused

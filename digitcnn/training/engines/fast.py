@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from digitcnn.config import TrainingConfig
 from digitcnn.training.backends import repeat_exactly, thread_count
 from digitcnn.training.engines.augmentation import Transforms, transform_images
+from digitcnn.training.engines.normalization import FusedNormalization
 from digitcnn.training.engines.optimizers import learning_rate
 from digitcnn.training.engines.pooling import PooledConvolution
 from digitcnn.training.engines.reference import Progress, judge
@@ -44,7 +45,8 @@ class FastEngine:
 
     def __init__(self, model: keras.Sequential, examples: Examples, config: TrainingConfig) -> None:
         repeat_exactly("tensorflow")
-        self._model, self._network = model, rewrite_for_training(model, config.precision, PooledConvolution)
+        self._model = model
+        self._network = rewrite_for_training(model, config.precision, PooledConvolution, FusedNormalization)
         self._config, self._batch_size, self._threads = config, config.batch_size, thread_count(config)
         self._rate = learning_rate(config, len(examples))
         # A layer with statistics of the batch, as batch normalization has, must see it whole.

@@ -9,17 +9,19 @@ from keras import layers
 from digitcnn.config import Precision
 
 Pooled = Callable[[layers.Conv2D, layers.MaxPooling2D], layers.Layer]
+Normalized = Callable[[layers.BatchNormalization], layers.Layer]
 
 
 def rewrite_for_training(
-    model: keras.Sequential, precision: Precision, pooled: Pooled | None = None
+    model: keras.Sequential, precision: Precision, pooled: Pooled | None = None, normalized: Normalized | None = None
 ) -> keras.Sequential:
     """Return a new network of the same function, whose variables are those of a model in the same order.
 
     A ReLU comes after the max-pooling that followed it, where it has a quarter of the values to work on: the outputs
     and the gradients are the same, bit for bit. Convolution, ReLU and pooling become the one layer that `pooled`
-    returns for the first and the last, if it is given. With `bfloat16` all layers but the last have Keras's policy
-    mixed_bfloat16: their variables stay float32, and so do the softmax and the loss.
+    returns for the first and the last, if it is given, and batch normalization the layer that `normalized` returns.
+    With `bfloat16` all layers but the last have Keras's policy mixed_bfloat16: their variables stay float32, and so do
+    the softmax and the loss.
     """
     dtype = "mixed_bfloat16" if precision == "bfloat16" else "float32"
 
@@ -33,7 +35,10 @@ def rewrite_for_training(
         pooling = remaining[0] if remaining and isinstance(remaining[0], layers.MaxPooling2D) else None
         convolution = isinstance(layer, layers.Conv2D) and layer.activation is keras.activations.relu
         if pooling is None or not (convolution or isinstance(layer, layers.ReLU)):
-            rewritten.append(copy(layer))
+            if normalized is not None and isinstance(layer, layers.BatchNormalization):
+                rewritten.append(normalized(copy(layer)))
+            else:
+                rewritten.append(copy(layer))
             continue
         del remaining[0]
         if convolution and layer.use_bias and pooled is not None:
