@@ -355,18 +355,21 @@ def test_train_calls_progress_between_short_calls(small_config: RunConfig) -> No
 
 def test_fused_normalization_is_as_near_to_float32_as_kerass() -> None:
     """Its outputs, gradients and averages; and it is Keras's own where the values are not bfloat16."""
+    import keras
+
     from digitcnn.training.engines.normalization import FusedNormalization
     from digitcnn.training.engines.rewriting import rewrite_for_training
 
     examples = _examples(blank=True)
     config = CnnConfig(conv1_filters=8, conv2_filters=16, dense_units=32, batch_normalization=True)
     model = build_model(config, 28, 28, 10, 5)
-    found: dict[tuple[Any, bool], list[Any]] = {}
-    for precision, fused in itertools.product(("float32", "bfloat16"), (False, True)):
-        network = rewrite_for_training(model, precision, normalized=FusedNormalization if fused else None)
+    found: dict[tuple[Any, Any], list[Any]] = {}
+    kinds = keras.layers.BatchNormalization, FusedNormalization
+    for precision, kind in itertools.product(("float32", "bfloat16"), kinds):
+        network = rewrite_for_training(model, precision, None, kind)
         network.set_weights(model.get_weights())
         values = [*_outputs_and_gradients(network, examples), *(v.numpy() for v in network.non_trainable_weights)]
-        found[precision, fused] = [value.astype(np.float32) for value in values]
+        found[precision, kind] = [value.astype(np.float32) for value in values]
     fused = False
     for exact, kept, theirs, ours in zip(*found.values(), strict=True):
         assert exact.tobytes() == kept.tobytes()
