@@ -16,9 +16,10 @@ from PIL import Image
 from digitcnn import runner, tracking, training
 from digitcnn.config import Backend, RunConfig, TrackingConfig
 from digitcnn.drawing import plain_style
+from digitcnn.processor import instruction_sets
 from digitcnn.records import Tag
 from digitcnn.tracking.client import settle_variables as settle_mlflow
-from digitcnn.training.variables import settle_variables
+from digitcnn.training.variables import flags_in_effect, settle_variables
 from tests.conftest import Command
 from tests.support.planted import VARIABLES, plant
 
@@ -56,7 +57,7 @@ def test_planted_environment_changes_no_result(
     (run,) = _trained(root)
     assert run.data.tags[Tag.WEIGHTS_SHA256] == reference.result.weights_sha256
     assert {name: run.data.tags[name] for name in (Tag.FLAGS, Tag.BACKEND, Tag.THREADS)} == {
-        Tag.FLAGS: "{}",
+        Tag.FLAGS: json.dumps({"TF_ENABLE_ONEDNN_OPTS": "1"} if "avx2" in instruction_sets() else {}),
         Tag.BACKEND: "tensorflow",
         Tag.THREADS: "1",
     }
@@ -116,6 +117,28 @@ def test_variables_of_libraries_are_recorded_or_removed(backend: Backend, monkey
     # Of which no keras.json can be read.
     assert os.environ["KERAS_HOME"] == os.devnull
     assert others.items() <= os.environ.items()
+
+
+@pytest.mark.parametrize(
+    ("backend", "instructions", "said", "flags"),
+    [
+        ("tensorflow", ["avx2"], None, {"TF_ENABLE_ONEDNN_OPTS": "1"}),
+        ("tensorflow", ["avx2", "avx512f"], "0", {"TF_ENABLE_ONEDNN_OPTS": "0"}),
+        ("tensorflow", ["asimd"], None, {}),
+        ("jax", ["avx2"], None, {}),
+    ],
+)
+def test_tensorflow_computes_with_onednn_where_the_processor_has_avx2(
+    backend: Backend,
+    instructions: list[str],
+    said: str | None,
+    flags: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", {} if said is None else {"TF_ENABLE_ONEDNN_OPTS": said})
+    monkeypatch.setattr("digitcnn.training.variables.instruction_sets", lambda: instructions)
+    settle_variables(backend, 1)
+    assert flags_in_effect(backend) == flags
 
 
 def test_variables_of_mlflow_are_removed_but_for_those_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
