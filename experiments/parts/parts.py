@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +65,42 @@ def measure(parts: Sequence[str], seeds: Sequence[int]) -> None:
     """Train parts with seeds, two at a time with a thread each; append what parts.csv lacks, a run when it is over."""
     rows = pd.read_csv(PATH) if PATH.exists() else pd.DataFrame(columns=_COLUMNS)
     known = {*zip(rows["part"], rows[Column.SEED], strict=True)}
-    jobs = iter([job for seed in seeds for part in parts if (job := (part, seed)) not in known])
-    lock = threading.Lock()
+    append_runs(PATH, [job for seed in seeds for part in parts if (job := (part, seed)) not in known], _rows)
+
+
+def append_runs(
+    path: Path, jobs: Sequence[Any], rows_of: Callable[[runner.Worker, Any, threading.Event], pd.DataFrame]
+) -> None:
+    """Give jobs to two workers with a thread each, and append the rows of each to a table when it is over."""
+    waiting, lock = iter(jobs), threading.Lock()
 
     def train(worker: runner.Worker) -> None:
-        while worker.wait_ready() and (job := next(jobs, None)) is not None:
-            rows = _rows(worker, *job, pool.stop)
+        while worker.wait_ready() and (job := next(waiting, None)) is not None:
+            rows = rows_of(worker, job, pool.stop)
             with lock:
-                rows.to_csv(PATH, mode="a", header=not PATH.exists(), index=False, lineterminator="\n")
+                rows.to_csv(path, mode="a", header=not path.exists(), index=False, lineterminator="\n")
 
     with contextlib.closing(runner.LocalPool(runner.KerasTrainer(), 2, 1, _PATIENCE)) as pool:
         runner.run_workers(pool, train)
 
 
-def _rows(worker: runner.Worker, part: str, seed: int, stop: threading.Event) -> pd.DataFrame:
+def _rows(worker: runner.Worker, job: tuple[str, int], stop: threading.Event) -> pd.DataFrame:
     """Return a row per epoch of a part's training by a worker."""
+    part, seed = job
     config = RunConfig().replace({_PRECISION: "auto", "training.threads": 1, "training.seed": seed} | PARTS[part])
+    shared = {"part": part, "changes": said(part)}
+    shared |= {Column.SEED: str(seed), _PRECISION: config.training.precision, _PROCESSOR: cpu_model()}
+    rows = pd.DataFrame(
+        shared
+        | {Column.EPOCH: each.epoch, Metric.CPU_SECONDS: round(each.cpu_seconds, 1)}
+        | {name: round(each.metrics()[name], 6) for name in EPOCH_METRICS}
+        for each in train_epochs(worker, config, stop)
+    )
+    return rows.reindex(columns=_COLUMNS)
+
+
+def train_epochs(worker: runner.Worker, config: RunConfig, stop: threading.Event) -> list[EpochMetrics]:
+    """Train a config by a worker; return what its epochs measured."""
     epochs: list[EpochMetrics] = []
 
     def note(event: Event) -> Decision:
@@ -88,15 +108,7 @@ def _rows(worker: runner.Worker, part: str, seed: int, stop: threading.Event) ->
         return "continue"
 
     worker.run(runner.Job(config), note, stop)
-    shared = {"part": part, "changes": said(part)}
-    shared |= {Column.SEED: str(seed), _PRECISION: config.training.precision, _PROCESSOR: cpu_model()}
-    rows = pd.DataFrame(
-        shared
-        | {Column.EPOCH: each.epoch, Metric.CPU_SECONDS: round(each.cpu_seconds, 1)}
-        | {name: round(each.metrics()[name], 6) for name in EPOCH_METRICS}
-        for each in epochs
-    )
-    return rows.reindex(columns=_COLUMNS)
+    return epochs
 
 
 def table() -> str:
