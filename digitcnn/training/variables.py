@@ -63,8 +63,8 @@ def settle_variables(backend: Backend, threads: int) -> None:
     os.environ |= dict.fromkeys(_THREADS, str(threads))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if backend == "tensorflow" and "avx2" in instruction_sets():
-        # TensorFlow uses oneDNN unasked only with AVX-512 VNNI and its like. With AVX2 alone convolutions are 1.5 to 1.8
-        # times as fast with it too: docs/performance.md.
+        # TensorFlow uses oneDNN unasked only with AVX-512 VNNI and its like. With AVX2 alone it trains the
+        # article's network 1.6 times as fast too: docs/performance.md.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if backend == "jax":
         os.environ["JAX_PLATFORMS"] = "cpu"

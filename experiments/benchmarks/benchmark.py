@@ -219,7 +219,7 @@ def write_pages(page: Path = PAGE, readme: Path = README, results: Path = RESULT
         machine, versions, measured = read_table(path)
         parts.append(f"### {machine}\n\n{versions}.\n\n{markdown(measured)}\n")
         cells = [
-            next((each.outline() for each in measured if each.row == row and each.what.endswith(what)), "")
+            next((each.outline() for each in measured if each.row == row and each.what.endswith(what)), "-")
             for row, what in _OUTLINE.values()
         ]
         # The README's lines are as short as all others: without the instructions that the last one includes.

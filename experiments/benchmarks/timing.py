@@ -41,7 +41,7 @@ class Timing:
         self.epochs: dict[str, Callable[[], None]] = {}
         self.threads = threads
         # Of the frameworks, each process imports the one that it times.
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
     def run(self, job: TimingJob, on_progress: Callable[[int, float], None]) -> Events:
         yield RunFinished("completed", 0, {"rate": self._rate(job)}, "", "", {}, {})
