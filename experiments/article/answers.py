@@ -212,9 +212,10 @@ def backends(tables: Tables) -> dict[str, str]:
     return {"table": report.markdown_table(head, rows), "found": found}
 
 
-def default(tables: Tables) -> dict[str, str]:
-    """Return the first rows of the default study's leaderboard, its confirmation and its champion."""
-    table, confirmation = tables["leaderboard"], tables["confirmation"]
+def confirmed(
+    table: pd.DataFrame, confirmation: pd.DataFrame, ablation: pd.DataFrame, objective: str
+) -> dict[str, str]:
+    """Return the first rows of a study's leaderboard, its confirmation, its champion, and its ablation, if any."""
     states = ", ".join(f"{number} {state}" for state, number in table[Column.STATE].value_counts().items())
     columns = [
         Column.RANK,
@@ -239,9 +240,15 @@ def default(tables: Tables) -> dict[str, str]:
     return {
         "trials": f"{len(table)} trials ({states})",
         "table": report.markdown_table([column_heading(name) for name in columns], rows),
-        "search": f"In the search, {best_against_baseline(table, [Metric.VALIDATION_ACCURACY])}.",
+        "search": f"In the search, {best_against_baseline(table, [objective])}.",
         "confirmed": report.markdown_table([grid.head[0], "settings", *grid.head[1:]], configs),
         "champion": f"The champion is {evaluation.champion_sentence(confirmation)} ({settings(champion)}).",
         "basis": f"{basis[0].upper()}{basis[1:]}.",
+        "ablation": "" if ablation.empty else _ablation(ablation),
         "pruning": "" if early.empty else _PRUNED_EARLY.format(number=len(early)),
     }
+
+
+def _ablation(table: pd.DataFrame) -> str:
+    texts = evaluation.ablation_texts(table)
+    return report.markdown_table(list(texts.columns), texts.to_numpy().tolist())

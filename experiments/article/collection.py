@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -13,7 +14,7 @@ from digitcnn import report, study, tracking
 from digitcnn.config import Backend, DataConfig, RunConfig, StudyReference, TrackingConfig, TrainingConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation import RunManifest
-from digitcnn.records import IN_VALIDATION, Column, Metric, Tag
+from digitcnn.records import IN_VALIDATION, Artifact, Column, Metric, Tag
 from digitcnn.report import StudyRecord
 from digitcnn.tracking import Store
 from experiments.article import contrasts, headlines, provenance, results
@@ -41,6 +42,8 @@ _BASELINES: dict[str, dict[str, Any]] = {
     "batch_size": {"training": {"epochs": 5}},
     results.FILTERS: {"training": {"epochs": 3}},
     results.DEFAULT: {},
+    "beyond": {"training": {"precision": "auto"}},
+    "cheapest": {"training": {"precision": "auto"}},
 }
 
 # Identifies one run of a part: its network, or its backend and engine, and its seed.
@@ -49,11 +52,11 @@ _Key = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Part:
-    """The answer to one question: tables by name, their runs' provenance rows, and a champion's manifest."""
+    """The answer to one question: tables by name, their runs' provenance rows, and champions' manifests by file."""
 
     tables: dict[str, pd.DataFrame]
     made: list[dict[str, Any]]
-    champion: RunManifest | None = None
+    champions: dict[str, RunManifest] = field(default_factory=dict)
 
 
 def collect_parts(store: Store, config: TrackingConfig) -> tuple[list[Part], dict[str, str]]:
@@ -63,7 +66,7 @@ def collect_parts(store: Store, config: TrackingConfig) -> tuple[list[Part], dic
         "batch_size": collect_batch_sizes,
         "filters": collect_filters,
         "backends": collect_backends,
-        "default": collect_default,
+        **{question: partial(collect_confirmed, question) for question in results.CONFIRMED},
     }
     parts, missing = [], {}
     for question, collect in questions.items():
@@ -108,21 +111,21 @@ def collect_filters(store: Store, config: TrackingConfig) -> Part:
     return Part({"filters": trials}, provenance.rows(name, _of_trials(runs)))
 
 
-def collect_default(store: Store, config: TrackingConfig) -> Part:
-    """Collect the default study: its leaderboard, its confirmation and its champion."""
-    name = results.DEFAULT
+def collect_confirmed(question: str, store: Store, config: TrackingConfig) -> Part:
+    """Collect a study that was confirmed: its leaderboard, its confirmation, its ablation and its champion."""
+    name = results.CONFIRMED[question]
     found, runs = _study(store, config, name)
     if found.confirmation is None or found.unconfirmed is not None:
         lacks = "is not confirmed" if found.confirmation is None else f"its first, trial {found.unconfirmed}, is not"
         raise ConfigError(f"study.name={name}: {lacks}; digitcnn confirm study={name} does it")
-    tables = {
-        "leaderboard": found.table,
-        "confirmation": found.confirmation.table,
-        "confirmation_runs": found.confirmation.runs,
-    }
-    confirming = [run for run in runs.values() if Tag.CONFIRMS in run.data.tags]
+    ablation = pd.DataFrame(columns=[Column.CONFIG]) if found.ablation is None else found.ablation
+    every = (found.table, found.confirmation.table, found.confirmation.runs, ablation)
+    # Of the default study no ablation is published.
+    tables = dict(zip(results.TABLES[question], every, strict=False))
+    file = Artifact.CHAMPION if question == "default" else f"{question}_{Artifact.CHAMPION}"
+    confirming = [run for run in runs.values() if {Tag.CONFIRMS, Tag.ABLATES} & set(run.data.tags)]
     made = provenance.rows(name, _of_trials(runs)) + provenance.rows(f"{name} confirmed", confirming)
-    return Part(tables, made, found.confirmation.manifest)
+    return Part(tables, made, {file: found.confirmation.manifest})
 
 
 def collect_backends(store: Store, config: TrackingConfig) -> Part:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from digitcnn import evaluation
-from digitcnn.formatting import format_interval, format_percent
-from digitcnn.records import Column
+from digitcnn.formatting import format_interval, format_percent, format_points
+from digitcnn.records import Column, Metric
 from experiments.article import contrasts
 from experiments.article.contrasts import ARTICLES_BATCH, BATCH_SIZE_STUDIES, Tables
 from experiments.article.phrases import contrast_clause, interval_of, mean_in_words, settings, verdict_of
@@ -43,19 +45,18 @@ def line_of_batch_size(tables: Tables) -> str:
     )
 
 
-def line_of_default(tables: Tables) -> str:
-    """Return the headline's line about the confirmed default study."""
-    table = tables["confirmation"]
+def line_of_confirmed(table: pd.DataFrame, name: str) -> str:
+    """Return the headline's line about a study's confirmation."""
     baseline, leading = table.iloc[0], table.iloc[evaluation.leading_row(table)]
     articles, its = settings(baseline), settings(leading)
     compared = table.iloc[1:][table.iloc[1:]["n"] > 0]
     if (compared[Column.VERDICT] == "better").any():
-        subject = f"The default study's trial ({its}) is better than the article's settings ({articles}): it gains"
+        subject = f"The {name}'s trial ({its}) is better than the article's settings ({articles}): it gains"
     else:
         which = {1: "The confirmed trial", 2: "Neither of the two confirmed trials"}.get(len(table) - 1)
         which = which or f"None of the {len(table) - 1} confirmed trials"
         negated = "could not be shown" if len(table) == 2 else "could be shown"
-        claim = f"{which} of the default study {negated} to beat the article's settings ({articles})"
+        claim = f"{which} of the {name} {negated} to beat the article's settings ({articles})"
         if compared.empty:
             return f"{claim}: {evaluation.verdict_of_row(leading)}."
         verb = "gains" if leading[Column.DIFFERENCE] > 0 else "loses"
@@ -65,4 +66,18 @@ def line_of_default(tables: Tables) -> str:
     return (
         f"{subject} {points} points on the test set ({interval}, n = {leading['n']}; "
         f"{evaluation.verdict_of_row(leading)})."
+    )
+
+
+def line_of_cheapest(table: pd.DataFrame) -> str:
+    """Return the headline's line about the confirmed study of the cheapest configuration."""
+    baseline, champion = table.iloc[0], table[table[Column.CHAMPION]].iloc[0]
+    if champion[Column.CONFIG] == baseline[Column.CONFIG]:
+        return "No cheaper configuration could be shown to be as good as the article's settings."
+    share = champion[Metric.CPU_SECONDS] / baseline[Metric.CPU_SECONDS]
+    interval = format_interval(champion[Column.DIFFERENCE_LOW], champion[Column.DIFFERENCE_HIGH], signed=True)
+    return (
+        f"{100 * share:.0f} % of the CPU seconds of the article's settings are enough ({settings(champion)}): "
+        f"{format_points(champion[Column.DIFFERENCE])} points on the test set ({interval}, n = {champion['n']}; "
+        f"{evaluation.verdict_of_row(champion)})."
     )

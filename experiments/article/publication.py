@@ -14,7 +14,6 @@ from digitcnn.config import Config, FilePath, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import write_manifest
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact
 from experiments.article import collection, provenance, results
 from experiments.article.collection import Part
 
@@ -55,13 +54,13 @@ def publish(config: PublishConfig) -> Path:
     tables["provenance"] = _joined_provenance(parts, before.get("provenance"))
     written = {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
     # From the files' text, as anybody else makes it.
-    runs = tables.get("confirmation_runs")
-    published = before | {name: results.parse_table(name, io.StringIO(text), runs) for name, text in written.items()}
+    published = before | {
+        name: results.parse_table(name, io.StringIO(text), tables.get(f"{name}_runs")) for name, text in written.items()
+    }
     contents = {f"{name}.csv": text for name, text in written.items()} | _rendered(published)
     for part in parts:
-        if part.champion is not None:
-            comment = "The champion of the published study: RESULTS.md."
-            write_manifest(part.champion, folder / Artifact.CHAMPION, comment)
+        for name, champion in part.champions.items():
+            write_manifest(champion, folder / name, "A champion of the published studies: RESULTS.md.")
     return _write(folder, contents)
 
 

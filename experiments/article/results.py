@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +16,8 @@ from experiments.article import answers, headlines, provenance
 from experiments.article.contrasts import Tables
 
 FILTERS, DEFAULT = "filters", "around_article"
+# The studies that were searched and confirmed, by question.
+CONFIRMED = {"default": DEFAULT, "beyond": "beyond", "cheapest": "cheapest"}
 # The tables of each question.
 TABLES = {
     "article": ("article",),
@@ -22,6 +25,8 @@ TABLES = {
     "filters": ("filters",),
     "backends": ("backends",),
     "default": ("leaderboard", "confirmation", "confirmation_runs"),
+    "beyond": ("beyond_leaderboard", "beyond_confirmation", "beyond_confirmation_runs", "beyond_ablation"),
+    "cheapest": ("cheapest_leaderboard", "cheapest_confirmation", "cheapest_confirmation_runs", "cheapest_ablation"),
 }
 # The table of how all of the runs were made.
 _MADE = "provenance"
@@ -42,20 +47,20 @@ def read_tables(folder: Path, without: Set[str] = frozenset()) -> dict[str, pd.D
     for name in sorted(names, reverse=True):
         path = folder / f"{name}.csv"
         if path.exists():
-            tables[name] = parse_table(name, path, tables.get("confirmation_runs"))
+            tables[name] = parse_table(name, path, tables.get(f"{name}_runs"))
     return tables
 
 
-def parse_table(name: str, file: Path | TextIO, confirmation_runs: pd.DataFrame | None) -> pd.DataFrame:
-    """Return a published table, parsed from its CSV; the verdicts of the first edition are made again from its runs."""
+def parse_table(name: str, file: Path | TextIO, runs: pd.DataFrame | None) -> pd.DataFrame:
+    """Return a published table from its CSV; the verdicts of the first edition's confirmation anew, from its runs."""
     if name == _MADE:
         # Versions and commits are no numbers.
         texts = pd.read_csv(file, dtype=str, keep_default_na=False)
         return texts.astype(dict.fromkeys(("runs", "wall_seconds", Metric.CPU_SECONDS), int))
-    if name == "confirmation":
-        return evaluation.read_confirmation(file, confirmation_runs)
+    if name.endswith("confirmation"):
+        return evaluation.read_confirmation(file, runs)
     table = pd.read_csv(file, float_precision="round_trip")
-    return table.fillna({Column.NOTE: ""}) if name == "leaderboard" else table
+    return table.fillna({Column.NOTE: ""}) if name.endswith("leaderboard") else table
 
 
 def render_text(tables: Tables) -> str:
@@ -67,7 +72,7 @@ def render_text(tables: Tables) -> str:
         "batch_size": answers.batch_size,
         "filters": answers.filters,
         "backends": answers.backends,
-        "default": answers.default,
+        **{question: partial(_confirmed, question) for question in CONFIRMED},
     }
     said = {name: section(tables) if has(tables, name) else None for name, section in sections.items()}
     made = tables[_MADE]
@@ -81,6 +86,12 @@ def render_text(tables: Tables) -> str:
     )
 
 
+def _confirmed(question: str, tables: Tables) -> dict[str, str]:
+    leaderboard, confirmation, _, ablation = ([tables[name] for name in TABLES[question]] + [pd.DataFrame()])[:4]
+    objective = Metric.CPU_SECONDS if question == "cheapest" else Metric.VALIDATION_ACCURACY
+    return answers.confirmed(leaderboard, confirmation, ablation, objective)
+
+
 def has(tables: Tables, question: str) -> bool:
     """Return True if a question's tables are all there."""
     return set(TABLES[question]) <= set(tables)
@@ -88,9 +99,11 @@ def has(tables: Tables, question: str) -> bool:
 
 def headline(tables: Tables) -> list[str]:
     """Return the result in a few lines, one for each headline question whose tables are there."""
-    lines = {
+    lines: dict[str, Callable[[Tables], str]] = {
         "article": headlines.line_of_article,
         "batch_size": headlines.line_of_batch_size,
-        "default": headlines.line_of_default,
+        "default": lambda tables: headlines.line_of_confirmed(tables["confirmation"], "default study"),
+        "beyond": lambda tables: headlines.line_of_confirmed(tables["beyond_confirmation"], "study of what would help"),
+        "cheapest": lambda tables: headlines.line_of_cheapest(tables["cheapest_confirmation"]),
     }
     return [f"- {line(tables)}" for question, line in lines.items() if has(tables, question)]

@@ -135,12 +135,14 @@ def rest(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Recor
     records = _empty(empty_records, tmp_path_factory.mktemp("rest"))
     for name, space in FEWER.items():
         work(_preset(name, records.root, space=space), records.trainer)
-    work(_preset(results.DEFAULT, records.root, trials=2, pruner="none"), records.trainer)
-    confirm = {"study": {"name": results.DEFAULT}, "confirm": {"top": 1, "seeds": 2}, "workers": ONE_WORKER}
-    planned = evaluation.plan_confirmation(
-        load_config(ConfirmConfig, confirm | {"tracking": {"root": str(records.root)}})
-    )
-    evaluation.run_confirmation(planned, Quiet(), records.trainer)
+    for name in results.CONFIRMED.values():
+        work(_preset(name, records.root, trials=2, pruner="none", constraints={}), records.trainer)
+        asked = {"top": 1, "seeds": 2, "ablation": name == "beyond"}
+        confirm = {"study": {"name": name}, "confirm": asked, "workers": ONE_WORKER}
+        planned = evaluation.plan_confirmation(
+            load_config(ConfirmConfig, confirm | {"tracking": {"root": str(records.root)}})
+        )
+        evaluation.run_confirmation(planned, Quiet(), records.trainer)
     for (backend, engine), seed in itertools.product(collection.BACKENDS, (0, 1)):
         records.record(_on_backend(backend, engine, seed))
     return records
@@ -188,7 +190,7 @@ def test_publication_writes_the_recorded_parts(article: Records, tmp_path: Path)
     assert list(zip(runs["network"], runs["seed"], strict=True)) == [("cnn", 0), ("cnn", 1), ("mlp", 0), ("mlp", 1)]
     assert tables["provenance"]["runs"].tolist() == [4]
     assert (tmp_path / "RESULTS.md").read_text().count("\n## ") == 2
-    assert [line.partition(": ")[0] for line in said] == ["not published"] * 4
+    assert [line.partition(": ")[0] for line in said] == ["not published"] * 6
 
 
 def test_publication_keeps_a_part_until_it_is_recorded_again(
@@ -203,7 +205,11 @@ def test_publication_keeps_a_part_until_it_is_recorded_again(
     assert said.startswith("left as it was published: network: needs runs with several seeds; digitcnn ")
     text, published = (tmp_path / "RESULTS.md").read_text(), results.read_tables(tmp_path)
     assert text == results.render_text(published)
-    assert text.count("\n## ") == 6
+    assert text.count("\n## ") == 8
+    assert text.count("What each change brings") == 1
+    changes = set(published["beyond_ablation"]["config"].str.rpartition(",")[2])
+    assert changes == {" alone", " in trial 1"}
+    assert published["cheapest_ablation"].empty
     pd.testing.assert_frame_equal(published["article"], before["article"])
     sizes = published["batch_size"].groupby(["study", "training.batch_size"])
     assert sizes["seed"].apply(list).tolist() == [[0, 1]] * 4
@@ -217,8 +223,10 @@ def test_publication_keeps_a_part_until_it_is_recorded_again(
         "article": 4,
         **dict.fromkeys((*contrasts.BATCH_SIZE_STUDIES, results.FILTERS), 4),
         "backends": 8,
-        results.DEFAULT: 2,
+        **dict.fromkeys(results.CONFIRMED.values(), 2),
         "around_article confirmed": 4,
+        "beyond confirmed": 4 + 2 * len(published["beyond_ablation"]),
+        "cheapest confirmed": 4,
     }
     of_others = {run.info.run_id for run in tracking.search_runs(rest.store, "") if "reproduces" in run.data.tags}
     of_others |= {run.info.run_id for run in tracking.search_runs(rest.store, "tags.study = 'other'")}
@@ -226,7 +234,8 @@ def test_publication_keeps_a_part_until_it_is_recorded_again(
     of_others |= {run.info.run_id for run in tracking.search_runs(rest.store, "tags.odd = 'threads'")}
     assert not of_others & set(backends["run_id"])
     assert contrasts.batch_size_comparisons(published, "batch_size")[50].difference == pytest.approx(0.001)
-    assert (tmp_path / "champion.yaml").read_text().startswith("# The champion")
+    for name in ("champion.yaml", "beyond_champion.yaml", "cheapest_champion.yaml"):
+        assert (tmp_path / name).read_text().startswith("# A champion")
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -328,9 +337,9 @@ def test_collection_refuses_an_outdated_confirmation(
     assert read(rest.store, StudyReference(name=results.DEFAULT), rest.tracking).unconfirmed is None
     monkeypatch.setattr(collection.report, "read_study", gone_on)
     # When
-    default: Callable[..., object] = collection.collect_default
+    collect: Callable[..., object] = collection.collect_confirmed
     with pytest.raises(ConfigError, match=r"its first, trial \d, is not; digitcnn confirm study=aro"):
-        default(rest.store, rest.tracking)
+        collect("default", rest.store, rest.tracking)
 
 
 def test_publication_without_records_creates_nothing(root: Path, tmp_path: Path) -> None:
