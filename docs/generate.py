@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/: configuration.md, api.md, architecture.md's picture and rooms. `make docs`."""
+"""Write the generated parts of docs/: configuration.md, api.md, and tables of two others. `make docs`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import yaml
 
 from digitcnn import config
 from digitcnn.config import Config
+from experiments.parts import engines, parts
 
 DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent
@@ -298,7 +299,12 @@ def architecture(text: str) -> str:
     The rest of the page is written by hand.
     """
     text = re.sub(r"`([\w/]+\.py):(\w+)`", _followed, text)
-    for name, made in (("picture", picture()), ("rooms", rooms())):
+    return _filled(text, {"picture": picture(), "rooms": rooms()})
+
+
+def _filled(text: str, parts: dict[str, str]) -> str:
+    """Return a page with these parts of it made anew, by name."""
+    for name, made in parts.items():
         begin, end = f"<!-- {name}: written by make docs -->", f"<!-- end of {name} -->"
         before, after = text.partition(begin)[0], text.partition(end)[2]
         text = f"{before}{begin}\n\n{made}\n\n{end}{after}"
@@ -348,9 +354,10 @@ def _paragraphs(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
 
 def pages() -> dict[Path, str]:
     """Return every generated page's text, by its path."""
-    page = DOCS / "architecture.md"
+    house, method = DOCS / "architecture.md", DOCS / "method.md"
     texts = {DOCS / "configuration.md": configuration(), DOCS / "api.md": api()}
-    return {**texts, page: architecture(page.read_text())}
+    measured = {"parts": parts.table(), "engines": engines.table()}
+    return {**texts, house: architecture(house.read_text()), method: _filled(method.read_text(), measured)}
 
 
 if __name__ == "__main__":

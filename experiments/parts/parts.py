@@ -22,9 +22,12 @@ PATH = Path(__file__).with_name("parts.csv")
 BASELINE = "the article's"
 _PRECISION, _PROCESSOR = "training.precision", "processor"
 _COLUMNS = ["part", "changes", Column.SEED, Column.EPOCH, *EPOCH_METRICS, Metric.CPU_SECONDS, _PRECISION, _PROCESSOR]
+# Of MNIST's 60,000, those that are trained on.
+_IMAGES = 50_000
 # How long a worker may say nothing (s), for a machine with other work.
 _PATIENCE = 3600.0
 _COSINE, _CYCLE = {"training.schedule": "cosine"}, {"training.schedule": "one_cycle"}
+_HIGH_CYCLE = _CYCLE | {"training.learning_rate": 0.003}
 _LIGHT = {"augmentation.shift": 0.08, "augmentation.rotation": 10.0, "augmentation.zoom": 0.1}
 _AVERAGE, _DROPOUT = {"training.weight_average": 0.99}, {"model.dropout": 0.5}
 _NORMALIZED = {"model.batch_normalization": True}
@@ -45,7 +48,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "adamw": {"training.optimizer": "adamw"},
     "sgd with momentum, rate 0.05": {"training.optimizer": "sgd", "training.learning_rate": 0.05},
     "weight average 0.999": {"training.weight_average": 0.999},
-    "one cycle, rate 0.003": _CYCLE | {"training.learning_rate": 0.003},
+    "one cycle, rate 0.003": _HIGH_CYCLE,
     "batches of 125": {"training.batch_size": 125},
     "filters 48-96": {"model.conv1_filters": 48, "model.conv2_filters": 96},
     "light augmentation, cosine, weight average 0.99": _LIGHT | _COSINE | _AVERAGE,
@@ -53,6 +56,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "light augmentation, cosine, batch normalization": _LIGHT | _COSINE | _NORMALIZED,
     "light augmentation, cosine, 15 epochs": _LIGHT | _COSINE | {"training.epochs": 15},
     "cosine, batch normalization, dropout 0.5": _COSINE | _NORMALIZED | _DROPOUT,
+    "light augmentation, one cycle, rate 0.003": _LIGHT | _HIGH_CYCLE,
+    "light augmentation, one cycle, rate 0.003, 14 epochs": _LIGHT | _HIGH_CYCLE | {"training.epochs": 14},
 }
 
 
@@ -112,7 +117,10 @@ def train_epochs(worker: runner.Worker, config: RunConfig, stop: threading.Event
 
 
 def table() -> str:
-    """Return what parts.csv holds as a Markdown table, the best part first, with the differences to the article's."""
+    """Return what parts.csv holds as a Markdown table, the best part first, with the differences to the article's.
+
+    The images/s, validation included, are those of the processor and precision that have most runs, which it names.
+    """
     rows = pd.read_csv(PATH)
     last = rows.sort_values(Column.EPOCH).groupby(["part", Column.SEED], as_index=False).last()
     by_part = {part: last[last["part"] == part] for part in PARTS if part in set(last["part"])}
@@ -120,14 +128,25 @@ def table() -> str:
         part: dict(zip(runs[Column.SEED], runs[Metric.VALIDATION_ACCURACY], strict=True))
         for part, runs in by_part.items()
     }
-    images = RunConfig().data.validation_size
-    found = compare(accuracies, resolution=1 / images) if BASELINE in accuracies else {}
+    found = compare(accuracies, resolution=1 / RunConfig().data.validation_size) if BASELINE in accuracies else {}
+    precision, processor = last.value_counts([_PRECISION, _PROCESSOR]).index[0]
+    timed = last[(last[_PRECISION] == precision) & (last[_PROCESSOR] == processor)]
+    rates = (_IMAGES * timed[Column.EPOCH] / timed[Metric.CPU_SECONDS]).groupby(timed["part"]).median()
     lines = []
-    for part, runs in by_part.items():
-        percent, seconds = 100 * runs[Metric.VALIDATION_ACCURACY], runs[Metric.CPU_SECONDS].median()
-        of, words = found.get(part), ""
-        if of is not None:
-            words = f"{100 * of.difference:+.3f} ({100 * of.low:+.3f} to {100 * of.high:+.3f})"
-        lines.append([f"{percent.mean():.3f}", f"{percent.std():.3f}", str(len(runs)), words, f"{seconds:.0f}", part])
-    head = ["mean (%)", "sd", "seeds", "difference (points, simultaneous 95 %)", "CPU seconds", "part"]
-    return markdown_table(head, sorted(lines, reverse=True))
+    for part in sorted(by_part, key=lambda part: -found[part].difference if part in found else 0):
+        percent = 100 * by_part[part][Metric.VALIDATION_ACCURACY]
+        words = ""
+        if part in found:
+            low, middle, high = (100 * each for each in (found[part].low, found[part].difference, found[part].high))
+            words = f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
+        rate = f"{rates[part]:,.0f}" if part in rates else ""
+        lines.append([part, str(len(percent)), f"{percent.mean():.2f}", f"{percent.std():.2f}", words, rate])
+    speed = f"images/s of a core ({precision}, {_named(processor)})"
+    origins = last.value_counts([_PRECISION, _PROCESSOR]).reset_index().itertuples(index=False, name=None)
+    runs = " and ".join(f"{count} in {each} on {_named(where)}" for each, where, count in origins)
+    head = ["part", "seeds", "mean (%)", "sd", "difference (points, simultaneous 95 %)", speed]
+    return f"Runs: {runs}.\n\n{markdown_table(head, lines)}"
+
+
+def _named(processor: str) -> str:
+    return processor.replace("(R)", "").replace(" Processor", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from digitcnn.config import RunConfig
+from experiments.parts import engines
 from experiments.parts.parts import PARTS, PATH, said, table
 
 
@@ -17,4 +18,14 @@ def test_published_runs_are_those_of_the_parts() -> None:
     for (part, _), epochs in rows.groupby(["part", "seed"])["epoch"]:
         config = RunConfig().replace(PARTS[part])
         assert epochs.tolist() == list(range(1, config.training.epochs + 1))
-    assert len(table().splitlines()) == 2 + rows["part"].nunique()
+    assert len(table().splitlines()) == 4 + rows["part"].nunique()
+
+
+def test_published_engines_were_trained_with_the_same_parts_and_seeds() -> None:
+    rows = pd.read_csv(engines.PATH, keep_default_na=False)
+    for part, changes in set(zip(rows["part"], rows["changes"], strict=True)):
+        assert said(part) == changes
+    pairs = rows.groupby(["part", "training.precision", "seed"])["training.engine"].apply(sorted)
+    assert pairs.tolist() == [["fast", "keras"]] * len(pairs)
+    lines = rows.groupby(["part", "training.precision"]).ngroups + rows["training.precision"].nunique()
+    assert len(engines.table().splitlines()) == 2 + lines
