@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,9 +63,9 @@ def settle_variables(backend: Backend, threads: int) -> None:
     os.environ |= {"KERAS_BACKEND": backend, "KERAS_HOME": os.devnull, "CUDA_VISIBLE_DEVICES": "-1"}
     os.environ |= dict.fromkeys(_THREADS, str(threads))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if backend == "tensorflow" and "avx2" in instruction_sets():
-        # TensorFlow uses oneDNN unasked only with AVX-512 VNNI and its like. With AVX2 alone it trains the
-        # article's network 1.6 times as fast too: docs/performance.md.
+    if backend == "tensorflow" and "avx2" in instruction_sets() and "tensorflow" not in sys.modules:
+        # TensorFlow uses oneDNN unasked only with AVX-512 VNNI and its like. With AVX2 alone it trains the article's
+        # network 1.6 times as fast too: docs/performance.md. It reads this when it is imported.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if backend == "jax":
         os.environ["JAX_PLATFORMS"] = "cpu"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -120,23 +121,30 @@ def test_variables_of_libraries_are_recorded_or_removed(backend: Backend, monkey
 
 
 @pytest.mark.parametrize(
-    ("backend", "instructions", "said", "flags"),
+    ("backend", "instructions", "imported", "said", "flags"),
     [
-        ("tensorflow", ["avx2"], None, {"TF_ENABLE_ONEDNN_OPTS": "1"}),
-        ("tensorflow", ["avx2", "avx512f"], "0", {"TF_ENABLE_ONEDNN_OPTS": "0"}),
-        ("tensorflow", ["asimd"], None, {}),
-        ("jax", ["avx2"], None, {}),
+        ("tensorflow", ["avx2"], False, None, {"TF_ENABLE_ONEDNN_OPTS": "1"}),
+        ("tensorflow", ["avx2", "avx512f"], False, "0", {"TF_ENABLE_ONEDNN_OPTS": "0"}),
+        ("tensorflow", ["asimd"], False, None, {}),
+        # It has read the variable.
+        ("tensorflow", ["avx2"], True, None, {}),
+        ("jax", ["avx2"], False, None, {}),
     ],
 )
 def test_tensorflow_computes_with_onednn_where_the_processor_has_avx2(
     backend: Backend,
     instructions: list[str],
+    imported: bool,
     said: str | None,
     flags: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "environ", {} if said is None else {"TF_ENABLE_ONEDNN_OPTS": said})
     monkeypatch.setattr("digitcnn.training.variables.instruction_sets", lambda: instructions)
+    if imported:
+        monkeypatch.setitem(sys.modules, "tensorflow", sys)
+    else:
+        monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
     settle_variables(backend, 1)
     assert flags_in_effect(backend) == flags
 
