@@ -156,7 +156,7 @@ def confirmed_text(table: pd.DataFrame) -> Grid:
     return Grid((*head, "beats the baseline", "right alone, wrong alone", "CPU s", "verdict"), body)
 
 
-def ablation(table: pd.DataFrame) -> Grid:
+def ablation_text(table: pd.DataFrame) -> Grid:
     """Return an ablation's table as texts."""
     texts = evaluation.ablation_texts(table)
     return Grid(tuple(texts.columns), texts.to_numpy().tolist())
@@ -231,7 +231,7 @@ def summary(found: StudyRecord, early: str = "") -> str:
         grid = ranking(found.table.drop(columns=[Column.RUN_ID, Column.NOTE]).head(_ROWS_OF_SUMMARY))
         lines += ["", markdown_table(grid.head, grid.body)]
     if found.ablation is not None:
-        grid = ablation(found.ablation)
+        grid = ablation_text(found.ablation)
         lines += ["", ABLATION, "", markdown_table(grid.head, grid.body)]
     return "\n".join([*lines, "", "```bash", *commands(found), "```", ""])
 

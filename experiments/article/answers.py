@@ -250,5 +250,5 @@ def confirmed(
 
 
 def _ablation(table: pd.DataFrame) -> str:
-    texts = evaluation.ablation_texts(table)
-    return report.markdown_table(list(texts.columns), texts.to_numpy().tolist())
+    grid = report.ablation_text(table)
+    return report.markdown_table(grid.head, grid.body)

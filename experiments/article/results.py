@@ -87,7 +87,8 @@ def render_text(tables: Tables) -> str:
 
 
 def _confirmed(question: str, tables: Tables) -> dict[str, str]:
-    leaderboard, confirmation, _, ablation = ([tables[name] for name in TABLES[question]] + [pd.DataFrame()])[:4]
+    leaderboard, confirmation, *_ = (tables[name] for name in TABLES[question])
+    ablation = tables.get(f"{question}_ablation", pd.DataFrame())
     objective = Metric.CPU_SECONDS if question == "cheapest" else Metric.VALIDATION_ACCURACY
     return answers.confirmed(leaderboard, confirmation, ablation, objective)
 

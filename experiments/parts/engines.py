@@ -15,6 +15,7 @@ import pandas as pd
 from digitcnn import runner
 from digitcnn.config import RunConfig
 from digitcnn.evaluation import compare
+from digitcnn.formatting import format_interval, format_percent, format_points
 from digitcnn.processor import cpu_model, has_bfloat16
 from digitcnn.records import Column, Metric
 from digitcnn.report import markdown_table
@@ -81,8 +82,9 @@ def _compared(pairs: pd.DataFrame) -> list[str]:
     pairs = pairs.dropna()
     values = {name: dict(enumerate(pairs[name])) for name in ("keras", "fast")}
     of = compare(values, resolution=1 / _SMALL["data.validation_size"])["fast"]
-    means = [f"{100 * pairs[name].mean():.2f} (sd {100 * pairs[name].std():.2f})" for name in values]
-    return [str(of.n), *means, f"{100 * of.difference:+.2f} ({100 * of.low:+.2f} to {100 * of.high:+.2f})", of.verdict]
+    means = [f"{format_percent(pairs[name].mean())} (sd {format_percent(pairs[name].std())})" for name in values]
+    interval = format_interval(of.low, of.high, signed=True)
+    return [str(of.n), *means, f"{format_points(of.difference)} ({interval})", of.verdict]
 
 
 if __name__ == "__main__":

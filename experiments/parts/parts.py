@@ -13,6 +13,7 @@ import pandas as pd
 from digitcnn import runner
 from digitcnn.config import RunConfig
 from digitcnn.evaluation import compare
+from digitcnn.formatting import format_interval, format_points
 from digitcnn.processor import cpu_model
 from digitcnn.records import EPOCH_METRICS, Column, Metric
 from digitcnn.report import markdown_table
@@ -137,8 +138,8 @@ def table() -> str:
         percent = 100 * by_part[part][Metric.VALIDATION_ACCURACY]
         words = ""
         if part in found:
-            low, middle, high = (100 * each for each in (found[part].low, found[part].difference, found[part].high))
-            words = f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
+            interval = format_interval(found[part].low, found[part].high, signed=True)
+            words = f"{format_points(found[part].difference)} ({interval})"
         rate = f"{rates[part]:,.0f}" if part in rates else ""
         lines.append([part, str(len(percent)), f"{percent.mean():.2f}", f"{percent.std():.2f}", words, rate])
     speed = f"images/s of a core ({precision}, {_named(processor)})"
