@@ -29,6 +29,8 @@ _ROWS = 5
 _SUMMARY = ("n", "accuracy (%)", "sd", "95 % interval")
 _TEST = ("p", "verdict")
 _CLAIMED = 0.99
+# How the leaderboard notes a run that the study took over.
+_TAKEN = r"(?:^|; )from (?:run|trial) "
 # Earlier versions pruned before this epoch.
 _EARLY = 4
 _PRUNED_EARLY = (
@@ -236,9 +238,11 @@ def confirmed(
     ]
     champion = confirmation[confirmation[Column.CHAMPION]].iloc[0]
     basis = evaluation.basis_sentence(confirmation)
+    taken = int(table[Column.NOTE].str.contains(_TAKEN).sum())
+    before = f", {taken} of them from runs recorded before" if taken else ""
     early = table[(table[Column.STATE] == "pruned") & (table[Column.EPOCHS_RUN] < _EARLY)]
     return {
-        "trials": f"{len(table)} trials ({states})",
+        "trials": f"{len(table)} trials ({states}){before}",
         "table": report.markdown_table([column_heading(name) for name in columns], rows),
         "search": f"In the search, {best_against_baseline(table, [objective])}.",
         "confirmed": report.markdown_table([grid.head[0], "settings", *grid.head[1:]], configs),

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from digitcnn import evaluation
-from experiments.article import contrasts, results
+from experiments.article import answers, contrasts, results
 from tests.support.published import provenance_row
 
 
@@ -129,6 +129,12 @@ def test_default_study_is_reported_with_its_champion(of_candidate: dict[str, obj
     assert "| 9 | 1 | 11 | 97.10 % | 9 | 7 | pruned |  |\n" in text
     assert "In the search, best: trial 3, validation_accuracy 97.90 %; baseline: trial 0, 97.80 %" in text
     assert text.count("| epochs 12 |") == 1
+
+
+def test_trials_that_were_taken_over_are_counted() -> None:
+    searched = _searched().assign(note=["from run 1a2b3c4d", "baseline; from trial 3 of quick", "goes on from here"])
+    said = answers.confirmed(searched, _confirmed(), pd.DataFrame(), "validation_accuracy")
+    assert said["trials"] == "3 trials (2 complete, 1 pruned), 2 of them from runs recorded before"
 
 
 def test_prediction_interval_is_that_of_students_t() -> None:
