@@ -98,7 +98,7 @@ def collect_batch_sizes(store: Store, config: TrackingConfig) -> Part:
     trials = pd.concat([_trials(name, *each) for name, each in found.items()], ignore_index=True)
     require_grid(trials, "training.batch_size")
     curves = pd.concat([_curves(name, *each) for name, each in found.items()], ignore_index=True)
-    made = [row for name, (_, runs) in found.items() for row in provenance.rows(name, _of_trials(runs))]
+    made = [row for name, (_, runs) in found.items() for row in provenance.rows(name, _of_trials(name, runs))]
     return Part({"batch_size": trials, "batch_size_curves": curves}, made)
 
 
@@ -108,7 +108,7 @@ def collect_filters(store: Store, config: TrackingConfig) -> Part:
     found, runs = _study(store, config, name)
     trials = _trials(name, found, runs)
     require_grid(trials, "model.conv1_filters", "model.conv2_filters")
-    return Part({"filters": trials}, provenance.rows(name, _of_trials(runs)))
+    return Part({"filters": trials}, provenance.rows(name, _of_trials(name, runs)))
 
 
 def collect_confirmed(question: str, store: Store, config: TrackingConfig) -> Part:
@@ -124,7 +124,7 @@ def collect_confirmed(question: str, store: Store, config: TrackingConfig) -> Pa
     tables = dict(zip(results.TABLES[question], every, strict=False))
     file = Artifact.CHAMPION if question == "default" else f"{question}_{Artifact.CHAMPION}"
     confirming = [run for run in runs.values() if {Tag.CONFIRMS, Tag.ABLATES} & set(run.data.tags)]
-    made = provenance.rows(name, _of_trials(runs)) + provenance.rows(f"{name} confirmed", confirming)
+    made = provenance.rows(name, _of_trials(name, runs)) + provenance.rows(f"{name} confirmed", confirming)
     return Part(tables, made, {file: found.confirmation.manifest})
 
 
@@ -190,12 +190,15 @@ def _require_same_seeds(
                 raise ConfigError(f"{named}: has {its.count(seed)} runs with training.seed={seed}, needs one{end}")
 
 
-def _of_trials(runs: Mapping[str, Any]) -> list[Any]:
-    return [run for run in runs.values() if Tag.TRIAL in run.data.tags]
+def _of_trials(name: str, runs: Mapping[str, Any]) -> list[Any]:
+    return [run for run in runs.values() if {Tag.TRIAL, _taken_tag(name)} & set(run.data.tags)]
 
 
 def _study(store: Store, config: TrackingConfig, name: str) -> tuple[StudyRecord, dict[str, Any]]:
-    """Return the record of a finished study, and its child runs by id. Raises ConfigError if it is unfinished."""
+    """Return the record of a finished study, and its runs by id, with those that it took over.
+
+    Raises ConfigError if it is unfinished.
+    """
     command = f"digitcnn sweep study={name}"
     reference = StudyReference(name=name)
     try:
@@ -216,10 +219,17 @@ def _study(store: Store, config: TrackingConfig, name: str) -> tuple[StudyRecord
     # A name is given again, to a study of other records in the same store.
     every = tracking.study_runs(store, name)
     runs = {run.info.run_id: run for run in every if run.data.tags.get(Tag.PARENT) == found.parent_run_id}
+    others = [run_id for run_id in found.table[Column.RUN_ID].dropna() if run_id not in runs]
+    runs |= {key: run for key, run in tracking.runs_of_ids(store, others).items() if _taken_tag(name) in run.data.tags}
     elsewhere = found.completed.loc[~found.completed[Column.RUN_ID].isin(runs), Column.TRIAL].tolist()
     if elsewhere:
         raise ConfigError(f"study.name={name}: the run of trial {elsewhere[0]} is not recorded here")
     return found, runs
+
+
+def _taken_tag(name: str) -> str:
+    """Return the tag of a run that was recorded before, and that a study took for a trial of its own."""
+    return f"{Tag.TAKEN_BY_PREFIX}{name}"
 
 
 def _measured(runs: Sequence[Any], *metrics: str) -> pd.DataFrame:

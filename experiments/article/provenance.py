@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from digitcnn import training
+from digitcnn.formatting import format_count
 from digitcnn.records import Metric, Tag
 
 _TAGS = (
@@ -106,7 +107,7 @@ def commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
     """Return the commands of some parts as Markdown, with their runs, threads, engine, minutes and day."""
     lines = [
         f"{_published(row[Tag.COMMAND])}    "
-        f"# {row['runs']} runs ({row[Tag.ENGINE]} engine, {row[Tag.THREADS]} thread(s) each), "
+        f"# {format_count(row['runs'], 'run')} ({row[Tag.ENGINE]} engine, {row[Tag.THREADS]} thread(s) each), "
         f"{row['wall_seconds'] / 60:.0f} min, {row[Metric.CPU_SECONDS] / 60:.0f} CPU min, {row['date']}"
         for _, row in made[made["part"].isin(parts)].iterrows()
     ]
