@@ -16,6 +16,7 @@ from experiments.article import contrasts
 from experiments.article.contrasts import ARTICLES_BATCH, ARTICLES_FILTERS, BATCH_SIZE_STUDIES, IMAGES, LAYERS, Tables
 from experiments.article.headlines import NETWORKS, line_of_article
 from experiments.article.phrases import (
+    changed_names,
     contrast_cells,
     contrast_clause,
     interval_of,
@@ -232,8 +233,9 @@ def confirmed(
     first = table[columns].head(_ROWS)
     rows = [[format_cell(name, row[name]) for name in columns] for _, row in first.iterrows()]
     grid = report.confirmed_text(confirmation)
+    changed = changed_names(confirmation)
     configs = [
-        [name, settings(row), *cells]
+        [name, settings(row, changed), *cells]
         for (name, *cells), (_, row) in zip(grid.body, confirmation.iterrows(), strict=True)
     ]
     champion = confirmation[confirmation[Column.CHAMPION]].iloc[0]
@@ -246,7 +248,7 @@ def confirmed(
         "table": report.markdown_table([column_heading(name) for name in columns], rows),
         "search": f"In the search, {best_against_baseline(table, [objective])}.",
         "confirmed": report.markdown_table([grid.head[0], "settings", *grid.head[1:]], configs),
-        "champion": f"The champion is {evaluation.champion_sentence(confirmation)} ({settings(champion)}).",
+        "champion": f"The champion is {evaluation.champion_sentence(confirmation)} ({settings(champion, changed)}).",
         "basis": f"{basis[0].upper()}{basis[1:]}.",
         "ablation": "" if ablation.empty else _ablation(ablation),
         "pruning": "" if early.empty else _PRUNED_EARLY.format(number=len(early)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -12,7 +13,7 @@ from digitcnn import evaluation
 from digitcnn.drawing import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, SKY, plain_style
 from digitcnn.records import Column, Metric
 from experiments.article import contrasts, results
-from experiments.article.phrases import settings
+from experiments.article.phrases import changed_names, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,11 +24,9 @@ _COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
 
 def draw(tables: contrasts.Tables) -> bytes | None:
-    """Return the figure as a PNG: a panel for each question whose tables are there, None if there are none.
-
-    Batch size at two budgets; filter counts and their cost; the default study confirmed.
-    """
-    panels = {"batch_size": batch_size, "filters": filters, "default": confirmation}
+    """Return the figure as a PNG: a panel for each of results.PANELS whose tables are there, None if there are none."""
+    panels = {"batch_size": batch_size, "filters": filters}
+    panels |= {question: partial(confirmation, question) for question in results.PANELS if question not in panels}
     shown = [panels[question] for question in results.PANELS if results.has(tables, question)]
     if not shown:
         return None
@@ -38,9 +37,11 @@ def draw(tables: contrasts.Tables) -> bytes | None:
 def _drawn(shown: Sequence[Callable[[contrasts.Tables, Axes], None]], tables: contrasts.Tables) -> bytes:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(shown), 4.9), layout="constrained", dpi=110)
+    columns = 2 if len(shown) == 4 else len(shown)
+    lines = len(shown) // columns
+    figure = Figure(figsize=(5 * columns, 4.9 * lines), layout="constrained", dpi=110)
     figure.supxlabel(_CAPTION, fontsize=10)
-    for panel, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
+    for panel, axes in zip(shown, figure.subplots(lines, columns, squeeze=False).flat, strict=True):
         panel(tables, axes)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -123,9 +124,10 @@ def filters(tables: contrasts.Tables, axes: Axes) -> None:
     axes.margins(x=0.16, y=0.1)
 
 
-def confirmation(tables: contrasts.Tables, axes: Axes) -> None:
+def confirmation(question: str, tables: contrasts.Tables, axes: Axes) -> None:
     """Draw the test accuracy of each confirmed config: runs, mean and interval; the champion in its own colour."""
-    table, runs = tables["confirmation"].iloc[::-1], tables["confirmation_runs"]
+    _, confirmed, runs, *_ = (tables[name] for name in results.TABLES[question])
+    changed, table = changed_names(confirmed), confirmed.iloc[::-1]
     half = half_interval(runs, Column.CONFIG, Metric.TEST_ACCURACY)
     for place, (_, row) in enumerate(table.iterrows()):
         color = _COLORS[1] if row[Column.CHAMPION] else _COLORS[0]
@@ -133,13 +135,13 @@ def confirmation(tables: contrasts.Tables, axes: Axes) -> None:
         axes.plot(values, [place - 0.16] * len(values), "|", color=color, ms=9, alpha=0.6)
         axes.errorbar(100 * row["mean"], place, xerr=half, fmt="o", color=color, ms=6, capsize=4)
     names = [
-        f"{row[Column.CONFIG]}{' (champion)' if row[Column.CHAMPION] else ''}\n{settings(row).replace(', ', chr(10))}"
+        "\n".join((row[Column.CONFIG] + " (champion)" * row[Column.CHAMPION], *settings(row, changed).split(", ")))
         for _, row in table.iterrows()
     ]
     axes.set_yticks(range(len(table)), names)
     axes.locator_params(axis="x", nbins=5)
     axes.set(
         xlabel="test accuracy (%)",
-        title="The default study, confirmed",
+        title=results.PANELS[question].capitalize(),
         ylim=(-0.6, len(table) - 0.4),
     )

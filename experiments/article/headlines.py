@@ -9,7 +9,14 @@ from digitcnn.formatting import format_interval, format_percent, format_points
 from digitcnn.records import Column, Metric
 from experiments.article import contrasts
 from experiments.article.contrasts import ARTICLES_BATCH, BATCH_SIZE_STUDIES, Tables
-from experiments.article.phrases import contrast_clause, interval_of, mean_in_words, settings, verdict_of
+from experiments.article.phrases import (
+    changed_names,
+    contrast_clause,
+    interval_of,
+    mean_in_words,
+    settings,
+    verdict_of,
+)
 
 # Source: the article; one run of each network, on the test set.
 NETWORKS = {"cnn": 0.9929, "mlp": 0.9801}
@@ -48,10 +55,10 @@ def line_of_batch_size(tables: Tables) -> str:
 def line_of_confirmed(table: pd.DataFrame, name: str) -> str:
     """Return the headline's line about a study's confirmation."""
     baseline, leading = table.iloc[0], table.iloc[evaluation.leading_row(table)]
-    articles, its = settings(baseline), settings(leading)
+    articles, its = (settings(row, changed_names(table)) for row in (baseline, leading))
     compared = table.iloc[1:][table.iloc[1:]["n"] > 0]
     if (compared[Column.VERDICT] == "better").any():
-        subject = f"The {name}'s trial ({its}) is better than the article's settings ({articles}): it gains"
+        subject = f"A trial of the {name} ({its}) is better than the article's settings ({articles}): it gains"
     else:
         which = {1: "The confirmed trial", 2: "Neither of the two confirmed trials"}.get(len(table) - 1)
         which = which or f"None of the {len(table) - 1} confirmed trials"
@@ -76,8 +83,9 @@ def line_of_cheapest(table: pd.DataFrame) -> str:
         return "No cheaper configuration could be shown to be as good as the article's settings."
     share = champion[Metric.CPU_SECONDS] / baseline[Metric.CPU_SECONDS]
     interval = format_interval(champion[Column.DIFFERENCE_LOW], champion[Column.DIFFERENCE_HIGH], signed=True)
+    its = settings(champion, changed_names(table))
     return (
-        f"{100 * share:.0f} % of the CPU seconds of the article's settings are enough ({settings(champion)}): "
+        f"{100 * share:.0f} % of the CPU seconds of the article's settings are enough ({its}): "
         f"{format_points(champion[Column.DIFFERENCE])} points on the test set ({interval}, n = {champion['n']}; "
         f"{evaluation.verdict_of_row(champion)})."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,10 +13,14 @@ from digitcnn.formatting import format_interval, format_p, format_percent, forma
 from digitcnn.study import format_cell, parameter_in_words, parameters_among
 
 
-def settings(row: pd.Series[Any]) -> str:
-    """Return a config's parameters in words: `batch size 250, epochs 9`."""
-    names = parameters_among(row.index)
+def settings(row: pd.Series[Any], names: Sequence[str]) -> str:
+    """Return these parameters of a config in words: `batch size 250, epochs 9`."""
     return ", ".join(f"{parameter_in_words(name)} {format_cell(name, row[name])}" for name in names)
+
+
+def changed_names(confirmation: pd.DataFrame) -> list[str]:
+    """Return the parameters in which the configs of a confirmation differ."""
+    return [name for name in parameters_among(confirmation) if confirmation[name].nunique() > 1]
 
 
 def summary_cells(summary: Summary) -> list[str]:

@@ -86,7 +86,7 @@ def _searched() -> pd.DataFrame:
     [
         (
             {},
-            "The default study's trial (epochs 12) is better than the article's settings (epochs 10): it gains 0.50 "
+            "A trial of the default study (epochs 12) is better than the article's settings (epochs 10): it gains 0.50 "
             "points on the test set (+0.40 to +0.60, n = 5; better).",
             "The champion is trial 3, which is better than the baseline (epochs 12).",
         ),

@@ -28,7 +28,7 @@ def test_figure_draws_the_published_tables() -> None:
     expected = sorted(zip(pairs["cpu_seconds"].mean(), 100 * pairs["validation_accuracy"].mean(), strict=True))
     assert _points(filters) == [pytest.approx(each) for each in expected]
     assert {text.get_text() for text in filters.texts} == {f"{first}-{second}" for first, second in pairs.groups}
-    figures.confirmation(tables, confirmed)
+    figures.confirmation("default", tables, confirmed)
     drawn = [
         tuple(line.get_xdata()) for line in confirmed.lines if line.get_marker() == "|" and len(line.get_xdata()) > 1
     ]
