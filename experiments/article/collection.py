@@ -125,7 +125,10 @@ def collect_confirmed(question: str, store: Store, config: TrackingConfig) -> Pa
     file = Artifact.CHAMPION if question == "default" else f"{question}_{Artifact.CHAMPION}"
     confirming = [run for run in runs.values() if {Tag.CONFIRMS, Tag.ABLATES} & set(run.data.tags)]
     made = provenance.rows(name, _of_trials(name, runs)) + provenance.rows(f"{name} confirmed", confirming)
-    return Part(tables, made, {file: found.confirmation.manifest})
+    champion = found.confirmation.manifest
+    command = provenance.published_command(str(champion.environment[Tag.COMMAND]))
+    published = champion.model_copy(update={"environment": champion.environment | {Tag.COMMAND: command}})
+    return Part(tables, made, {file: published})
 
 
 def collect_backends(store: Store, config: TrackingConfig) -> Part:

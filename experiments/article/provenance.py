@@ -41,7 +41,7 @@ def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
     by_command: dict[str, list[Any]] = {}
     for run in runs:
         if Tag.COMMAND in run.data.tags and run.info.end_time is not None:
-            by_command.setdefault(_published(run.data.tags[Tag.COMMAND]), []).append(run)
+            by_command.setdefault(published_command(run.data.tags[Tag.COMMAND]), []).append(run)
     return [
         {
             "part": part,
@@ -56,7 +56,7 @@ def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _published(command: str) -> str:
+def published_command(command: str) -> str:
     """Return a recorded command as anybody can type it: `digitcnn NAME ...` without where the records are.
 
     Runs of the first edition recorded `python .../NAME.py ...`.
@@ -106,7 +106,7 @@ def _distinct(made: pd.DataFrame, column: str) -> list[str]:
 def commands(made: pd.DataFrame, parts: Sequence[str]) -> str:
     """Return the commands of some parts as Markdown, with their runs, threads, engine, minutes and day."""
     lines = [
-        f"{_published(row[Tag.COMMAND])}    "
+        f"{published_command(row[Tag.COMMAND])}    "
         f"# {format_count(row['runs'], 'run')} ({row[Tag.ENGINE]} engine, {row[Tag.THREADS]} thread(s) each), "
         f"{row['wall_seconds'] / 60:.0f} min, {row[Metric.CPU_SECONDS] / 60:.0f} CPU min, {row['date']}"
         for _, row in made[made["part"].isin(parts)].iterrows()

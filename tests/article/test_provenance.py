@@ -29,7 +29,7 @@ def test_describe_names_every_version_and_commit() -> None:
 
 
 def test_published_command_holds_no_place_of_a_machine() -> None:
-    published: Callable[[str], str] = provenance._published
+    published = provenance.published_command
     recorded = (
         "python '/home/a b/experiments/train.py' --multirun model=cnn,mlp tracking.root=/home/a training.seed=0,1"
     )

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,9 @@ def rest(empty_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Recor
         planned = evaluation.plan_confirmation(
             load_config(ConfirmConfig, confirm | {"tracking": {"root": str(records.root)}})
         )
-        evaluation.run_confirmation(planned, Quiet(), records.trainer)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "argv", ["digitcnn", "confirm", f"study={name}", f"tracking.root={records.root}"])
+            evaluation.run_confirmation(planned, Quiet(), records.trainer)
     for (backend, engine), seed in itertools.product(collection.BACKENDS, (0, 1)):
         records.record(_on_backend(backend, engine, seed))
     return records
@@ -240,7 +243,10 @@ def test_publication_keeps_a_part_until_it_is_recorded_again(
     assert not of_others & set(backends["run_id"])
     assert contrasts.batch_size_comparisons(published, "batch_size")[50].difference == pytest.approx(0.001)
     for name in ("champion.yaml", "beyond_champion.yaml", "cheapest_champion.yaml"):
-        assert (tmp_path / name).read_text().startswith("# A champion")
+        champion = (tmp_path / name).read_text()
+        assert champion.startswith("# A champion")
+        assert "  command: digitcnn confirm study=" in champion
+        assert str(rest.root) not in champion
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
