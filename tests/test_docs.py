@@ -144,12 +144,12 @@ def test_docs_name_commands_that_compose(command: str) -> None:
         key, equals, value = word.partition("=")
         if key == "study" and name != "sweep":
             overrides.append(f"study.name={value}")
-        elif key.startswith("study.space."):
-            # A space's entry is replaced as a whole.
+        elif key.startswith(("study.space.", "study.constraints")):
+            # An entry of a space is replaced as a whole, and so are the constraints.
             overrides += [f"++{key}=null", f"++{word}"]
         elif equals:
             # One of the values that a multirun goes through; a list of run ids is a text.
-            overrides.append(f"{key}='{value}'" if key == "compare" else re.sub(r"=(\w+),.*", r"=\1", word))
+            overrides.append(f"{key}='{value}'" if key == "study.take" else re.sub(r"=(\w+),.*", r"=\1", word))
     tree = _composed(name, overrides)
     config = load_config(schema, tree)
     if isinstance(config, SweepConfig):
@@ -165,6 +165,7 @@ ELSEWHERE = {
     "digitcnn ui": "cli/test_ui.py",
     "confirm.cpu_budget": "trains for as long as it is given: evaluation/test_confirmation.py",
     "confirm.ablation": "trains some twenty runs: evaluation/test_confirmation.py",
+    "study=beyond": "takes hours, and runs of the published records: article/test_publication.py",
     "digitcnn stop": "needs a study at work: runner/test_ownership.py",
     "workers=ray": "needs a cluster: faults/test_cluster.py",
     "tracking=server": "needs a server: faults/test_server_gone.py",
