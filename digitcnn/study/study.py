@@ -209,10 +209,12 @@ def open_study(
     with storage_errors(folder):
         study = _create_or_load(connect(folder), config, wanted)
         study.sampler = make_sampler(config, len(study.get_trials(deepcopy=False)))
+        # One that is taken over comes first among those.
+        if not any(trial.record.baseline for trial in taken):
+            start = {name: baseline.parameters()[name] for name in space}
+            study.enqueue_trial(start, user_attrs=TrialRecord(baseline=True).attributes(), skip_if_exists=True)
         for trial in taken:
             study.add_trial(as_recorded(trial, distributions(space)))
-        start = {name: baseline.parameters()[name] for name in space}
-        study.enqueue_trial(start, user_attrs=TrialRecord(baseline=True).attributes(), skip_if_exists=True)
     return study
 
 

@@ -216,7 +216,7 @@ def test_publication_keeps_a_part_until_it_is_recorded_again(
     assert text.count("\n## ") == 8
     assert text.count("What each change brings") == 1
     changes = set(published["beyond_ablation"]["config"].str.rpartition(",")[2])
-    assert changes == {" alone", " in trial 0"}
+    assert changes == {" alone", " in trial 1"}
     assert published["cheapest_ablation"].empty
     pd.testing.assert_frame_equal(published["article"], before["article"])
     sizes = published["batch_size"].groupby(["study", "training.batch_size"])

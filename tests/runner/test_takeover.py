@@ -114,6 +114,9 @@ def test_study_takes_over_runs_by_hand(copied: SweepConfig) -> None:
         ConfigError, match=f"^study.take={other[:8]}: is a run with training.batch_size other than {allowed}$"
     ):
         runner.plan_sweep(with_study(copied, name="new", take=f"[{good},{other}]"))
+    # Trial 0 is the baseline here too.
+    begun = work(with_study(copied, name="new", take=f"[{good}]", trials=2), InstantTrainer()).leaderboard
+    assert begun.set_index("trial")["note"].to_dict() == {0: "baseline", 1: f"from run {good[:8]}"}
 
 
 def test_infeasible_trials_are_neither_best_nor_confirmed(sweep_config: SweepConfig) -> None:
