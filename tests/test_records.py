@@ -50,6 +50,7 @@ _OTHER_MEANINGS = {
     "runner/study_run.py": {"study"},
     "runner/sweep.py": {"lost"},
     "runner/workers.py": {"diverged", "trial"},
+    "study/leaderboard.py": {"lost"},
     "study/queue.py": {"trial"},
     "study/space.py": {"backend"},
     "study/trials.py": {"repeats"},

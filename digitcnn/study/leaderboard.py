@@ -66,16 +66,19 @@ def _row(trial: FrozenTrial, rank: int | None, names: Sequence[str]) -> dict[str
         Column.SEEDS: record.seeds,
         Column.SEEDS_SD: record.seeds_sd,
         Column.EPOCHS_RUN: record.epochs_run,
-        Column.STATE: _state(trial),
+        Column.STATE: _state(record, trial),
         Column.RUN_ID: record.run_id,
         Column.NOTE: _note(record, trial),
     }
 
 
-def _state(trial: FrozenTrial) -> str:
+def _state(record: TrialRecord, trial: FrozenTrial) -> str:
     if broken(trial.constraints):
         return "infeasible"
-    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+    if trial.state != TrialState.FAIL:
+        return trial.state.name.lower()
+    # Optuna has one state for both: a lost trial is tried again under another number.
+    return "failed" if record.failure else "lost"
 
 
 def _note(record: TrialRecord, trial: FrozenTrial) -> str:

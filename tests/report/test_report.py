@@ -328,7 +328,7 @@ def test_write_report_works_at_every_stage_of_a_study(small_npz: Path, tmp_path:
     # and one that was cut off then, resumed and finished,
     work(config, InstantTrainer())
     page = _Page(_written(tmp_path) / "report.html")
-    assert "3 of 3 trials finished (3 complete, 1 failed)." in page.text
+    assert "3 of 3 trials finished (3 complete, 1 lost)." in page.text
     assert "best compromises between a higher validation accuracy and a lower CPU time" in page.text
     assert "There is no champion yet" in page.text
     # its search alone decides nothing, and says why.

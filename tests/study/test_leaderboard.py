@@ -57,6 +57,11 @@ def test_leaderboard_ranks_completed_trials_and_equals_share_a_rank() -> None:
     assert table["run_id"].tolist()[0] == "run100"
     assert table["note"].tolist()[1:3] == ["same parameters as trial 1, not trained again", "baseline"]
     assert table["note"].tolist()[5] == "the loss became nan in epoch 1"
+    _add(study, 10, None, state=TrialState.FAIL, lost="interrupted")
+    assert rank_trials(study)[["trial", "state", "note"]].to_numpy().tolist()[-2:] == [
+        [2, "failed", "the loss became nan in epoch 1"],
+        [6, "lost", "interrupted"],
+    ]
     line = best_against_baseline(table, ["validation_accuracy"])
     assert line == (
         "best: trial 1, validation_accuracy 99.00 %; baseline: trial 0, 97.00 % (difference +2.00 points, one run each)"
