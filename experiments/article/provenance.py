@@ -32,16 +32,16 @@ _SEPARATOR = "; "
 
 
 def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return a row, of COLUMNS, per command that some of the runs were made by.
+    """Return a row, of COLUMNS, per command that some of the runs were made by, the first command first.
 
     Runs without a recorded command are left out (cut off as they began, or duplicates, which took no time), and so are
     runs that have not ended. The wall time (s) is that in which at least one of the runs was at work, without the
     pauses between a sweep and its resumption.
     """
     by_command: dict[str, list[Any]] = {}
-    for run in runs:
-        if Tag.COMMAND in run.data.tags and run.info.end_time is not None:
-            by_command.setdefault(published_command(run.data.tags[Tag.COMMAND]), []).append(run)
+    made = [run for run in runs if Tag.COMMAND in run.data.tags and run.info.end_time is not None]
+    for run in sorted(made, key=lambda each: each.info.start_time):
+        by_command.setdefault(published_command(run.data.tags[Tag.COMMAND]), []).append(run)
     return [
         {
             "part": part,

@@ -114,4 +114,4 @@ def _joined_provenance(parts: Sequence[Part], before: pd.DataFrame | None) -> pd
     made = [row for part in parts for row in part.made]
     renewed = {row["part"] for row in made}
     kept = [] if before is None else [row for row in before.to_dict("records") if row["part"] not in renewed]
-    return pd.DataFrame([*made, *kept], columns=list(provenance.COLUMNS)).sort_values(["part", "command"])
+    return pd.DataFrame([*made, *kept], columns=list(provenance.COLUMNS)).sort_values("part", kind="stable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pandas as pd
 
@@ -41,3 +42,13 @@ def test_busy_time_leaves_out_pauses() -> None:
     busy: Callable[[list[tuple[int, int]]], int] = provenance._busy
     assert busy([(0, 10), (5, 12), (20, 30), (22, 25)]) == 22
     assert busy([]) == 0
+
+
+def test_commands_are_listed_as_they_were_typed() -> None:
+    def run(command: str, start: int) -> SimpleNamespace:
+        data = SimpleNamespace(tags={"command": command}, metrics={})
+        return SimpleNamespace(data=data, info=SimpleNamespace(start_time=start, end_time=start + 1))
+
+    runs = [run("digitcnn confirm", 40), run("digitcnn sweep", 10), run("digitcnn confirm", 20)]
+    made = provenance.rows("beyond", runs)
+    assert [(row["command"], row["runs"]) for row in made] == [("digitcnn sweep", 1), ("digitcnn confirm", 2)]
