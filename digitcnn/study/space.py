@@ -236,6 +236,9 @@ def _choices(key: str, values: Any, baseline_value: Any) -> Choices:
             raise ConfigError(f"{key}.choices={values}: must be finite")
     if len(set(values)) != len(values):
         raise ConfigError(f"{key}.choices={values}: must name each value once")
+    if isinstance(baseline_value, float):
+        # A run's config holds 0 as 0.0: as two texts they would be two trials.
+        values = [float(value) if _is_number(value) else value for value in values]
     if isinstance(baseline_value, Scalar) and baseline_value not in values:
         values = [*values, baseline_value]
         if all(_is_number(value) for value in values):

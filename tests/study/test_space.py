@@ -39,6 +39,14 @@ def test_parse_space_adds_the_baselines_value_to_choices() -> None:
     assert parse({"training": {"batch_size": [64, 500]}}) == {"training.batch_size": Choices((64, 250, 500))}
 
 
+def test_parse_space_holds_choices_as_a_config_does() -> None:
+    dropout = parse({"model": {"dropout": [0, 0.5]}})["model.dropout"]
+    assert [str(value) for value in dropout.values] == ["0.0", "0.5"]
+    assert dropout.parse("0.0") == 0.0
+    with pytest.raises(ConfigError, match="must name each value once"):
+        parse({"model": {"dropout": [0, 0.0]}})
+
+
 def test_parse_space_takes_null_for_a_choice() -> None:
     choices = Choices((5, 10, None))
     assert parse({"training": {"steps_per_epoch": [5, 10]}}) == {"training.steps_per_epoch": choices}
