@@ -224,12 +224,14 @@ def parameter_in_words(parameter: str) -> str:
 
 
 def differences_in_words(config: RunConfig, baseline: RunConfig) -> str:
-    """Return what network and training of a config differ in from a baseline's: batch 125, 32-128, 9 ep."""
+    """Return what a config's network, training and images differ in from a baseline's: batch 125, 32-128, 9 ep."""
     values, before = config.parameters(), baseline.parameters()
     differing = [
         name
         for name, value in values.items()
-        if value != before.get(name) and name.startswith(("model.", "training.")) and name != "training.threads"
+        if value != before.get(name)
+        and name.startswith(("model.", "training.", "augmentation."))
+        and name != "training.threads"
     ]
     # A block without filters is none.
     words = {name: f"{parameter_in_words(name)} {named_null(values[name])}" for name in differing}

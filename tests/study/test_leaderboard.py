@@ -175,4 +175,5 @@ def test_differences_in_words_name_what_differs_from_the_baseline() -> None:
     assert differences_in_words(baseline.replace(values), baseline) == "batch 125, 32-128, 9 ep"
     deeper = {"model.conv3_filters": 8, "training.learning_rate": 0.01}
     assert differences_in_words(baseline.replace(deeper), baseline) == "32-64-8, learning rate 0.01"
+    assert differences_in_words(baseline.replace({"augmentation.shift": 0.1}), baseline) == "shift 0.1"
     assert differences_in_words(baseline, baseline) == ""
