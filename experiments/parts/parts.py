@@ -83,6 +83,9 @@ def append_runs(
     def train(worker: runner.Worker) -> None:
         while worker.wait_ready() and (job := next(waiting, None)) is not None:
             rows = rows_of(worker, job, pool.stop)
+            if pool.stop.is_set():
+                # Another worker has failed, which ends this run after any of its epochs.
+                return
             with lock:
                 rows.to_csv(path, mode="a", header=not path.exists(), index=False, lineterminator="\n")
 
@@ -106,7 +109,7 @@ def _rows(worker: runner.Worker, job: tuple[str, int], stop: threading.Event) ->
 
 
 def train_epochs(worker: runner.Worker, config: RunConfig, stop: threading.Event) -> list[EpochMetrics]:
-    """Train a config by a worker; return what its epochs measured."""
+    """Train a config by a worker; return what its epochs measured, up to the one in which `stop` was set."""
     epochs: list[EpochMetrics] = []
 
     def note(event: Event) -> Decision:

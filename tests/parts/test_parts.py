@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pandas as pd
+import threading
+from pathlib import Path
 
+import pandas as pd
+import pytest
+
+from digitcnn import runner
 from digitcnn.config import RunConfig
 from experiments.parts import engines
-from experiments.parts.parts import PARTS, PATH, said, table
+from experiments.parts.parts import PARTS, PATH, append_runs, said, table
+from tests.support.trainers import InstantTrainer
 
 
 def test_published_runs_are_those_of_the_parts() -> None:
@@ -29,3 +35,19 @@ def test_published_engines_were_trained_with_the_same_parts_and_seeds() -> None:
     assert pairs.tolist() == [["fast", "keras"]] * len(pairs)
     lines = rows.groupby(["part", "training.precision"]).ngroups + rows["training.precision"].nunique()
     assert len(engines.table().splitlines()) == 2 + lines
+
+
+def test_run_that_was_cut_off_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = threading.Barrier(2)
+
+    def rows_of(worker: runner.Worker, job: str, stop: threading.Event) -> pd.DataFrame:
+        began.wait(60)
+        if job == "fails":
+            raise OSError("no memory")
+        assert stop.wait(60)
+        return pd.DataFrame({"part": [job]})
+
+    monkeypatch.setattr(runner, "KerasTrainer", InstantTrainer)
+    with pytest.raises(OSError, match="no memory"):
+        append_runs(tmp_path / "parts.csv", ["fails", "cut off"], rows_of)
+    assert not (tmp_path / "parts.csv").exists()
