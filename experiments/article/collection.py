@@ -132,7 +132,7 @@ def collect_confirmed(question: str, store: Store, config: TrackingConfig) -> Pa
 
 
 def collect_backends(store: Store, config: TrackingConfig) -> Part:
-    """Collect the runs of Keras's own fit on each backend, and of of the fast engine, on all cores."""
+    """Collect the runs of Keras's own fit on each backend, and of the fast engine, on all cores."""
 
     def key(run: Any) -> _Key | None:
         tags = run.data.tags

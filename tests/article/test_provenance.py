@@ -44,11 +44,19 @@ def test_busy_time_leaves_out_pauses() -> None:
     assert busy([]) == 0
 
 
-def test_commands_are_listed_as_they_were_typed() -> None:
-    def run(command: str, start: int) -> SimpleNamespace:
-        data = SimpleNamespace(tags={"command": command}, metrics={})
+def test_commands_are_listed_as_they_were_typed_with_the_time_that_they_took() -> None:
+    def run(command: str, start: int, **metrics: float) -> SimpleNamespace:
+        data = SimpleNamespace(tags={"command": command}, metrics=metrics)
         return SimpleNamespace(data=data, info=SimpleNamespace(start_time=start, end_time=start + 1))
 
-    runs = [run("digitcnn confirm", 40), run("digitcnn sweep", 10), run("digitcnn confirm", 20)]
+    # Given runs, one of which was given half of its epochs by another, and one of an earlier version
+    runs = [
+        run("digitcnn confirm", 40, cpu_seconds=10.0, cpu_spent=5.0),
+        run("digitcnn sweep", 10, cpu_seconds=10.0),
+        run("digitcnn confirm", 20, cpu_seconds=10.0, cpu_spent=10.0),
+    ]
+    # When
     made = provenance.rows("beyond", runs)
-    assert [(row["command"], row["runs"]) for row in made] == [("digitcnn sweep", 1), ("digitcnn confirm", 2)]
+    # Then
+    said = [(row["command"], row["runs"], row["cpu_seconds"]) for row in made]
+    assert said == [("digitcnn sweep", 1, 10), ("digitcnn confirm", 2, 15)]
