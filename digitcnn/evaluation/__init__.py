@@ -32,6 +32,7 @@ from digitcnn.evaluation.statistics import (
 from digitcnn.evaluation.verdicts import (
     basis_sentence,
     champion_sentence,
+    format_margin,
     format_superiority,
     format_verdict,
     leading_row,

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from digitcnn import evaluation
-from experiments.article import answers, contrasts, results
+from experiments.article import answers, contrasts, headlines, results
 from tests.support.published import provenance_row
 
 
@@ -129,6 +129,32 @@ def test_default_study_is_reported_with_its_champion(of_candidate: dict[str, obj
     assert "| 9 | 1 | 11 | 97.10 % | 9 | 7 | pruned |  |\n" in text
     assert "In the search, best: trial 3, validation_accuracy 97.90 %; baseline: trial 0, 97.80 %" in text
     assert text.count("| epochs 12 |") == 1
+
+
+_NONE = "No cheaper configuration could be shown to lose less than 0.1 points against the article's settings"
+
+
+@pytest.mark.parametrize(
+    ("of_candidate", "line"),
+    [
+        (
+            {"cpu_seconds": 40.0, "difference": 0.0001, "difference_low": -0.0008, "difference_high": 0.001},
+            "40 % of the CPU seconds of the article's settings are enough to lose less than 0.1 points (epochs 12): "
+            "+0.01 points on the test set (-0.08 to +0.10, n = 5; undecided; 0.1 points take about 30 seeds).",
+        ),
+        (
+            {"cpu_seconds": 40.0, "difference": -0.003, "difference_low": -0.004, "difference_high": -0.002}
+            | {"verdict": "worse", "feasible": True, "champion": True},
+            f"{_NONE}; the best of those that are takes 40 % of the CPU seconds (epochs 12): -0.30 points on the test "
+            "set (-0.40 to -0.20, n = 5; worse).",
+        ),
+        ({"cpu_seconds": 140.0, "verdict": "better", "champion": True}, f"{_NONE}."),
+        ({"cpu_seconds": None, "n": 0, "verdict": "diverged", "diverged_seed": 6}, f"{_NONE}."),
+    ],
+)
+def test_cheapest_config_is_named_only_if_it_is_as_good(of_candidate: dict[str, object], line: str) -> None:
+    undecided = {"champion": False, "as_good_as_best": False, "verdict": "undecided"}
+    assert headlines.line_of_cheapest(_confirmed(**undecided | of_candidate)) == line
 
 
 def test_trials_that_were_taken_over_are_counted() -> None:
