@@ -67,7 +67,11 @@ def _assert_trains_as_keras(model: CnnConfig | MlpConfig, examples: Examples, ba
 # Each part of the space: no statistic, mask, edge or missing layer may be another one's.
 PARTS = [
     CnnConfig(conv1_filters=8, conv2_filters=8, padding="same", batch_normalization=True, dropout=0.5, dense_units=0),
-    CnnConfig(conv1_filters=8, conv1_pooling=1, conv2_filters=8, conv2_pooling=3, conv3_filters=8, dense_units=16),
+    CnnConfig(
+        **{f"conv{number}_filters": 8 for number in range(1, 5)},
+        **{"conv1_pooling": 1, "conv2_pooling": 3, "conv4_pooling": 1},
+        dense_units=16,
+    ),
 ]
 
 
@@ -310,13 +314,26 @@ def test_pooled_convolution_changes_no_bit_but_of_the_bias(precision: Any, pooli
             assert our.tobytes() == their.tobytes()
 
 
+_LAYERS = {"model.conv3_filters": 8, "model.padding": "same", "model.batch_normalization": True, "model.dropout": 0.25}
+_UPDATES = {"training.optimizer": "adamw", "training.schedule": "one_cycle", "training.weight_average": 0.9}
+_IMAGES = {"augmentation.shift": 0.08, "augmentation.rotation": 10.0, "augmentation.zoom": 0.1}
+
+
 @pytest.mark.parametrize("engine", ["fast", "keras"])
-def test_bfloat16_repeats_its_bits_learns_as_float32_and_saves_float32(small_config: RunConfig, engine: str) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [{}, _LAYERS | {"training.optimizer": "sgd", "training.schedule": "cosine"}, _UPDATES | _IMAGES],
+    ids=["the article's", "layers and sgd", "adamw and images"],
+)
+def test_bfloat16_repeats_its_bits_learns_as_float32_and_saves_float32(
+    small_config: RunConfig, engine: str, parts: dict[str, Any]
+) -> None:
+    small_config = small_config.replace(parts)
     splits = runner.check_run(small_config)
     results = []
     for precision in ("bfloat16", "bfloat16", "float32"):
         config = small_config.replace(
-            {"training.engine": engine, "training.precision": precision, "training.epochs": 6}
+            {"training.engine": engine, "training.precision": precision, "training.epochs": 4}
         )
         model = build_model(config.model, *splits.image_shape, splits.classes, 0)
         results.append(result_of(train(model, splits, config)))
