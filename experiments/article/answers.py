@@ -30,6 +30,7 @@ _ROWS = 5
 _SUMMARY = ("n", "accuracy (%)", "sd", "95 % interval")
 _TEST = ("p", "verdict")
 _CLAIMED = 0.99
+_PRECISION = "training.precision"
 # How the leaderboard notes a run that the study took over.
 _TAKEN = r"(?:^|; )from (?:run|trial) "
 # Earlier versions pruned before this epoch.
@@ -216,7 +217,7 @@ def backends(tables: Tables) -> dict[str, str]:
 
 
 def confirmed(
-    table: pd.DataFrame, confirmation: pd.DataFrame, ablation: pd.DataFrame, objective: str
+    table: pd.DataFrame, confirmation: pd.DataFrame, runs: pd.DataFrame, ablation: pd.DataFrame, objective: str
 ) -> dict[str, str]:
     """Return the first rows of a study's leaderboard, its confirmation, its champion, and its ablation, if any."""
     states = ", ".join(f"{number} {state}" for state, number in table[Column.STATE].value_counts().items())
@@ -239,6 +240,9 @@ def confirmed(
         for (name, *cells), (_, row) in zip(grid.body, confirmation.iterrows(), strict=True)
     ]
     champion = confirmation[confirmation[Column.CHAMPION]].iloc[0]
+    its = settings(champion, changed)
+    ratio = champion[Metric.CPU_SECONDS] / confirmation[Metric.CPU_SECONDS].iloc[0]
+    cost = "" if ratio == 1 else f", for {ratio:.2f} times the CPU seconds"
     basis = evaluation.basis_sentence(confirmation)
     taken = int(table[Column.NOTE].str.contains(_TAKEN).sum())
     before = f", {taken} of them from runs recorded before" if taken else ""
@@ -248,11 +252,20 @@ def confirmed(
         "table": report.markdown_table([column_heading(name) for name in columns], rows),
         "search": f"In the search, {best_against_baseline(table, [objective])}.",
         "confirmed": report.markdown_table([grid.head[0], "settings", *grid.head[1:]], configs),
-        "champion": f"The champion is {evaluation.champion_sentence(confirmation)} ({settings(champion, changed)}).",
+        "champion": f"The champion is {evaluation.champion_sentence(confirmation)} ({its}){cost}.",
+        "origin": _origin(runs),
         "basis": f"{basis[0].upper()}{basis[1:]}.",
         "ablation": "" if ablation.empty else _ablation(ablation),
         "pruning": "" if early.empty else _PRUNED_EARLY.format(number=len(early)),
     }
+
+
+def _origin(runs: pd.DataFrame) -> str:
+    """Return what precision and processor a confirmation's runs had; the first edition did not record it."""
+    if _PRECISION not in runs:
+        return ""
+    made = runs[[_PRECISION, Tag.CPU]].drop_duplicates().itertuples(index=False, name=None)
+    return f", {' and '.join(f'in {precision} on {cpu}' for precision, cpu in made)}"
 
 
 def _ablation(table: pd.DataFrame) -> str:

@@ -88,10 +88,10 @@ def render_text(tables: Tables) -> str:
 
 
 def _confirmed(question: str, tables: Tables) -> dict[str, str]:
-    leaderboard, confirmation, *_ = (tables[name] for name in TABLES[question])
+    leaderboard, confirmation, runs, *_ = (tables[name] for name in TABLES[question])
     ablation = tables.get(f"{question}_ablation", pd.DataFrame())
     objective = Metric.CPU_SECONDS if question == "cheapest" else Metric.VALIDATION_ACCURACY
-    return answers.confirmed(leaderboard, confirmation, ablation, objective)
+    return answers.confirmed(leaderboard, confirmation, runs, ablation, objective)
 
 
 def has(tables: Tables, question: str) -> bool:
@@ -105,7 +105,9 @@ def headline(tables: Tables) -> list[str]:
         "article": headlines.line_of_article,
         "batch_size": headlines.line_of_batch_size,
         "default": lambda tables: headlines.line_of_confirmed(tables["confirmation"], "default study"),
-        "beyond": lambda tables: headlines.line_of_confirmed(tables["beyond_confirmation"], "study of what would help"),
+        "beyond": lambda tables: headlines.line_of_confirmed(
+            tables["beyond_confirmation"], "search for what would help"
+        ),
         "cheapest": lambda tables: headlines.line_of_cheapest(tables["cheapest_confirmation"]),
     }
     return [f"- {line(tables)}" for question, line in lines.items() if has(tables, question)]

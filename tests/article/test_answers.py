@@ -159,7 +159,7 @@ def test_cheapest_config_is_named_only_if_it_is_as_good(of_candidate: dict[str, 
 
 def test_trials_that_were_taken_over_are_counted() -> None:
     searched = _searched().assign(note=["from run 1a2b3c4d", "baseline; from trial 3 of quick", "goes on from here"])
-    said = answers.confirmed(searched, _confirmed(), pd.DataFrame(), "validation_accuracy")
+    said = answers.confirmed(searched, _confirmed(), pd.DataFrame(), pd.DataFrame(), "validation_accuracy")
     assert said["trials"] == "3 trials (2 complete, 1 pruned), 2 of them from runs recorded before"
 
 

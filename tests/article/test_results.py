@@ -57,9 +57,9 @@ def test_readme_findings_are_those_of_the_published_tables() -> None:
     baseline, helped = (row for _, row in tables["beyond_confirmation"].iterrows())
     assert (helped["verdict"], helped["champion"], helped["n"]) == ("better", True, 10)
     gain, *ends = (helped[name] for name in ("difference", "difference_low", "difference_high"))
-    assert f"They gain {100 * gain:.2f} points on the test set ({format_interval(*ends, signed=True)}, 10" in readme
+    assert f"they gain {100 * gain:.2f} points on the test set ({format_interval(*ends, signed=True)}, 10" in readme
     share = helped["cpu_seconds"] / baseline["cpu_seconds"]
     assert f"{format_percent(helped['mean'])} %, for {share:.2f} times the CPU seconds." in readme
     pairs = contrasts.filter_comparisons(tables)
     assert {pair for pair, each in pairs.items() if each.verdict == "worse"} == {(16, 32), (32, 32)}
-    assert "Fewer filters cost 0.2 to 0.4 points" in readme
+    assert "16-32 and 32-32 filters are worse than 32-64 by 0.2 to 0.4 points" in readme
