@@ -99,4 +99,5 @@ def line_of_cheapest(table: pd.DataFrame) -> str:
     its = settings(named, changed_names(table))
     if enough.empty:
         return f"{none}; the best of those that are takes {share} ({its}): {found}"
-    return f"{share} of the article's settings are enough to lose less than {margin} ({its}): {found}"
+    aim = "do better" if named[Column.VERDICT] == "better" else f"lose less than {margin}"
+    return f"{share} of the article's settings are enough to {aim} ({its}): {found}"

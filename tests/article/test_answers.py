@@ -148,6 +148,11 @@ _NONE = "No cheaper configuration could be shown to lose less than 0.1 points ag
             f"{_NONE}; the best of those that are takes 40 % of the CPU seconds (epochs 12): -0.30 points on the test "
             "set (-0.40 to -0.20, n = 5; worse).",
         ),
+        (
+            {"cpu_seconds": 12.0, "verdict": "better", "champion": True},
+            "12 % of the CPU seconds of the article's settings are enough to do better (epochs 12): +0.50 points on "
+            "the test set (+0.40 to +0.60, n = 5; better).",
+        ),
         ({"cpu_seconds": 140.0, "verdict": "better", "champion": True}, f"{_NONE}."),
         ({"cpu_seconds": None, "n": 0, "verdict": "diverged", "diverged_seed": 6}, f"{_NONE}."),
     ],
