@@ -14,9 +14,10 @@ from mlflow.tracking._tracking_service import utils as mlflow_places
 
 from digitcnn import evaluation, report, runner, study
 from digitcnn.cli import tables
-from digitcnn.config import ConfirmConfig, ReportConfig, SweepConfig, load_config
+from digitcnn.config import ConfirmConfig, ReportConfig, RunConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation import confirmation
+from digitcnn.evaluation.ablation import compare_steps
 from digitcnn.evaluation.plan import RecordedRuns
 from digitcnn.evaluation.verdicts import Looks
 from digitcnn.runner.plan import Speed
@@ -364,3 +365,12 @@ def test_confirmation_begins_above_every_searched_seed_and_ranks_by_the_mean(
     assert plan.seeds == (3, 4, 5, 6, 7)
     assert [each.parameters["training.batch_size"] for each in plan.candidates] == [50, 100]
     assert [each.parameters["training.batch_size"] for each in plan.others] == [200]
+
+
+def test_ablation_writes_changes_as_a_leaderboard_does() -> None:
+    baseline = RunConfig()
+    best = baseline.replace({"training.learning_rate": 0.005886891057333411, "augmentation.shift": 0.04})
+    names = ("baseline", "learning rate alone", "shift alone", "trial 7")
+    values = {name: {seed: 0.99 + 0.0001 * seed * place for seed in (1, 2)} for place, name in enumerate(names)}
+    table = compare_steps(baseline, best, "trial 7", values, pd.DataFrame({"look": [1], "margin": [0.001]}))
+    assert set(table["config"].str.partition(", ")[0]) == {"learning rate 0.001 to 0.005887", "shift 0 to 0.04"}
