@@ -269,5 +269,8 @@ def _origin(runs: pd.DataFrame) -> str:
 
 
 def _ablation(table: pd.DataFrame) -> str:
+    """Return an ablation's table, and which of its changes are told apart from none."""
     grid = report.ablation_text(table)
-    return report.markdown_table(grid.head, grid.body)
+    told = table[(table[Column.DIFFERENCE_LOW] > 0) | (table[Column.DIFFERENCE_HIGH] < 0)]
+    names = "; ".join(told[Column.CONFIG]) if len(told) else "none"
+    return f"{report.markdown_table(grid.head, grid.body)}\n\nIntervals without 0: {names}."

@@ -180,3 +180,12 @@ def test_leading_row_is_the_champion_or_the_best_that_did_not_diverge() -> None:
     assert evaluation.leading_row(several) == 2
     several.loc[1, "champion"] = True
     assert evaluation.leading_row(several) == 1
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.0002, "epochs 10 to 12, alone"), (-0.001, "none")])
+def test_ablation_says_which_changes_are_told_apart_from_none(low: float, said: str) -> None:
+    steps = [("epochs 10 to 12, alone", 3, 0.002, low, 0.004, 0.02), ("shift 0 to 0.1, alone", 3, 0.0, -0.1, 0.1, 1.0)]
+    names = ["config", "n", "difference", "difference_low", "difference_high", "p"]
+    ablation = pd.DataFrame(steps, columns=names)
+    answer = answers.confirmed(_searched(), _confirmed(), pd.DataFrame(), ablation, "validation_accuracy")
+    assert answer["ablation"].endswith(f"\n\nIntervals without 0: {said}.")
