@@ -12,6 +12,7 @@ from experiments.article.contrasts import ARTICLES_BATCH, BATCH_SIZE_STUDIES, Ta
 from experiments.article.phrases import (
     changed_names,
     contrast_clause,
+    finding_of,
     interval_of,
     mean_in_words,
     settings,
@@ -69,12 +70,8 @@ def line_of_confirmed(table: pd.DataFrame, name: str) -> str:
         verb = "gains" if leading[Column.DIFFERENCE] > 0 else "loses"
         leader = {2: "it", 3: "the better one"}.get(len(table), "the best of them")
         subject = f"{claim}; {leader} ({its}) {verb}"
-    interval = format_interval(leading[Column.DIFFERENCE_LOW], leading[Column.DIFFERENCE_HIGH], signed=True)
     points = f"{100 * abs(leading[Column.DIFFERENCE]):.2f}"
-    return (
-        f"{subject} {points} points on the test set ({interval}, n = {leading['n']}; "
-        f"{evaluation.verdict_of_row(leading)})."
-    )
+    return f"{subject} {points} points on the test set {finding_of(leading)}."
 
 
 def line_of_cheapest(table: pd.DataFrame) -> str:
@@ -91,11 +88,7 @@ def line_of_cheapest(table: pd.DataFrame) -> str:
     of_cost, of_accuracy = enough.sort_values(Metric.CPU_SECONDS), cheaper.sort_values("mean", ascending=False)
     named = (of_accuracy if enough.empty else of_cost).iloc[0]
     share = f"{100 * named[Metric.CPU_SECONDS] / baseline[Metric.CPU_SECONDS]:.0f} % of the CPU seconds"
-    interval = format_interval(named[Column.DIFFERENCE_LOW], named[Column.DIFFERENCE_HIGH], signed=True)
-    found = (
-        f"{format_points(named[Column.DIFFERENCE])} points on the test set ({interval}, n = {named['n']}; "
-        f"{evaluation.verdict_of_row(named)})."
-    )
+    found = f"{format_points(named[Column.DIFFERENCE])} points on the test set {finding_of(named)}."
     its = settings(named, changed_names(table))
     if enough.empty:
         return f"{none}; the best of those that are takes {share} ({its}): {found}"

@@ -10,6 +10,7 @@ import pandas as pd
 from digitcnn import evaluation
 from digitcnn.evaluation import MARGIN, Contrast, Summary
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points
+from digitcnn.records import Column
 from digitcnn.study import format_cell, parameter_in_words, parameters_among
 
 
@@ -37,6 +38,12 @@ def verdict_of(each: Contrast) -> str:
 def interval_of(each: Contrast) -> str:
     """Return a contrast's interval in words (points)."""
     return format_interval(each.low, each.high, signed=True)
+
+
+def finding_of(row: pd.Series[Any]) -> str:
+    """Return the interval, the seeds and the verdict of a confirmation's config in parentheses."""
+    interval = format_interval(row[Column.DIFFERENCE_LOW], row[Column.DIFFERENCE_HIGH], signed=True)
+    return f"({interval}, n = {row['n']}; {evaluation.verdict_of_row(row)})"
 
 
 def contrast_clause(what: str, each: Contrast, other: str) -> str:
