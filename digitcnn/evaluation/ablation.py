@@ -16,7 +16,7 @@ from digitcnn import runner, study
 from digitcnn.config import RunConfig
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation.statistics import Accuracies, compare
-from digitcnn.formatting import format_interval, format_p, format_points
+from digitcnn.formatting import format_interval, format_p, format_points, named_null
 from digitcnn.records import Column
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def compare_steps(
     changed, before = _changes(baseline, best), baseline.parameters()
     contrasts: dict[str, dict[str, float]] = {}
     for key, value in changed.items():
-        old, new = ("null" if each is None else study.format_cell(key, each) for each in (before.get(key), value))
+        old, new = (study.format_cell(key, named_null(each)) for each in (before.get(key), value))
         change = f"{study.parameter_in_words(key)} {old} to {new}"
         others = changed.keys() - {key}
         for place, with_it, without in (("alone", {key}, set[str]()), (f"in {name}", changed.keys(), others)):

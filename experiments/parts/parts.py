@@ -138,21 +138,22 @@ def table() -> str:
     timed = last[(last[_PRECISION] == precision) & (last[_PROCESSOR] == processor)]
     rates = (_IMAGES * timed[Column.EPOCH] / timed[Metric.CPU_SECONDS]).groupby(timed["part"]).median()
     origin = last.set_index(["part", Column.SEED])[[_PRECISION, _PROCESSOR]].agg(" on ".join, axis=1)
-    lines = []
+    lines, mixed = [], False
     for part in sorted(by_part, key=lambda part: -found[part].difference if part in found else 0):
         percent = 100 * by_part[part][Metric.VALIDATION_ACCURACY]
         words = ""
         if part in found:
             interval = format_interval(found[part].low, found[part].high, signed=True)
             of_part, of_baseline = origin[part].align(origin[BASELINE], join="inner")
-            words = f"{format_points(found[part].difference)} ({interval}){'' if of_part.equals(of_baseline) else ' *'}"
+            alike = of_part.equals(of_baseline)
+            words = f"{format_points(found[part].difference)} ({interval}){'' if alike else ' *'}"
+            mixed |= not alike
         rate = f"{rates[part]:,.0f}" if part in rates else ""
         lines.append([part, str(len(percent)), f"{percent.mean():.2f}", f"{percent.std():.2f}", words, rate])
     speed = f"images/s of a core ({precision}, {_named(processor)})"
     origins = last.value_counts([_PRECISION, _PROCESSOR]).reset_index().itertuples(index=False, name=None)
     runs = " and ".join(f"{count} in {each} on {_named(where)}" for each, where, count in origins)
     head = ["part", "seeds", "mean (%)", "sd", "difference (points, simultaneous 95 %)", speed]
-    mixed = any(" *" in line[4] for line in lines)
     star = " A star: some pairs are of both." if mixed else ""
     return f"Runs: {runs}.{star}\n\n{markdown_table(head, lines)}"
 
