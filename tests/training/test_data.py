@@ -350,8 +350,13 @@ def test_load_splits_reads_every_layout_that_numpy_writes(tmp_path: Path) -> Non
     """Given images in Fortran's order and labels of any whole type and byte order, what is read is the same."""
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 6), np.uint8)
     for kind in ("|u1", "<u2", ">i4", ">i8", "<u8"):
-        np.savez_compressed(tmp_path / "it.npz", x_train=np.asfortranarray(images), y_train=LABELS.astype(kind))
-        train = training.load_splits(config(path=str(tmp_path / "it.npz"), validation_size=1)).train
+        x, y = np.asfortranarray(images), LABELS.astype(kind)
+        np.savez_compressed(tmp_path / "it.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+        path = str(tmp_path / "it.npz")
+        train = training.load_splits(config(path=path, validation_size=1)).train
+        tested = training.load_splits(config(path=path, validation="test"))
+        assert np.array_equal(tested.validation.images, images)
+        assert "4 of the 4 images to judge by are among those to train on" in tested.doubts
         order = [int(np.flatnonzero((images == image).all(axis=(1, 2)))[0]) for image in train.images]
         assert len(set(order)) == 3
         assert np.array_equal(train.labels, LABELS[order])

@@ -137,7 +137,7 @@ def _ranges(numbers: NDArray[np.int64]) -> str:
 
 
 def _take(examples: Examples, order: NDArray[np.int64]) -> Examples:
-    return Examples(np.ascontiguousarray(examples.images[order]), examples.labels[order])
+    return Examples(examples.images[order], examples.labels[order])
 
 
 def _read(config: DataConfig, part: str) -> tuple[Examples, int, dict[str, str]]:
@@ -158,7 +158,8 @@ def _read(config: DataConfig, part: str) -> tuple[Examples, int, dict[str, str]]
     for name in digests if packaged else ():
         if digests[name] != MNIST_SHA256[name]:
             raise MachineError(f"the packaged MNIST is damaged: {name} has another SHA-256; install digitcnn again")
-    return Examples(images, labels.astype(np.int64)), int(labels.max()) + 1, digests
+    # Files may hold them in Fortran's order; the bytes of each image are compared.
+    return Examples(np.ascontiguousarray(images), labels.astype(np.int64)), int(labels.max()) + 1, digests
 
 
 @contextlib.contextmanager
