@@ -18,10 +18,9 @@ class FusedNormalization(layers.BatchNormalization):  # type: ignore[misc]
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor = None) -> Tensor:
         """Return the normalized images (n, height, width, filters), and move the averages of mean and variance.
 
-        Keras normalizes all else: other inputs than images in bfloat16, and layers without all variables.
+        Keras normalizes all else than images in bfloat16.
         """
-        standard = self.axis in (-1, 3) and self.scale and self.center and not self.renorm
-        if not training or len(inputs.shape) != 4 or inputs.dtype != tf.bfloat16 or not standard:
+        if not training or len(inputs.shape) != 4 or inputs.dtype != tf.bfloat16:
             return super().call(inputs, training=training, mask=mask)
         scale, offset = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(inputs, scale, offset, epsilon=self.epsilon)
