@@ -171,7 +171,8 @@ def record_run(
             )
         except RunDiverged as error:
             raise TrainingDiverged(str(error)) from None
-        checkpoints.finish()
+        if saves:
+            checkpoints.finish(config.training.epochs)
         # The end of a command, which cannot wait.
         with tracking.suppress_away():
             tracking.deliver(store)

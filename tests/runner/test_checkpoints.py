@@ -6,6 +6,7 @@ import hashlib
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,13 +137,16 @@ def test_train_goes_on_where_it_was_ended_and_trains_a_finished_run_on(
     undisturbed = runner.record_run(longer, tags={})
     digests = [each.weights_sha256 for each in undisturbed.epochs]
 
-    def end(metrics: EpochMetrics) -> Decision:
-        if metrics.epoch == 3:
-            raise KeyboardInterrupt
-        return "continue"
+    def end_after(epoch: int) -> Callable[[EpochMetrics], Decision]:
+        def end(metrics: EpochMetrics) -> Decision:
+            if metrics.epoch == epoch:
+                raise KeyboardInterrupt
+            return "continue"
+
+        return end
 
     with pytest.raises(KeyboardInterrupt):
-        runner.record_run(config, tags={}, saves=True, on_epoch=end)
+        runner.record_run(config, tags={}, saves=True, on_epoch=end_after(3))
     again = runner.record_run(config, tags={}, saves=True)
     assert again.result.epochs_before == 2
     assert [each.weights_sha256 for each in again.epochs] == digests[:3]
@@ -162,6 +166,13 @@ def test_train_goes_on_where_it_was_ended_and_trains_a_finished_run_on(
     }
     assert run.data.metrics["cpu_seconds"] > run.data.metrics["cpu_spent"] > 0
     assert f"goes on after epoch 3 of run {again.run_id}" in messages
+    # What ends before it, and what keeps no checkpoints, leaves that of a longer training where it is found.
+    with pytest.raises(KeyboardInterrupt):
+        runner.record_run(config.replace({"training.epochs": 7}), tags={}, saves=True, on_epoch=end_after(7))
+    runner.record_run(longer, tags={}, saves=True)
+    runner.record_run(config.replace({"training.epochs": 6}), tags={})
+    longest = runner.record_run(config.replace({"training.epochs": 7}), tags={}, saves=True)
+    assert longest.result.epochs_before == 6
     # Nothing to go on from: the same bits from the start.
     shorter = runner.record_run(config, tags={}, saves=True, continues=trained_on.run_id)
     assert (shorter.result.epochs_before, shorter.result.weights_sha256) == (0, digests[2])

@@ -190,12 +190,15 @@ class Checkpoints:
         while (earlier := _furthest(set(self.folder.glob(f"{self.key}-*.npz")) - {path}, checkpoint.epoch)) is not None:
             earlier.path.unlink(missing_ok=True)
 
-    def finish(self) -> None:
-        """Put them where only the id of their run finds them: the training is over."""
+    def finish(self, epochs: int) -> None:
+        """Put them where only the id of their run finds them: a training of so many epochs is over.
+
+        Those of longer ones stay: they are not over.
+        """
         finished = self.folder.parent / "finished"
-        for path in self.folder.glob(f"{self.key}-*.npz"):
+        while (over := self.find(epochs)) is not None:
             finished.mkdir(exist_ok=True)
-            path.replace(finished / path.name)
+            over.path.replace(finished / over.path.name)
 
     def drop(self) -> None:
         """Remove them all, those included that a killed process was writing."""
