@@ -53,11 +53,12 @@ def epoch_orders(config: TrainingConfig, examples: int) -> Iterator[NDArray[np.i
         stream = stream[samples:]
 
 
-def stops_early(losses: Sequence[float], patience: int | None) -> bool:
-    """Return True if the last `patience` of the epochs' validation losses are not below the least before them.
+def stops_early(epochs: Sequence[EpochMetrics], patience: int | None) -> bool:
+    """Return True if the validation losses of the last `patience` epochs are not below the least before them.
 
     Keras's EarlyStopping does the same; of its patience of 0 it makes 1.
     """
+    losses = [each.validation_loss or 0.0 for each in epochs]
     return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
@@ -120,18 +121,18 @@ def train(
             )
         epochs.append(metrics)
         decision = yield metrics
+        last = epoch == config.epochs or stops_early(epochs, config.early_stopping)
         # Before the last saved epoch there are no weights to end with.
-        over = decision != "continue" and len(before) <= epoch < config.epochs
-        enough = stops_early([each.validation_loss or 0.0 for each in epochs], config.early_stopping)
-        due = over or enough or epoch == config.epochs or time.monotonic() > saved_at + _CHECKPOINT_SECONDS
+        cut = decision != "continue" and not last and epoch >= len(before)
+        due = cut or last or time.monotonic() > saved_at + _CHECKPOINT_SECONDS
         if save and due and epoch > len(before):
             content = save(SavedTraining(tuple(epochs), _peak(saved), engine.state()))
-            if content and (yield Checkpoint(epoch, content)) == "stop" and not over:
-                decision, over = "stop", epoch < config.epochs
+            if content and (yield Checkpoint(epoch, content)) == "stop" and not cut:
+                decision, cut = "stop", not last
             saved_at = time.monotonic()
-        if over:
+        if cut:
             ending = "pruned" if decision == "prune" else "stopped"
-        if over or enough:
+        if cut or last:
             break
     if final is None:
         final = engine.evaluate(splits.validation)

@@ -103,7 +103,8 @@ def test_training_stops_early_where_keras_does(patience: int) -> None:
         callback.on_train_begin()
         for epoch in range(12):
             callback.on_epoch_end(epoch, {"val_loss": losses[epoch]})
-            assert stops_early(losses[: epoch + 1], patience) == model.stop_training
+            epochs = [EpochMetrics(n, 0, 0, loss, 0, 0, 0) for n, loss in enumerate(losses[: epoch + 1], 1)]
+            assert stops_early(epochs, patience) == model.stop_training
             if model.stop_training:
                 break
 
@@ -115,9 +116,10 @@ def test_train_that_stops_early_is_bit_for_bit_a_shorter_one(small_config: RunCo
     config = small_config.replace(values | {"training.early_stopping": 1})
     splits, saved = runner.check_run(config), []
 
-    def trained(job: RunConfig, start: Any = None) -> TrainingResult:
+    def trained(job: RunConfig, start: Any = None, prunes: int = 0) -> TrainingResult:
         model = build_model(job.model, *splits.image_shape, splits.classes, job.training.seed)
-        return result_of(train(model, splits, job, save=saved.append, saved=start))
+        events = train(model, splits, job, save=saved.append, saved=start)
+        return result_of(events, lambda each: "prune" if each.epoch == prunes else "continue")
 
     early = trained(config)
     count = early.summary["epochs_run"]
@@ -127,6 +129,8 @@ def test_train_that_stops_early_is_bit_for_bit_a_shorter_one(small_config: RunCo
     assert losses[-1] >= losses[-2] == min(losses)
     shorter = trained(config.stopped_after(int(count)))
     again = trained(config, saved[0])
+    # A decision after its last epoch comes too late, as after a config's last one.
+    assert trained(config, prunes=int(count)).ending == "completed"
     assert early.weights_sha256 == shorter.weights_sha256 == again.weights_sha256
     assert (again.epochs, again.final.accuracy) == (early.epochs, early.final.accuracy)
 
