@@ -126,6 +126,11 @@ class AugmentationConfig(Config):
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     zoom: Annotated[float, Field(ge=0, le=0.9)] = 0.0
 
+    @property
+    def augments(self) -> bool:
+        """True if images are changed at all."""
+        return any(self.model_dump().values())
+
 
 class TrackingConfig(Config):
     """The place of the records: `root` holds the local stores, `uri` names an MLflow server instead."""

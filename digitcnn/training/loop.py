@@ -79,7 +79,7 @@ def train(
     number.
     """
     config, began = run.training, time.perf_counter()
-    engine = make_engine(model, splits.train, config)
+    engine = make_engine(model, splits.train, config, run.augmentation.augments)
     compile_seconds = time.perf_counter() - began
     epochs: list[EpochMetrics] = []
     before = saved.epochs if saved else ()

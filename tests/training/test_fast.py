@@ -184,7 +184,8 @@ def test_fast_updates_augments_and_averages_as_keras_does(values: dict[str, Any]
     examples = _examples()
     built = build_model(CnnConfig(conv1_filters=8, conv2_filters=8, dense_units=16), 28, 28, 10, 5)
     initial = built.get_weights()
-    fast, keras = FastEngine(built, examples, config), KerasEngine(built, examples, config)
+    fast, keras = FastEngine(built, examples, config, augmented=True), KerasEngine(built, examples, config)
+    graphs = set(fast._graphs)
     for epoch in range(2):
         order = np.random.default_rng(epoch).permutation(400)
         moved = draw_transforms(AugmentationConfig(shift=0.1, rotation=20, zoom=0.1), 0, epoch, 400, 28, 28)
@@ -192,6 +193,8 @@ def test_fast_updates_augments_and_averages_as_keras_does(values: dict[str, Any]
         assert ours == pytest.approx(theirs, rel=1e-5)
         found, expected = fast.evaluate(examples), keras.evaluate(examples)
         assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    # Of training there was none left to trace in an epoch.
+    assert {name for name, *_ in set(fast._graphs) - graphs} == {"_probabilities"}
     expected_weights = built.get_weights()
     fast.finish()
     moves = [np.abs(weight - before).max() for weight, before in zip(expected_weights, initial, strict=True)]

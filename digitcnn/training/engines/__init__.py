@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from digitcnn.training.engines.fast import FastEngine
 
 
-def make_engine(model: keras.Sequential, examples: Examples, config: TrainingConfig) -> KerasEngine | FastEngine:
-    """Return the engine of a config, ready to train a model: `fast` is Keras's fit where the backend has no other."""
+def make_engine(
+    model: keras.Sequential, examples: Examples, config: TrainingConfig, augmented: bool = False
+) -> KerasEngine | FastEngine:
+    """Return the engine of a config, ready to train a model: `fast` is Keras's fit where the backend has no other.
+
+    `augmented`: its epochs will have transforms.
+    """
     import keras
 
     if config.engine == "keras" or keras.backend.backend() != "tensorflow":
         return KerasEngine(model, examples, config)
     from digitcnn.training.engines.fast import FastEngine
 
-    return FastEngine(model, examples, config)
+    return FastEngine(model, examples, config, augmented)

@@ -22,7 +22,7 @@ def draw_transforms(
 
     The ranges are drawn from uniformly, around the middle of the image.
     """
-    if not any(config.model_dump().values()):
+    if not config.augments:
         return None
     drawn = np.random.default_rng([seed, 2, epoch]).uniform(-1, 1, (4, samples))
     angle, zoom = np.deg2rad(config.rotation) * drawn[0], 1 + config.zoom * drawn[1]

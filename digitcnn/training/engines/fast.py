@@ -43,7 +43,9 @@ class FastEngine:
 
     name = "fast"
 
-    def __init__(self, model: keras.Sequential, examples: Examples, config: TrainingConfig) -> None:
+    def __init__(
+        self, model: keras.Sequential, examples: Examples, config: TrainingConfig, augmented: bool = False
+    ) -> None:
         repeat_exactly("tensorflow")
         self._model = model
         self._network = rewrite_for_training(model, config.precision, PooledConvolution, FusedNormalization)
@@ -66,7 +68,7 @@ class FastEngine:
         self._step, self._batches_per_call = 0, 1
         # By their number of shares: another one is needed for batches with fewer images than that.
         self._graphs: dict[tuple[str, int, int], Any] = {}
-        self._train_function(self._shares)
+        self._train_function(self._shares, augmented)
 
     def train_epoch(
         self, order: NDArray[np.int64], progress: Progress | None = None, transforms: Transforms | None = None
@@ -83,7 +85,8 @@ class FastEngine:
             rows, moved = order[part], [] if transforms is None else [tf.constant(transforms[part])]
             shares = min(self._shares, len(rows) - (now - 1) * self._batch_size)
             train = self._train_function(shares, transforms is not None)
-            sums += train(tf.constant(rows), tf.constant(self._step), *moved).numpy()
+            # Added in one order, however many batches a call has.
+            sums = train(tf.constant(rows), tf.constant(self._step), tf.constant(sums), *moved).numpy()
             self._step, done = self._step + now, done + now
             self._batches_per_call = max(1, int(now * _CALL_SECONDS / (time.perf_counter() - began)))
             if progress:
@@ -127,18 +130,20 @@ class FastEngine:
             self._graphs[key] = compute.get_concrete_function(*inputs)
         return self._graphs[key]
 
-    def _train_function(self, shares: int, moved: bool = False) -> Any:
-        inputs = [tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
-        return self._traced(self._train_batches, shares, *inputs, *[tf.TensorSpec([None, 8], tf.float32)] * moved)
+    def _train_function(self, shares: int, augmented: bool) -> Any:
+        inputs = [tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.float64)]
+        return self._traced(self._train_batches, shares, *inputs, *[tf.TensorSpec([None, 8], tf.float32)] * augmented)
 
     def _predict_function(self, parts: int) -> Any:
         return self._traced(self._probabilities, parts, tf.TensorSpec([None, *self._images.shape[1:]], tf.uint8))
 
-    def _train_batches(self, shares: int, order: Tensor, step: Tensor, transforms: Tensor = None) -> Tensor:
+    def _train_batches(
+        self, shares: int, order: Tensor, step: Tensor, sums: Tensor, transforms: Tensor = None
+    ) -> Tensor:
         """Train on consecutive batches of `order` (samples,), each of at least `shares` images, after `step` updates.
 
-        The images are transformed by `transforms` (samples, 8) if these are given. Return the sums (2,) over all
-        samples of their losses and of those that were right.
+        The images are transformed by `transforms` (samples, 8) if these are given. Return `sums` (2,) with all samples'
+        losses and the number of those that were right added.
         """
         batches = -(-tf.size(order) // self._batch_size)
 
@@ -147,8 +152,7 @@ class FastEngine:
             batch = [each[start : start + self._batch_size] for each in (order, transforms) if each is not None]
             return index + 1, sums + self._train_batch(shares, batch, step + index + 1)
 
-        initial = (0, tf.zeros(2, tf.float64))
-        return tf.while_loop(lambda index, _: index < batches, train_batch, initial, parallel_iterations=1)[1]
+        return tf.while_loop(lambda index, _: index < batches, train_batch, (0, sums), parallel_iterations=1)[1]
 
     def _train_batch(self, shares: int, batch: list[Tensor], step: Tensor) -> Tensor:
         weights = [variable.read_value() for variable in self._weights]
