@@ -36,7 +36,7 @@ _BYTES_BESIDE_WEIGHTS = 40_000
 class SweepPlan:
     """A checked sweep; nothing has been created yet. `shares` tells of its workers, `taken` of what it takes over.
 
-    `drawn` are configs at random points of the space.
+    `drawn` are configs at random points of the space, and of the `total` trials so many have `finished`.
     """
 
     config: SweepConfig
@@ -44,6 +44,7 @@ class SweepPlan:
     space: study.Space
     drawn: list[RunConfig]
     total: int
+    finished: int
     workers: int
     shares: str
     threads: int
@@ -73,20 +74,21 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
             raise ConfigError(f"study.space: at {point}: {error}") from None
     study.check_sampler(config.study, space)
     existing = study.existing_study(config.tracking.folder, config.study.name)
-    total = missing = study.total_trials(config.study, space, baseline)
+    total, finished = study.total_trials(config.study, space, baseline), 0
     if existing is not None:
         with study.storage_errors(config.tracking.folder):
             study.refuse_another(existing, study.study_identity(config.study, space, baseline, splits.sha256))
-            missing -= study.count_finished(existing, config.study.sampler)
+            finished = study.count_finished(existing, config.study.sampler, config.study.retry_failed)
     taken = plan_takeover(config, space, splits.sha256, existing)
-    missing -= len(taken.trials)
-    workers, threads, shares = plan_workers(config.workers, missing, threads=baseline.training.threads)
+    finished += len(taken.trials)
+    workers, threads, shares = plan_workers(config.workers, total, total - finished, threads=baseline.training.threads)
     return SweepPlan(
         config=config,
         data_sha256=splits.sha256,
         space=space,
         drawn=varied[-_DRAWS:],
         total=total,
+        finished=finished,
         workers=workers,
         shares=shares,
         threads=threads,
@@ -169,16 +171,13 @@ def describe_sweep(plan: SweepPlan, speed: Speed) -> list[str]:
         lines.append(f"  {name:<{width}}  {parameter}; baseline {named_null(values[name])}{inside}")
     if config.study.constraints:
         lines.append(f"constraints: {_constraints(plan)}")
-    existing = study.existing_study(config.tracking.folder, config.study.name)
-    finished = 0 if existing is None else study.count_finished(existing, config.study.sampler)
-    finished += len(plan.taken.trials)
-    left = max(plan.total - finished, 0)
-    recorded = f"{finished} recorded" if finished or existing else "none recorded yet"
+    left = max(plan.total - plan.finished, 0)
+    recorded = f"{plan.finished} recorded" if plan.finished else "none recorded yet"
     lines += filter(None, [plan.taken.line])
     lines.append(f"trials to come: {left} of {plan.total} ({recorded})")
     start = study.startup_trials(config.study)
     if start:
-        chosen = max(left - max(start - finished, 0), 0)
+        chosen = max(left - max(start - plan.finished, 0), 0)
         lines.append(f"{config.study.sampler} chooses {chosen} of them, once {start} have ended; the others are random")
     doubt = study.pruning_doubt(config.study, plan.space, baseline)
     if doubt:

@@ -237,19 +237,21 @@ def threads_per_worker(workers: int) -> int:
 
 
 def plan_workers(
-    config: WorkersConfig, jobs: int, job: str = "trial", threads: int | None = None
+    config: WorkersConfig, jobs: int, left: int, job: str = "trial", threads: int | None = None
 ) -> tuple[int, int, str]:
-    """Return the number of workers for some jobs, the threads of each, and both in words with what decides them.
+    """Return the number of workers for those of some jobs that are left, their threads, and in words what decides both.
 
-    Of a cluster it is the most that may come. Raises ConfigError if Ray is needed and not installed.
+    The threads are those for all jobs: the last ones go on at their checkpoints, and have the bits that they would have
+    had among the others. Of a cluster it is the most workers that may come. Raises ConfigError if Ray is needed and not
+    installed.
     """
     if isinstance(config, LocalWorkers):
-        workers, limit = worker_count(config.count, jobs, job)
-        threads = threads or threads_per_worker(workers)
+        workers, limit = worker_count(config.count, left, job)
+        threads = threads or threads_per_worker(worker_count(config.count, jobs)[0])
         return workers, threads, f"{format_count(workers, 'worker')} of {format_count(threads, 'thread')}: {limit}"
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("workers=ray: needs Ray, which is not installed; pip install 'digitcnn[ray]'")
-    workers = min(config.count or config.max or MAX_WORKERS, max(jobs, 1))
+    workers = min(config.count or config.max or MAX_WORKERS, max(left, 1))
     number = format_count(workers, "worker") if config.count else f"up to {format_count(workers, 'worker')}"
     limit = "on a Ray cluster" if config.count else "as many as the Ray cluster has CPUs free"
     threads = threads or config.cpus

@@ -115,27 +115,26 @@ def beginning_key(parameters: Mapping[str, Scalar]) -> str:
     return parameters_key({name: value for name, value in parameters.items() if name != "training.epochs"})
 
 
-def count_finished(study: Study, sampler: str) -> int:
-    """Return the number of trials that count: completed, pruned, or failed for a reason of their own.
+def count_finished(study: Study, sampler: str, retry_failed: bool = False) -> int:
+    """Return the number of trials that count: completed, pruned, or failed for a reason of their own unless retried.
 
     A grid counts its points: trials of equal parameters, which another sampler may have drawn before, are one.
     """
-    counted = finished_points(study)
+    counted = finished_points(study, retry_failed)
     return len(set(counted) if sampler == "grid" else counted)
 
 
-def finished_points(study: Study) -> list[str]:
+def finished_points(study: Study, retry_failed: bool = False) -> list[str]:
     """Return the `parameters_key` of each trial that counts."""
     trials = study.get_trials(deepcopy=False)
     repeated = repeated_numbers(trials)
-    return [parameters_key(parameters_of(each)) for each in trials if _counts(each) and each.number not in repeated]
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    # A trial that ended before it had parameters left nothing to count or to repeat.
-    if trial.state == TrialState.FAIL:
-        return read_trial(trial).lost is None and bool(parameters_of(trial))
-    return trial.state.is_finished()
+    ended = [each for each in trials if each.state.is_finished() and each.number not in repeated]
+    return [
+        parameters_key(parameters_of(each))
+        for each in ended
+        # A trial that ended before it had parameters left nothing to count or to repeat.
+        if each.state != TrialState.FAIL or (not retry_failed and read_trial(each).lost is None and parameters_of(each))
+    ]
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def record_grid(config: SearchConfig, path: Path = PATH) -> str:
     if config.study.timeout is not None:
         deadline = time.monotonic() + parse_duration(config.study.timeout)
     baseline = config.baseline.replace({EPOCHS: most})
-    workers, threads, _ = runner.plan_workers(config.workers, len(runs), "run", baseline.training.threads)
+    workers, threads, _ = runner.plan_workers(config.workers, len(runs), len(runs), "run", baseline.training.threads)
 
     def work(worker: runner.Worker) -> None:
         while not pool.stop.is_set() and time.monotonic() < deadline:

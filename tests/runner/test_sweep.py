@@ -89,6 +89,8 @@ def test_sweep_does_not_train_again_what_diverged(root: Path, sweep_config: Swee
     shown = Quiet()
     for total, retry_failed in ((6, False), (9, False), (9, True)):
         result = work(with_study(config, trials=total, retry_failed=retry_failed), DivergingTrainer(), shown)
+    planned = [runner.plan_sweep(with_study(config, trials=9, retry_failed=again)).finished for again in (False, True)]
+    assert planned == [9, 0]
     opened, client, _ = open_records(root)
     first, copy, *_ = opened.trials
     trained = [trial for trial in opened.trials if "same_as" not in trial.user_attrs]

@@ -45,17 +45,37 @@ def test_worker_count_is_what_the_machine_has_room_for() -> None:
     ],
 )
 def test_plan_workers_says_how_many_and_why(config: WorkersConfig, planned: tuple[int, int, str]) -> None:
-    workers, threads, text = plan_workers(config, 5)
+    workers, threads, text = plan_workers(config, 5, 5)
     assert (workers, threads) == planned[:2]
     assert text.endswith(planned[2])
+
+
+def test_plan_workers_gives_the_last_job_the_threads_of_all() -> None:
+    workers, threads, text = plan_workers(LocalWorkers(count=2), 20, 1)
+    assert (workers, threads) == (1, threads_per_worker(2))
+    assert text.endswith("1 trial is left")
+
+
+def test_run_workers_ends_at_once_when_it_is_interrupted(small_config: RunConfig) -> None:
+    """Given a run of minutes, and Ctrl-C where no signal is handled."""
+    job = Job(small_config.replace({"training.epochs": 10_000}))
+
+    def loop(worker: Worker) -> None:
+        worker.run(job, lambda event: "continue", pool.stop)
+
+    with contextlib.closing(LocalPool(InstantTrainer(0.01), 1, 1)) as pool:
+        threading.Timer(1.0, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            run_workers(pool, loop)
+        assert pool.stop.is_set()
 
 
 def test_plan_workers_asks_for_ray_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else installed(name))
     with pytest.raises(ConfigError, match=r"^workers=ray: needs Ray, .*; pip install 'digitcnn\[ray\]'$"):
-        plan_workers(RayWorkers(), 5)
-    assert plan_workers(LocalWorkers(count=1), 5)[0] == 1
+        plan_workers(RayWorkers(), 5, 5)
+    assert plan_workers(LocalWorkers(count=1), 5, 5)[0] == 1
 
 
 def test_threads_of_all_workers_are_no_more_than_the_cores() -> None:
