@@ -178,8 +178,13 @@ def run_workers(pool: Pool, loop: Callable[[Worker], None]) -> None:
             pool.finished.set()
 
     with ThreadPoolExecutor(MAX_WORKERS) as threads:
-        for future in [threads.submit(run, worker) for worker in pool.arrivals()]:
-            future.result()
+        try:
+            for future in [threads.submit(run, worker) for worker in pool.arrivals()]:
+                future.result()
+        except BaseException:
+            # Of this thread, as Ctrl-C is where nothing else hears it: the executor waits for the others.
+            pool.stop.set()
+            raise
 
 
 @contextlib.contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import importlib.util
 import re
+import threading
 
 import pytest
 
 from digitcnn import training
-from digitcnn.config import LocalWorkers, RayWorkers, WorkersConfig
+from digitcnn.config import LocalWorkers, RayWorkers, RunConfig, WorkersConfig
 from digitcnn.errors import ConfigError
-from digitcnn.runner import plan_workers, threads_per_worker, worker_count
+from digitcnn.runner import Job, LocalPool, Worker, plan_workers, run_workers, threads_per_worker, worker_count
+from tests.support.trainers import InstantTrainer
 
 
 @pytest.mark.parametrize(
