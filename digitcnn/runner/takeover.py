@@ -122,7 +122,7 @@ def _fitted(
     record = replace(
         study.outcome_record(outcome.epochs, outcome.summary),
         run_id=run.info.run_id,
-        baseline=point == {name: fixed[name] for name in space},
+        baseline=study.parameters_key(point) == study.parameters_key({name: fixed[name] for name in space}),
         pruned_against=outcome.pruned_against,
         taken_from=f"run {run.info.run_id[:8]}" if number == _BY_HAND else f"trial {number} of {config.study.extends}",
     )

@@ -109,7 +109,7 @@ class Range:
         """Return True for a value that the range reaches."""
         if not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
-        return self.step is None or value == self.value(round((value - self.low) / self.step))
+        return self.step is None or math.isclose(value, self.value(round((value - self.low) / self.step)))
 
     def __str__(self) -> str:
         step = f", step {self.step}" if self.step not in (None, 1) else ""
@@ -189,9 +189,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 def describe_space(space: Space) -> dict[str, Any]:
     """Return the space as plain values, which identify it in a study's record."""
     return {
-        name: list(parameter.values)
-        if isinstance(parameter, Choices)
-        else {"low": parameter.low, "high": parameter.high, "step": parameter.step, "log": parameter.log}
+        name: list(parameter.values) if isinstance(parameter, Choices) else vars(parameter)
         for name, parameter in space.items()
     }
 

@@ -106,8 +106,13 @@ def parameters_of(trial: FrozenTrial) -> dict[str, Scalar]:
 
 
 def parameters_key(parameters: Mapping[str, Scalar]) -> str:
-    """Return the same text for the same parameters, in whatever order."""
-    return json.dumps(dict(sorted(parameters.items())))
+    """Return the same text for the same parameters, in whatever order, and for 0.3 and the third step of 0.1."""
+    return json.dumps(
+        {
+            name: float(f"{value:.12g}") if isinstance(value, float) else value
+            for name, value in sorted(parameters.items())
+        }
+    )
 
 
 def beginning_key(parameters: Mapping[str, Scalar]) -> str:

@@ -77,6 +77,9 @@ def test_range_contains_the_values_it_reaches() -> None:
     assert [value for value in range(100) if steps.contains(value)] == [16, 24, 32, 40, 48, 56, 64]
     assert not steps.contains("16")
     assert Range(0.1, 0.5, None, False).contains(0.3)
+    # Its third step is 0.30000000000000004.
+    assert Range(0.0, 0.5, 0.1, False).contains(0.3)
+    assert not Range(0.0, 0.5, 0.1, False).contains(0.31)
 
 
 def test_range_without_steps_has_no_list_of_values() -> None:
