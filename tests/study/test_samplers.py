@@ -11,7 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from digitcnn import study
-from digitcnn.config import SweepConfig
+from digitcnn.config import SweepConfig, load_config
 from digitcnn.errors import ConfigError
 from digitcnn.records import TrialRecord
 from digitcnn.study.space import distributions
@@ -99,7 +99,17 @@ def test_grid_after_another_sampler_trains_the_points_that_are_missing(
     assert [trial.params["training.learning_rate"] for trial in opened.trials[10:]] == [0.001, 0.0025]
 
 
-def test_sampler_draws_by_the_seed(sweep_config: SweepConfig, tmp_path: Path) -> None:
+def test_grid_has_a_baseline_on_a_step_of_a_fraction_once(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    space = {"training": {"momentum": {"low": 0.0, "high": 0.4, "step": 0.1}}}
+    config = with_study(sweep_config, sampler="grid", trials=9, space=space)
+    config = load_config(SweepConfig, config.model_dump() | {"training": {"optimizer": "sgd", "momentum": 0.3}})
+    opened = open_in(config, tmp_path)
+    run_trials(opened, config, lambda _: [0.0], study.total_trials(config.study, space_of(config), config.baseline))
+    assert sorted(trial.params["training.momentum"] for trial in opened.trials) == [0.0, 0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc"])
+def test_sampler_draws_by_the_seed(sampler: str, sweep_config: SweepConfig, tmp_path: Path) -> None:
     space = {"training": {"batch_size": {"low": 1, "high": 10**6}}}
     drawn = []
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
