@@ -67,8 +67,8 @@ def make_sampler(config: StudyConfig, trials: int) -> BaseSampler:
         case "random" | "grid":
             sampler = optuna.samplers.RandomSampler(seed=seed)
         case "qmc":
-            # The sequence itself is kept by the store, so its seed must stay.
-            sampler = optuna.samplers.QMCSampler(seed=config.seed, warn_asynchronous_seeding=False)
+            # The sequence itself is kept by the store, so its seed must stay; without scrambling it has no effect.
+            sampler = optuna.samplers.QMCSampler(seed=config.seed, scramble=True, warn_asynchronous_seeding=False)
         case "gp":
             sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup_trials(config))
         case "nsgaii":

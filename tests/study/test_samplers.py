@@ -114,7 +114,7 @@ def test_sampler_draws_by_the_seed(sampler: str, sweep_config: SweepConfig, tmp_
     drawn = []
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / folder).mkdir()
-        config = with_study(sweep_config, sampler="random", seed=seed, space=space)
+        config = with_study(sweep_config, sampler=sampler, seed=seed, space=space)
         opened = open_in(config, tmp_path / folder)
         run_all(opened, config)
         drawn.append({trial.params["training.batch_size"] for trial in opened.trials})
