@@ -150,12 +150,15 @@ def best_against_baseline(table: pd.DataFrame, objectives: Sequence[str]) -> str
 
 
 def _seeds_in_words(name: str, best: pd.Series[Any], baseline: pd.Series[Any]) -> str:
-    """Return what a difference rests on: one run each, or some seeds each and its standard error."""
+    """Return what a difference rests on: one run or some seeds each; its standard error if both have several."""
     if Column.SEEDS not in best:
         return "one run each"
+    numbers = f"{best[Column.SEEDS]:.0f} and {baseline[Column.SEEDS]:.0f} seeds"
+    if min(best[Column.SEEDS], baseline[Column.SEEDS]) < 2:
+        return numbers
     error = math.hypot(*(float(row[Column.SEEDS_SD]) / float(row[Column.SEEDS]) ** 0.5 for row in (best, baseline)))
     shown = format_percent(error) if name.endswith("accuracy") else f"{error:.2g}"
-    return f"standard error {shown}, {best[Column.SEEDS]:.0f} and {baseline[Column.SEEDS]:.0f} seeds"
+    return f"standard error {shown}, {numbers}"
 
 
 def epochs_in_words(study: optuna.Study) -> str:

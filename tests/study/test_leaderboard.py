@@ -68,6 +68,14 @@ def test_leaderboard_ranks_completed_trials_and_equals_share_a_rank() -> None:
     )
 
 
+def test_best_against_baseline_says_no_error_where_one_has_a_single_seed() -> None:
+    study = _study("validation_accuracy")
+    _add(study, 250, [0.97], baseline=True, seeds=1)
+    _add(study, 64, [0.99], seeds=3, seeds_sd=0.001)
+    line = best_against_baseline(rank_trials(study), ["validation_accuracy"])
+    assert line.endswith("(difference +2.00 points, 3 and 1 seeds)")
+
+
 def test_leaderboard_ranks_no_failed_trial_first() -> None:
     study = _study("validation_loss")
     _add(study, 1, None, state=TrialState.FAIL)
