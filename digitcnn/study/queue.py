@@ -261,6 +261,9 @@ class TrialQueue:
         if not own and (too_often or different >= _MAX_FAILURES_IN_A_ROW):
             if not machine_works():
                 self.lose(trial, cause)
+                if self.stop.is_set():
+                    # What ended the baseline's run.
+                    return False
                 what = (
                     f"{different} trials failed" if different > 1 else f"trial {trial.number} failed {in_a_row} times"
                 )

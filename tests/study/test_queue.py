@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def test_queue_of_one_trial_that_fails_asks_whether_the_machine_works(
     opened = open_in(sweep_config, tmp_path)
     assert run_trials(opened, sweep_config, lambda _: None, 1).finished == 1
     assert [trial.state for trial in opened.trials] == [TrialState.FAIL] * 2
+
+
+def test_queue_that_is_to_stop_blames_no_machine(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    """Given a failure for which the baseline was to be trained, which was ended."""
+    opened, stop = open_in(sweep_config, tmp_path), threading.Event()
+    queue = study.TrialQueue(opened, sweep_config.study, space_of(sweep_config), 3, None, stop)
+    for _ in range(2):
+        trial = queue.next()
+        assert trial is not None
+        assert not queue.end_failed(trial, "out of luck", killed=False, machine_works=lambda: False)
+    trial = queue.next()
+    assert trial is not None
+    assert not queue.end_failed(trial, "out of luck", killed=False, machine_works=lambda: bool(stop.set()))
+    assert study.count_finished(opened, "tpe") == 0
 
 
 def test_queue_repeats_trials_that_a_killed_sweep_left_running(sweep_config: SweepConfig, tmp_path: Path) -> None:
