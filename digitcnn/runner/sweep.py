@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict
 
-from digitcnn import study, tracking
+from digitcnn import study, tracking, training
 from digitcnn.config import LocalWorkers, RunConfig, parse_duration
 from digitcnn.errors import MachineError
 from digitcnn.records import Metric, Tag, TrialRecord
@@ -138,8 +138,7 @@ class _Sweep:
     def _run(self, trial: study.Trial, worker: Worker) -> None:
         """Bring a trial to its end."""
         try:
-            # Where only the epochs differ, one of two can take its first ones from the other.
-            with self.same_beginning[study.beginning_key(trial.params)]:
+            with self.same_beginning[self._beginning(trial)]:
                 if self.stop.is_set():
                     self.queue.lose(trial, "interrupted")
                 else:
@@ -155,6 +154,11 @@ class _Sweep:
             with contextlib.suppress(*study.STORAGE_FAILURES):
                 self.queue.lose(trial, type(error).__name__)
             raise
+
+    def _beginning(self, trial: study.Trial) -> str:
+        """Return the key of what trials wait for: where only the epochs differ, one takes its first from the other."""
+        alone = training.depends_on_length(self.plan.baseline.replace(trial.params).training)
+        return (study.parameters_key if alone else study.beginning_key)(trial.params)
 
     def _train(self, trial: study.Trial, worker: Worker) -> None:
         config, name = self.plan.baseline.replace(trial.params), self.plan.config.study.name

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from digitcnn.training import loop
 from digitcnn.values import Decision, EpochMetrics
 from tests.conftest import Command, with_study
 from tests.support.processes import start, wait_for
-from tests.support.sweeps import assert_stores_agree, assert_whole, open_records, work
+from tests.support.sweeps import During, Quiet, assert_stores_agree, assert_whole, open_records, work
 from tests.support.trainers import InstantTrainer, SavingTrainer
 
 
@@ -91,7 +93,13 @@ def test_trials_that_differ_in_epochs_alone_share_them(sweep_config: SweepConfig
     )
     root = config.tracking.folder
     _queued(config, [2, 3, 6, 5])
-    work(config, SavingTrainer(folder=tmp_path))
+
+    def measure() -> None:
+        """Record what a training of more than 30 s has: of the machine, not of the epochs."""
+        opened, client, _ = open_records(root)
+        client.log_metric(opened.trials[0].user_attrs["run_id"], "system/memory_usage_megabytes", 900.0)
+
+    work(config, SavingTrainer(folder=tmp_path), During(0, measure))
     assert _trained(tmp_path) == Counter({(50, epoch): 1 for epoch in range(1, 7)})
     assert_stores_agree(root)
     opened, client, _ = open_records(root)
@@ -106,6 +114,7 @@ def test_trials_that_differ_in_epochs_alone_share_them(sweep_config: SweepConfig
         assert record.epochs_run == epochs
         assert trial.values == [undisturbed.accuracy(config.baseline, epochs)]
         assert run.data.metrics["samples_seen"] == 500 * epochs
+        assert trial.number == 0 or not any("/" in name for name in run.data.metrics)
         assert run.data.tags["weights_sha256"] == hashlib.sha256(f"50 {epochs}".encode()).hexdigest()
         history = client.get_metric_history(run.info.run_id, "validation_accuracy")
         assert {each.step: each.value for each in history} == {
@@ -118,6 +127,29 @@ def test_trials_that_differ_in_epochs_alone_share_them(sweep_config: SweepConfig
     assert "the first epochs of trial 3, not trained again" in list(study.rank_trials(opened)["note"])
     # Optuna's pruner has seen every epoch of every trial.
     assert [sorted(trial.intermediate_values) for trial in opened.trials[1:3]] == [[1, 2], [1, 2, 3]]
+
+
+@dataclass(frozen=True)
+class _Meeting(InstantTrainer):
+    """Trains its first epoch when two runs have come to it."""
+
+    folder: Path = Path()
+
+    def before_epoch(self, job: RunConfig, epoch: int) -> None:
+        (self.folder / f"epochs-{job.training.epochs}").touch()
+        deadline = time.monotonic() + 60
+        while len(list(self.folder.glob("epochs-*"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_trials_that_share_no_epochs_do_not_wait_for_each_other(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    """Given a schedule over all epochs, and two workers."""
+    config = _with_epochs(sweep_config, 2, space={"training": {"epochs": [2, 3]}})
+    config = load_config(SweepConfig, config.model_dump() | {"training": {"schedule": "cosine", "epochs": 2}})
+    shown = Quiet()
+    work(with_study(config, workers=2), _Meeting(folder=tmp_path), shown)
+    assert shown.endings == ["complete"] * 2
 
 
 def _queued(config: SweepConfig, epochs: list[int]) -> None:
