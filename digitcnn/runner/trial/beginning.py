@@ -44,11 +44,11 @@ class RecordedEpochs:
             yield each
         own, whole = last.metrics(), len(self.epochs)
         summary = {
-            # Names with a dot are those of several seeds, and of a confirmation.
+            # Names with a dot are those of several seeds, and of a confirmation; those with a slash are the system's.
             **{
                 name: value
                 for name, value in self.summary.items()
-                if name not in {*own, Metric.SEEDS} and "." not in name
+                if name not in {*own, Metric.SEEDS} and not {".", "/"} & {*name}
             },
             **{name: own[name] for name in (Metric.VALIDATION_LOSS, Metric.VALIDATION_ACCURACY)},
             Metric.BEST_VALIDATION_ACCURACY: best.validation_accuracy or 0.0,
