@@ -9,7 +9,6 @@ from digitcnn.training.engines.checkpoint import (
     Checkpoints,
     SavedTraining,
     StoredCheckpoint,
-    checkpoint_key,
     checkpoint_of_run,
     checkpoints_of,
     depends_on_length,

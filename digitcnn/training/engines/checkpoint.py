@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a training after an epoch, as the bytes of an npz file with a JSON manifest; no pickle."""
+"""Checkpoints: a training after an epoch, as an npz file with a JSON manifest and its SHA-256 behind it; no pickle."""
 
 import functools
 import hashlib
@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # On its way it is held in memory four times: networks of more than 11 million parameters are trained without.
 MAX_CHECKPOINT_BYTES = 128 * 2**20
+_DIGEST_BYTES = 32
 
 # KEY-RUN-EPOCH; see `checkpoint_key`.
 _NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})-([0-9]{1,6})\.npz")
@@ -46,13 +47,12 @@ class SavedTraining:
 
 
 class _Manifest(Config):
-    """The manifest in a checkpoint; `sha256` is that of all other values and of the arrays."""
+    """The manifest in a checkpoint."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     training: dict[str, Any]
     epochs: list[EpochMetrics]
     peak_memory_mb: float
-    sha256: str = ""
 
 
 def depends_on_length(config: TrainingConfig) -> bool:
@@ -94,11 +94,10 @@ def write_checkpoint(saved: SavedTraining, training: Mapping[str, Any]) -> bytes
     """Return the checkpoint of a training that `identify_training` identifies; None if it would be too large."""
     if sum(array.nbytes for array in saved.state) > MAX_CHECKPOINT_BYTES:
         return None
-    filled = _Manifest(training=dict(training), epochs=list(saved.epochs), peak_memory_mb=saved.peak_memory_mb)
-    manifest = filled.model_dump(exclude={"sha256"})
-    text = _json({**manifest, "sha256": _sha256(manifest, saved.state)})
+    manifest = _Manifest(training=dict(training), epochs=list(saved.epochs), peak_memory_mb=saved.peak_memory_mb)
     file = io.BytesIO()
-    np.savez(file, np.frombuffer(text, np.uint8), *saved.state)
+    np.savez(file, np.frombuffer(_json(manifest.model_dump()), np.uint8), *saved.state)
+    file.write(hashlib.sha256(file.getbuffer()).digest())
     return file.getvalue() if file.tell() <= MAX_CHECKPOINT_BYTES else None
 
 
@@ -119,32 +118,22 @@ def read_checkpoint(content: bytes, training: Mapping[str, Any], epochs: int) ->
 
 
 def _parse(content: bytes) -> tuple[_Manifest, list[NDArray[Any]]]:
-    """Return manifest and arrays of a checkpoint whose digest is right; raise some error for any other file."""
+    """Return manifest and arrays of a checkpoint that ends with its SHA-256; raise some error for any other file."""
     if len(content) > MAX_CHECKPOINT_BYTES:
         raise ValueError(f"it has more than {MAX_CHECKPOINT_BYTES:,} bytes")
+    if hashlib.sha256(memoryview(content)[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
+        raise ValueError("its SHA-256 is another one")
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         members = archive.zip.infolist()
         # Nothing may expand as it is read: we compress nothing.
         if sum(member.file_size for member in members) > len(content):
             raise ValueError("its members expand")
         first, *state = (archive[f"arr_{number}"] for number in range(len(members)))
-    values = json.loads(first.tobytes())
     # Lenient, as JSON knows no tuples.
-    manifest = _Manifest.model_validate(values, strict=False)
-    recorded = values.pop("sha256")
-    if recorded != _sha256(values, state):
-        raise ValueError("its SHA-256 is another one")
+    manifest = _Manifest.model_validate(json.loads(first.tobytes()), strict=False)
     if [each.epoch for each in manifest.epochs] != list(range(1, len(manifest.epochs) + 1)) or not manifest.epochs:
         raise ValueError("its epochs are incomplete")
     return manifest, state
-
-
-def _sha256(manifest: Mapping[str, Any], state: Sequence[NDArray[Any]]) -> str:
-    digest = hashlib.sha256(_json(manifest))
-    for array in state:
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _json(values: Mapping[str, Any]) -> bytes:
