@@ -28,7 +28,7 @@ from digitcnn import evaluation, runner, tracking
 from digitcnn.config import ConfirmConfig, SweepConfig, load_config
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.runner import Trainer, study_run, sweep
-from digitcnn.runner.trial import beginning
+from digitcnn.runner.trial import seeds
 from digitcnn.signals import ENDING, end_in_order
 from digitcnn.values import EpochMetrics
 from tests.support.messages import hear_messages
@@ -118,7 +118,7 @@ KILLED = {
     "the model's files are written": Point(mlflow.MlflowClient, "log_model_artifacts"),
     "a result is told": Point(STORAGE, "set_trial_state_values", after=False, when=_completes),
     "a result has been told": Point(STORAGE, "set_trial_state_values", when=_completes),
-    "the run has ended": Point(beginning, "record_training"),
+    "the run has ended": Point(seeds, "record_training"),
 }
 # The same when no trial is left to do.
 KILLED_AT_THE_END = {

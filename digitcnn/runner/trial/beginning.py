@@ -1,9 +1,8 @@
-"""Find the epochs that a training begins with, a longer run's or a checkpoint's, and record it from there."""
+"""Read the epochs of a training off those of a longer run that is recorded."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,8 @@ from typing import Any
 from digitcnn import tracking, training
 from digitcnn.config import RunConfig
 from digitcnn.records import Artifact, Metric, Tag
-from digitcnn.runner.pool import Job, Worker
-from digitcnn.runner.run import ThisProcess, record_training
-from digitcnn.training import Checkpoints, StoredCheckpoint
-from digitcnn.values import Decision, EpochMetrics, Events, RunFinished, RunStarted
+from digitcnn.runner.pool import Job
+from digitcnn.values import EpochMetrics, Events, RunFinished, RunStarted
 
 
 @dataclass(frozen=True)
@@ -76,42 +73,3 @@ def recorded_epochs(store: tracking.Store, run_id: str, config: RunConfig) -> Re
     environment = json.loads(tracking.read_text(store, run_id, Artifact.ENVIRONMENT))
     tags = data.tags
     return RecordedEpochs(run_id, epochs, data.metrics, environment, tags[Tag.DATA_SHA256], tags[Tag.ENGINE])
-
-
-@dataclass(frozen=True)
-class Start:
-    """A training's start: the epochs of a longer run, or a checkpoint, or nothing; and its own checkpoints."""
-
-    config: RunConfig
-    checkpoints: Checkpoints
-    curve: RecordedEpochs | None
-    stored: StoredCheckpoint | None
-
-    @property
-    def epochs(self) -> int:
-        """The number of epochs that were trained before."""
-        return self.config.training.epochs if self.curve else self.stored.epoch if self.stored else 0
-
-    def record(
-        self,
-        store: tracking.Store,
-        worker: Worker,
-        run_id: str,
-        on_epoch: Callable[[EpochMetrics], Decision],
-        stop: threading.Event,
-        close: bool,
-    ) -> RunFinished:
-        """Train from here, and record it as `record_training` does; what is read off a longer run has no model."""
-        if self.curve is None:
-            return record_training(
-                store, worker, self.config, run_id, on_epoch, stop, self.checkpoints, self.stored, close
-            )
-        tracking.put(store, run_id, tracking.tags({Tag.PREFIX_OF: self.curve.run_id}))
-        reader = ThisProcess(self.curve, lambda epoch, fraction: None)
-        return record_training(store, reader, self.config, run_id, on_epoch, threading.Event(), close=close)
-
-
-def find_start(store: tracking.Store, checkpoints: Checkpoints, config: RunConfig, longer: str | None) -> Start:
-    """Return what a training begins with, given its own checkpoints, if there are any, and a longer run's id."""
-    curve = None if longer is None else recorded_epochs(store, longer, config)
-    return Start(config, checkpoints, curve, checkpoints.find(config.training.epochs))

@@ -12,8 +12,8 @@ from digitcnn.config import RunConfig
 from digitcnn.records import Tag, TrialRecord
 from digitcnn.runner.plan import SweepPlan
 from digitcnn.runner.pool import Worker
-from digitcnn.runner.run import Interrupted, SweepDisplay
-from digitcnn.runner.trial.beginning import find_start
+from digitcnn.runner.run import Interrupted, SweepDisplay, ThisProcess, record_training
+from digitcnn.runner.trial.beginning import recorded_epochs
 from digitcnn.tracking import Status
 from digitcnn.training import Checkpoints
 from digitcnn.values import Decision, EpochMetrics, RunFinished
@@ -79,8 +79,10 @@ class Trainings:
         """Train a trial with one of its seeds, from what there is of it; the first one tells pruner and record."""
         longer = self.longest.get(study.beginning_key(trial.params))
         longer_runs = [] if longer is None else [str(longer.record.run_id), *longer.record.seed_runs]
-        known = longer_runs[index] if index < len(longer_runs) else None
-        start = find_start(self.store, self._checkpoints(config), config, known)
+        curve = recorded_epochs(self.store, longer_runs[index], config) if index < len(longer_runs) else None
+        checkpoints = None if curve else self._checkpoints(config)
+        start = None if checkpoints is None else checkpoints.find(config.training.epochs)
+        before = config.training.epochs if curve else start.epoch if start else 0
         label = f"trial {trial.number}, seed {config.training.seed}" if index else trial.number
         self.shown.trial_began(worker.index, label, trial.params, config.training.epochs)
 
@@ -92,19 +94,24 @@ class Trainings:
             values = metrics.metrics()
             against = study.report_epoch(trial, self.plan.config.study, self._first_judged, values, metrics.epoch)
             # It may be judged from the last epoch on that was trained before.
-            if not against or metrics.epoch < start.epochs or metrics.epoch == config.training.epochs:
+            if not against or metrics.epoch < before or metrics.epoch == config.training.epochs:
                 return "continue"
             study.record_trial(self.opened, trial, TrialRecord(pruned_against=against))
             tracking.put(self.store, run_id, tracking.tags({Tag.PRUNED_AGAINST: str(against)}))
             return "prune"
 
         close = index > 0 or self.plan.config.study.seeds == 1
-        finished = start.record(self.store, worker, run_id, on_epoch, self.stop, close)
-        if index == 0 and longer is not None and start.curve is not None:
+        trains: Worker = worker
+        if curve is not None:
+            # What is read off a longer run has no checkpoints, and no model.
+            tracking.put(self.store, run_id, tracking.tags({Tag.PREFIX_OF: curve.run_id}))
+            trains = ThisProcess(curve, lambda epoch, fraction: None)
+        finished = record_training(self.store, trains, config, run_id, on_epoch, self.stop, checkpoints, start, close)
+        if index == 0 and longer is not None and curve is not None:
             study.record_trial(self.opened, trial, TrialRecord(prefix_of=longer.number))
-        elif index == 0 and start.stored is not None and finished.epochs_before:
-            earlier = study.trial_of_run(self.opened, start.stored.run_id)
-            study.record_trial(self.opened, trial, TrialRecord(continues=earlier, epochs_before=start.stored.epoch))
+        elif index == 0 and start is not None and finished.epochs_before:
+            earlier = study.trial_of_run(self.opened, start.run_id)
+            study.record_trial(self.opened, trial, TrialRecord(continues=earlier, epochs_before=start.epoch))
         return finished
 
     def drop_checkpoints(self, config: RunConfig) -> None:
