@@ -16,7 +16,7 @@ from digitcnn.config import SweepConfig, flatten
 from digitcnn.files import write_atomically
 from digitcnn.formatting import format_count
 from digitcnn.records import Artifact, IdentityKey, Metric, StudyAttribute, Tag, TrialRecord
-from digitcnn.study import OpenStudy, parse_space
+from digitcnn.study import OpenStudy
 from digitcnn.values import Ending
 
 
@@ -181,12 +181,12 @@ def outcome_of(run: Any) -> _Outcome | None:
     return None
 
 
-def begin_study_run(opened: OpenStudy, store: tracking.Store, config: SweepConfig) -> str:
-    """Return the id of the study's run: a new one, or the one that there is, RUNNING again."""
+def begin_study_run(opened: OpenStudy, store: tracking.Store, config: SweepConfig, total: int) -> str:
+    """Return the id of the run of a study of `total` trials: a new one, or the one that there is, RUNNING again."""
     created = _created_runs(opened, store)
     run_id = opened.parent_run_id
     if run_id is None or not tracking.has_run(store, run_id):
-        run_id = created[0] if created else create_study_run(opened, store, config)
+        run_id = created[0] if created else create_study_run(opened, store, config, total)
     opened.set_user_attr(StudyAttribute.PARENT_RUN_ID, run_id)
     for other in created:
         if other != run_id:
@@ -198,7 +198,7 @@ def begin_study_run(opened: OpenStudy, store: tracking.Store, config: SweepConfi
         if Tag.FAILURE in store.client.get_run(run_id).data.tags:
             store.client.delete_tag(run_id, Tag.FAILURE)
     # What it is resumed with: parameters cannot change.
-    tracking.put(store, run_id, tracking.tags(_tags(opened, config)))
+    tracking.put(store, run_id, tracking.tags(_tags(opened, config, total)))
     return run_id
 
 
@@ -208,21 +208,20 @@ def _created_runs(opened: OpenStudy, store: tracking.Store) -> list[str]:
     return [run.info.run_id for run in sorted(found, key=lambda run: run.info.start_time)]
 
 
-def create_study_run(opened: OpenStudy, store: tracking.Store, config: SweepConfig) -> str:
-    """Create a run for a study, with the study's config as parameters, and return its id."""
+def create_study_run(opened: OpenStudy, store: tracking.Store, config: SweepConfig, total: int) -> str:
+    """Create a run for a study of `total` trials, with its config as parameters, and return its id."""
     values = flatten({"study": config.study.model_dump()})
-    run_id = tracking.create_run(store, config.study.name, _tags(opened, config), values)
+    run_id = tracking.create_run(store, config.study.name, _tags(opened, config, total), values)
     tracking.put_yaml(store, run_id, Artifact.CONFIG, config.model_dump(exclude={"tracking", "preview"}))
     return run_id
 
 
-def _tags(opened: OpenStudy, config: SweepConfig) -> dict[str, str]:
+def _tags(opened: OpenStudy, config: SweepConfig, total: int) -> dict[str, str]:
     description = training.describe_environment(training.thread_count(config.training), config.backend)
-    # A grid may have fewer points than the trials that were asked for.
-    total = study.total_trials(config.study, parse_space(config.study.space, config.baseline), config.baseline)
     tags = {
         Tag.STUDY: config.study.name,
         Tag.STUDY_KEY: opened.key,
+        # A grid may have fewer points than the trials that were asked for.
         Tag.STUDY_TRIALS: str(total),
         Tag.STUDY_SAMPLER: config.study.sampler,
         Tag.STUDY_PRUNER: config.study.pruner,

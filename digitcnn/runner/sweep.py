@@ -86,9 +86,8 @@ class _Sweep:
         failed = [] if config.retry_failed else study.failed_trials(opened)
         self.reusable, self.longest = study.reusable_trials([*ended, *failed]), study.longest_trials(ended)
         self.best = study.best_trial(opened)
-        self.parent = study_run.begin_study_run(opened, store, plan.config)
+        self.parent = study_run.begin_study_run(opened, store, plan.config, plan.total)
         self.trainings = Trainings(plan, shown, store, opened, self.parent, self.longest, self.stop)
-        self.failure: Exception | None = None
         self.lock = threading.Lock()
         self.same_beginning: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
