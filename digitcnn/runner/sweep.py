@@ -93,16 +93,14 @@ class _Sweep:
 
     def work(self) -> SweepResult:
         """Run trials until the study is over, then record the leaderboard and close the study's run."""
-        config, queue = self.plan.config.study, self.queue
+        config, queue, failed = self.plan.config.study, self.queue, False
         try:
             workers = self.plan.workers if isinstance(self.plan.config.workers, LocalWorkers) else None
             self.shown.began(config.name, queue.total, queue.finished, workers, config.objective[0])
             run_workers(self.pool, self._loop)
             overtime = queue.overtime()
-            if self.failure is not None:
-                raise self.failure
-        except BaseException as error:
-            self.failure = self.failure or (error if isinstance(error, Exception) else None)
+        except Exception:
+            failed = True
             raise
         finally:
             try:
@@ -110,7 +108,7 @@ class _Sweep:
                     shutil.rmtree(self.trainings.folder, ignore_errors=True)
                 path, table = study_run.record_leaderboard(self.opened, self.store, self.parent, self.plan.config)
             finally:
-                ending = study_run.sweep_ending(queue, self.failure is not None, bool(self.signals))
+                ending = study_run.sweep_ending(queue, failed, bool(self.signals))
                 study_run.end_study_run(self.opened, self.store, self.parent, *ending)
         return SweepResult(
             leaderboard=table,
@@ -126,13 +124,9 @@ class _Sweep:
         )
 
     def _loop(self, worker: Worker) -> None:
-        """Run one trial after the other on a worker. An error ends the work of all."""
-        try:
-            while worker.wait_ready() and (trial := self.queue.next()) is not None:
-                self._run(trial, worker)
-        except Exception as error:
-            self.failure = self.failure or error
-            self.stop.set()
+        """Run one trial after the other on a worker."""
+        while worker.wait_ready() and (trial := self.queue.next()) is not None:
+            self._run(trial, worker)
 
     def _run(self, trial: study.Trial, worker: Worker) -> None:
         """Bring a trial to its end."""
@@ -142,10 +136,8 @@ class _Sweep:
                     self.queue.lose(trial, "interrupted")
                 else:
                     self._train(trial, worker)
-        except study.STORAGE_FAILURES:
+        except (*study.STORAGE_FAILURES, MachineError):
             # The run may have finished: the next start then gives the trial its result.
-            raise
-        except MachineError:
             raise
         except BaseException as error:
             self.stop.set()
