@@ -63,21 +63,17 @@ def make_sampler(config: StudyConfig, trials: int) -> BaseSampler:
     seed = int(np.random.SeedSequence([config.seed, trials]).generate_state(1)[0])
     match config.sampler:
         case "tpe":
-            sampler: BaseSampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup_trials(config))
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup_trials(config))
         case "random" | "grid":
-            sampler = optuna.samplers.RandomSampler(seed=seed)
+            return optuna.samplers.RandomSampler(seed=seed)
         case "qmc":
             # The sequence itself is kept by the store, so its seed must stay; without scrambling it has no effect.
-            sampler = optuna.samplers.QMCSampler(seed=config.seed, scramble=True, warn_asynchronous_seeding=False)
+            return optuna.samplers.QMCSampler(seed=config.seed, scramble=True, warn_asynchronous_seeding=False)
         case "gp":
-            sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup_trials(config))
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup_trials(config))
         case "nsgaii":
             # At least five generations: with Optuna's 50 the first one would be the whole of a small study.
-            sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, config.trials // 5)))
-    # Optuna would reseed at random before every trial, so that study.seed would mean nothing. Threads of one process
-    # share one generator, which needs no reseeding.
-    sampler.reseed_rng = lambda: None  # type: ignore[method-assign]
-    return sampler
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, config.trials // 5)))
 
 
 def first_judged_epoch(space: Space, baseline: RunConfig) -> int:
