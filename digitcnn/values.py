@@ -129,13 +129,11 @@ class TrainingResult:
 class RunStarted:
     """The first event of a run: its process's environment (`describe_environment`), and the SHA-256 of its data.
 
-    `epochs_before` is the number of epochs that came with a checkpoint, and follow first; `refused` says why there are
-    none although there was one.
+    `refused` says why it does not go on from its checkpoint, if there was one.
     """
 
     environment: Mapping[str, Any]
     data_sha256: str
-    epochs_before: int = 0
     refused: str = ""
 
 

@@ -89,7 +89,7 @@ class KerasTrainer:
         environment = training.describe_environment(training.thread_count(config.training), config.backend)
         identity = training.identify_training(config, splits.sha256, environment)
         saved, refused = saved_training(job, identity)
-        yield RunStarted(environment, splits.sha256, len(saved.epochs) if saved else 0, refused)
+        yield RunStarted(environment, splits.sha256, refused)
         height, width = splits.image_shape
         model = build_model(config.model, height, width, splits.classes, config.training.seed)
         save = functools.partial(training.write_checkpoint, training=identity) if job.saves else None

@@ -68,11 +68,10 @@ def check_limits(processes: int, threads: int) -> None:
 
     TensorFlow would end its process with its stack. What limits there are, is tried: a shell's and a cgroup's.
     """
-    number, ended, started = processes * (_THREADS_EACH * threads + _OTHER_THREADS), threading.Event(), []
+    number, ended = processes * (_THREADS_EACH * threads + _OTHER_THREADS), threading.Event()
     try:
         for _ in range(number):
-            started.append(threading.Thread(target=ended.wait, daemon=True))
-            started[-1].start()
+            threading.Thread(target=ended.wait, daemon=True).start()
     except RuntimeError:
         raise MachineError(
             f"cannot start the {number} threads that training takes: ulimit -u, or a cgroup's pids.max, allows fewer; "

@@ -167,7 +167,7 @@ class SavingTrainer(InstantTrainer):
         epochs = list(saved.epochs) if saved else []
         count, epoch = len(epochs), 0
         ending: Ending = "completed"
-        yield replace(begun, epochs_before=count, refused=refused)
+        yield replace(begun, refused=refused)
         for epoch in range(1, length + 1):
             if epoch > count:
                 self.before_epoch(config, epoch)

@@ -39,8 +39,8 @@ def make_optimizer(config: TrainingConfig, examples: int) -> keras.Optimizer:
     """Return the optimizer of a training on so many examples."""
     from keras import optimizers
 
-    rate, averaged = learning_rate(config, examples), config.weight_average > 0
-    average = {"use_ema": averaged, "ema_momentum": config.weight_average if averaged else 0.99}
+    rate = learning_rate(config, examples)
+    average = {"use_ema": True, "ema_momentum": config.weight_average} if config.weight_average else {}
     if config.optimizer == "sgd":
         return optimizers.SGD(rate, momentum=config.momentum, **average)
     if config.optimizer == "adamw":
