@@ -144,7 +144,7 @@ def _comments(path: Path, prefix: str) -> dict[str, tuple[str, str]]:
     parents: list[tuple[int, str]] = []
     last = ""
     for line in path.read_text().splitlines():
-        match = re.fullmatch(r"( *)(\w+):\s*(.*?)(?:\s+# (.*)|#\s*(.*))?", line)
+        match = re.fullmatch(r"( *)\"?(\w+)\"?:\s*(.*?)(?:\s+# (.*)|#\s*(.*))?", line)
         more = re.fullmatch(r" +# (.*)", line)
         if more and last:
             found[last] = (found[last][0], f"{found[last][1]} {more[1]}".strip())
