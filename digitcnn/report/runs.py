@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from digitcnn import evaluation, study, tracking
-from digitcnn.config import DiffConfig, ReportConfig, RunsConfig, TrackingConfig
+from digitcnn.config import DiffConfig, ReportConfig, RunsConfig, StudyReference, TrackingConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import size_of
 from digitcnn.formatting import format_bytes, format_count, format_duration
@@ -120,14 +120,19 @@ def list_runs(config: RunsConfig) -> pd.DataFrame:
     """Return a row per run, the newest first or as `sort` says: id, name, status, study, time, parameters, metrics.
 
     Without `columns` a text has the parameters that differ and the results; other formats have all. Raise ConfigError
-    for a filter that MLflow does not take, and for a column that no run has.
+    for a study that there is not, for a filter that MLflow does not take, and for a column that no run has.
     """
     wanted = [f"tags.{Tag.STUDY} = '{config.study.name}'"] if config.study.name else []
     with tracking.store_errors(config.tracking):
         store = tracking.open_recorded(config.tracking, f"tracking.root={config.tracking.root}")
         found = tracking.filtered_runs(store, " and ".join([*wanted, *filter(None, [config.filter])]))
+        # A server may have the runs of a study that this folder has not.
+        if not found and config.study.name and not tracking.study_runs(store, config.study.name):
+            study.recorded_study(StudyReference(name=config.study.name), config.tracking.folder)
     # A study's own run trains nothing.
     runs = [run for run in found if Tag.STUDY_KEY not in run.data.tags]
+    if not runs:
+        return pd.DataFrame(columns=list(dict.fromkeys([Column.RUN_ID, *(config.columns or _ABOUT)])))
     parameters = sorted({name for run in runs for name in run.data.params})
     measured = sorted({name for run in runs for name in run.data.metrics})
     columns = [Column.RUN_ID, *_ABOUT, *parameters, *measured]

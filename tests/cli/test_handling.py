@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 
 from digitcnn import evaluation, report, study, tracking
 from digitcnn.cli.commands.delete import main as delete
+from digitcnn.cli.commands.runs import main as list_runs
 from digitcnn.config import DeleteConfig, RunsConfig, StudyChoice, StudyReference, SweepConfig
 from digitcnn.errors import ConfigError
 from digitcnn.records import Tag
@@ -50,6 +52,27 @@ def test_listing_commands_print_what_is_recorded(copied: SweepConfig, command: C
     assert pd.read_json(io.StringIO(runs.stdout))["study"].tolist() == ["small"] * 3
     empty = command("studies", f"tracking.root={copied.tracking.folder}/none")
     assert (empty.returncode, empty.stderr.count("nothing is recorded in")) == (2, 1)
+
+
+def test_runs_that_match_nothing_are_said_in_one_line(
+    copied: SweepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed(**settings: object) -> str:
+        assert list_runs(RunsConfig(tracking=copied.tracking, **settings)) == 0
+        return capsys.readouterr().out
+
+    nothing, small = {"filter": "metrics.validation_accuracy > 2"}, StudyChoice(name="small")
+    line = "is recorded that passes filter=metrics.validation_accuracy > 2\n"
+    assert listed(**nothing) == f"no run {line}"
+    assert listed(**nothing, study=small, sort="validation_accuracy") == f"no run of study small {line}"
+    assert json.loads(listed(**nothing, format="json", columns=["validation_accuracy"])) == []
+    assert listed(**nothing, format="csv", columns=["validation_accuracy"]) == "run_id,validation_accuracy\n"
+    with pytest.raises(ConfigError, match="study.name=typo: no such study is recorded in .*; there are small"):
+        listed(study=StudyChoice(name="typo"))
+    empty = copied.tracking.model_copy(update={"root": str(tmp_path / "empty")})
+    tracking.open_store(empty)
+    assert list_runs(RunsConfig(tracking=empty)) == 0
+    assert capsys.readouterr().out == "no run is recorded\n"
 
 
 def test_delete_takes_a_study_from_both_stores_and_the_disk(

@@ -18,6 +18,11 @@ def main(config: RunsConfig) -> int:
         print(found.to_csv(index=False), end="")
     elif config.format == "json":
         print(found.to_json(orient="records", indent=2))
+    elif found.empty:
+        of_study = f" of study {config.study.name}" if config.study.name else ""
+        tables.print_line(
+            f"no run{of_study} is recorded{f' that passes filter={config.filter}' if config.filter else ''}"
+        )
     else:
         tables.print_table(found)
     return delivered(0)
