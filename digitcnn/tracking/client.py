@@ -109,15 +109,17 @@ def open_store(config: TrackingConfig, stopped: Callable[[], bool] = lambda: Fal
     """
     with store_errors(config):
         import mlflow
-        import requests
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
 
         for name, level in _LOG_LEVELS.items():
             logging.getLogger(name).setLevel(level)
         if config.uri is None:
             local.prepare_folder(config.folder, reading)
         else:
-            # Raises at once if no server is there; any answer will do.
-            requests.get(f"{config.uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
+            # Raises at once if no server is there; any answer will do. With what MLflow knows of certificates.
+            known = get_default_host_creds(config.uri)  # type: ignore[no-untyped-call]
+            http_request(known, "/health", "GET", max_retries=0, timeout=_PROBE_SECONDS, raise_on_status=False)  # type: ignore[no-untyped-call]
         mlflow.set_tracking_uri(config.store_uri)
         client = mlflow.MlflowClient(config.store_uri)
         experiment_id = _experiment_id(client, config, reading)
@@ -193,7 +195,9 @@ def store_errors(config: TrackingConfig) -> Iterator[None]:
 def error_cause(error: Exception) -> str:
     """Return one line without credentials: the words of the system or of the database, if they are in the error."""
     text = without_credentials(str(error))
-    words = re.search(r"\[Errno -?\d+\] ([\w ]+)|(timed out)|\(\w+\.\w+Error\) ([^\n]+)", text)
+    words = re.search(
+        r"\[Errno -?\d+\] ([\w ]+)|(timed out|certificate verify failed[^(]*\w)|\(\w+\.\w+Error\) ([^\n]+)", text
+    )
     return next(filter(None, words.groups())) if words else (text.splitlines() or [""])[0]
 
 

@@ -29,7 +29,7 @@ from tests.conftest import ONE_WORKER, Command, command_line, with_study
 from tests.support import processes
 from tests.support.overrides import SMALL
 from tests.support.recorded import assert_complete, config_in, record_a_run
-from tests.support.servers import MLflowServer, Proxy, free_port, guarded
+from tests.support.servers import MLflowServer, Proxy, free_port, guarded, self_signed
 from tests.support.sweeps import During, in_folder, work
 from tests.support.trainers import InstantTrainer
 
@@ -165,6 +165,26 @@ def test_record_that_a_proxy_refuses_holds_up_nothing(
         tracking.retry_refused(config.tracking)
         assert tracking.queued_records(config.tracking) == []
         assert_complete(config, run_id)
+
+
+def test_server_of_a_private_authority_is_used_as_mlflows_variables_say(
+    tmp_path: Path, server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a server behind HTTPS, with a certificate that no authority has signed, which asks for one as well."""
+    certificate = self_signed(tmp_path / "certificate.pem")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "something")
+    with guarded(server.port, base64.b64encode(b"somebody:something").decode(), certificate) as guard:
+        config = config_in(tmp_path / "records", uri=guard.uri, experiment="served")
+        with pytest.raises(MachineError, match="failed: certificate verify failed: self-signed certificate; "):
+            tracking.open_store(config.tracking)
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+        monkeypatch.setenv("MLFLOW_TRACKING_CLIENT_CERT_PATH", str(certificate))
+        assert_complete(config, record_a_run(config))
+        monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+        monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+        tracking.open_store(config.tracking)
+        assert guard.refused == []
 
 
 def test_create_run_waits_for_the_server(tmp_path: Path, proxy: Proxy, messages: list[str]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import http.client
 import http.server
+import ipaddress
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,6 +19,11 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from digitcnn.files import sqlite_url
 
@@ -148,9 +156,28 @@ class Guard:
     refused: list[str] = field(default_factory=list)
 
 
+def self_signed(path: Path) -> Path:
+    """Write a key and its certificate of 127.0.0.1, which no authority has signed, to a file; return it."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1)
+    )
+    signed = made.add_extension(host, critical=False).sign(key, hashes.SHA256())
+    written = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(written + signed.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
 @contextlib.contextmanager
-def guarded(to: int, basic: str) -> Iterator[Guard]:
-    """Guard a server's port with a password while the body lasts."""
+def guarded(to: int, basic: str, certificate: Path | None = None) -> Iterator[Guard]:
+    """Guard a server's port with a password while the body lasts.
+
+    With a `certificate` and its key by HTTPS, which also asks for that one of whoever connects.
+    """
     guard = Guard(to, basic)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -198,7 +225,13 @@ def guarded(to: int, basic: str) -> Iterator[Guard]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        guard.uri = f"http://127.0.0.1:{server.server_port}"
+        guard.uri = f"{'http' if certificate is None else 'https'}://127.0.0.1:{server.server_port}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            context.load_verify_locations(certificate)
+            context.verify_mode = ssl.CERT_REQUIRED
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
