@@ -64,7 +64,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Store:
-    """An open MLflow store and one of its experiments.
+    """An open MLflow store and one of its experiments, empty if it was opened to read and there is none of that name.
 
     `outbox` is the folder of operations that are to be delivered, `name` the store's name in it. Once `stopped`
     returns True, a store that is away is not waited for.
@@ -102,10 +102,10 @@ class Store:
 
 
 def open_store(config: TrackingConfig, stopped: Callable[[], bool] = lambda: False, *, reading: bool = False) -> Store:
-    """Open the store; create it and its experiment if they are missing.
+    """Open the store; create it and, unless it is for `reading` alone, its experiment if they are missing.
 
-    Raises MachineError if it cannot. Unless it is for `reading` alone, raises ConfigError if the folder was moved while
-    another process records in it.
+    Raises MachineError if it cannot. Unless it is for reading, raises ConfigError if the folder was moved while another
+    process records in it.
     """
     with store_errors(config):
         import mlflow
@@ -140,6 +140,8 @@ def _experiment_id(client: MlflowClient, config: TrackingConfig, reading: bool) 
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is None and reading:
+        return ""
     if experiment is None:
         # A server decides itself where artifacts go; the local store would put them below the current folder.
         location = None if config.uri else (config.folder / "artifacts" / config.experiment).as_uri()

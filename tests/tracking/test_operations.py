@@ -54,3 +54,15 @@ def test_operations_give_a_run_its_end_and_no_model_however_often(root: Path) ->
     assert store.client.search_logged_models([store.experiment_id]) == []
     info = store.client.get_run(run_id).info
     assert (info.status, info.end_time) == ("KILLED", written[-1].content["end_time"])
+
+
+def test_store_that_is_read_gets_no_experiment(root: Path) -> None:
+    """Given the name of an experiment that nobody has created."""
+    config = TrackingConfig(root=str(root), experiment="digitcn")
+    run_id = tracking.create_run(tracking.open_store(TrackingConfig(root=str(root))), "run", {}, {})
+    # When
+    store = tracking.open_recorded(config, "run=1")
+    # Then what is recorded is found, in whatever experiment
+    assert store.experiment_id == ""
+    assert tracking.find_run_id(store, run_id[:8], "run") == run_id
+    assert store.client.get_experiment_by_name("digitcn") is None
