@@ -128,7 +128,7 @@ def open_store(config: TrackingConfig, stopped: Callable[[], bool] = lambda: Fal
 
 def _name(config: TrackingConfig) -> str:
     """Return a store's name in the outbox: the local one's does not change when the folder is moved."""
-    return without_credentials(config.uri) if config.uri else "mlflow.db"
+    return without_credentials(config.uri).rstrip("/") if config.uri else "mlflow.db"
 
 
 def outbox_folder(config: TrackingConfig) -> Path:

@@ -140,7 +140,8 @@ def listed(outbox: Path) -> list[Queued]:
 
 def pending_runs(outbox: Path, store: str) -> list[str]:
     """Return the runs with operations for a store that are still to be delivered, in their order."""
-    return list(dict.fromkeys(each.run_id for each in listed(outbox) if each.store == store and not each.refused))
+    waiting = (each for each in listed(outbox) if each.store.rstrip("/") == store and not each.refused)
+    return list(dict.fromkeys(each.run_id for each in waiting))
 
 
 def has_pending(outbox: Path, run_id: str) -> bool:
@@ -199,7 +200,8 @@ def _first(
     """Return the first operation that is to be delivered, None if its content cannot be parsed; its id and its run."""
     without = ", ".join("?" * len(failed))
     query = (
-        "SELECT id, run_id, kind, content FROM operations WHERE store = ? AND refused IS NULL"
+        # Some were queued for an address as it was typed, with a slash at its end.
+        "SELECT id, run_id, kind, content FROM operations WHERE rtrim(store, '/') = ? AND refused IS NULL"
         f" AND run_id NOT IN ({without}) AND coalesce(?, run_id) = run_id ORDER BY id LIMIT 1"
     )
     with _connect(path) as connection:

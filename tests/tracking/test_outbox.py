@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from digitcnn.config import TrackingConfig
+from digitcnn.tracking import client as client_module
 from digitcnn.tracking import outbox
 from digitcnn.tracking.outbox import Operation
 
@@ -46,6 +48,16 @@ def test_queue_delivers_in_order_and_then_forgets(tmp_path: Path) -> None:
     assert _delivered(tmp_path) == [1, {"a/b.txt": b"of the second record"}, 3]
     assert not outbox.has_pending(tmp_path, "run")
     assert not list(tmp_path.glob("*.db"))
+
+
+def test_queue_is_that_of_a_server_with_or_without_a_slash_at_its_end(tmp_path: Path) -> None:
+    for number, uri in enumerate(("http://mlflow:5000/", "http://mlflow:5000", "http://mlflow:50001"), start=1):
+        outbox.enqueue(tmp_path, uri, f"run {number}", _tags(number))
+    config = TrackingConfig(root=str(tmp_path), uri="http://mlflow:5000/")
+    name = client_module._name(config)
+    assert name == client_module._name(config.model_copy(update={"uri": "http://mlflow:5000"}))
+    assert outbox.pending_runs(tmp_path, name) == ["run 1", "run 2"]
+    assert _delivered(tmp_path, name) == [1, 2]
 
 
 def test_queue_goes_on_where_a_delivery_was_interrupted(tmp_path: Path) -> None:
