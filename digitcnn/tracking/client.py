@@ -62,6 +62,10 @@ _DELETED = "{} was deleted in MLflow while this command records in it: it is res
 Result = TypeVar("Result")
 
 
+class ArtifactsAway(Exception):
+    """The place of a server's files, such as a bucket, did not take some for now; in the words of its own library."""
+
+
 @dataclass
 class Store:
     """An open MLflow store and one of its experiments, empty if it was opened to read and there is none of that name.
@@ -186,7 +190,7 @@ def store_errors(config: TrackingConfig) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, RequestException) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, RequestException, ArtifactsAway) as error:
         away = is_away(error)
         safe = (pending_message(config) if away else "") or RECORDS_SAFE
         raise (StoreAway if away else MachineError)(
@@ -209,7 +213,7 @@ def is_away(error: Exception) -> bool:
     from requests.exceptions import RequestException
 
     text = str(error)
-    of_server = isinstance(error, RestException | RequestException) or (
+    of_server = isinstance(error, RestException | RequestException | ArtifactsAway) or (
         isinstance(error, MlflowException) and text.startswith("API request to")
     )
     return (of_server and not is_refusal(error)) or "database is locked" in text
@@ -220,18 +224,22 @@ def is_unreachable(error: Exception) -> bool:
     return is_away(error) and _http_status(error) is None
 
 
-def is_refusal(error: Exception) -> bool:
+def is_refusal(error: BaseException | None) -> bool:
     """Return True if a store would refuse the operation again: the run is gone, or it is invalid or too large."""
     status = _http_status(error)
     return status is not None and 400 <= status < 500 and status not in _LATER
 
 
-def _http_status(error: Exception) -> int | None:
+def _http_status(error: BaseException | None) -> int | None:
     """Return the status that a server has answered, or that MLflow gives to an error of the local store."""
     from mlflow.exceptions import MlflowException, RestException
 
-    if getattr(error, "response", None) is not None:
-        return int(error.response.status_code)  # type: ignore[attr-defined]
+    answer = getattr(error, "response", None)
+    # That of boto3 is a dict.
+    of_boto3 = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+    status = getattr(answer, "status_code", of_boto3)
+    if status is not None:
+        return int(status)
     answered = re.search(r"failed with error code (\d{3})", str(error))
     if answered:
         return int(answered[1])

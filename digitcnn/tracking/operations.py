@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from digitcnn.config import TrackingConfig
+from digitcnn.config import TrackingConfig, without_credentials
+from digitcnn.errors import RECORDS_SAFE, MachineError
 from digitcnn.formatting import format_count
 from digitcnn.tracking import outbox
 from digitcnn.tracking.client import (
+    ArtifactsAway,
     Store,
     error_cause,
     is_away,
@@ -132,7 +134,7 @@ def write(store: Store, run_id: str, operation: Operation, restores: bool = Fals
     """Write to a run; doing it again changes nothing. Return the reason of a refusal, or None.
 
     A run that a person has deleted refuses, unless it `restores`. Raises as MLflow does if the store is away or out of
-    order.
+    order, ArtifactsAway if the place of a server's files is, MachineError without a library that takes them there.
     """
 
     def action() -> None:
@@ -141,8 +143,16 @@ def write(store: Store, run_id: str, operation: Operation, restores: bool = Fals
     try:
         restoring(store, run_id, action) if restores else action()
     except Exception as error:
+        if isinstance(error, ImportError):
+            where = f"the MLflow store {without_credentials(store.uri)} has files in a place"
+            raise MachineError(f"{where} that takes a library: {error}; install it; {RECORDS_SAFE}") from None
+        # Files may go straight to a bucket, whose library has errors of its own, and wraps an answer in one.
+        uploads = operation.kind in ("files", "model") and not store.uri.startswith("sqlite:")
+        refused = is_refusal(error) or (uploads and is_refusal(error.__context__))
         # The others: what was queued is not what a writer expects, however often it is tried.
-        if not is_refusal(error) and not isinstance(error, KeyError | TypeError):
+        if not refused and not isinstance(error, KeyError | TypeError):
+            if uploads and not is_away(error) and not _is_of_this_machine(error):
+                raise ArtifactsAway(f"{type(error).__name__}: {error}") from error
             raise
         reason = f"{type(error).__name__}: {error_cause(error)}"
         logger.warning(
@@ -150,6 +160,11 @@ def write(store: Store, run_id: str, operation: Operation, restores: bool = Fals
         )
         return reason
     return None
+
+
+def _is_of_this_machine(error: Exception) -> bool:
+    """Return True for an error of files and folders; a connection that is lost is one of the system too."""
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from digitcnn.config import DataConfig, RunConfig
+from digitcnn.errors import MachineError
 from digitcnn.records import EPOCH_METRICS, ON_TEST, Artifact, EnvironmentKey, Tag
 from digitcnn.records import Metric as Recorded
 from digitcnn.tracking import operations
@@ -142,8 +143,12 @@ def copy_run(store: Store, source: str, target: str, status: Status) -> None:
 
 
 def put_yaml(store: Store, run_id: str, name: str, tree: Mapping[str, Any]) -> None:
-    """Record values as a YAML file, an artifact of a run."""
-    put_files(store, run_id, {name: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)})
+    """Record values as a YAML file, the first of a run. Closes the run and raises MachineError if it can have none."""
+    try:
+        put_files(store, run_id, {name: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)})
+    except MachineError as error:
+        close_run(store, run_id, "FAILED", str(error))
+        raise
 
 
 class Run:

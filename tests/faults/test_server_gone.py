@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from optuna.trial import TrialState
 
 from digitcnn import study, tracking
@@ -25,6 +26,7 @@ from digitcnn.config import ConfirmConfig, RunConfig, SweepConfig, TrackingConfi
 from digitcnn.errors import MachineError
 from digitcnn.tracking import client as client_module
 from digitcnn.tracking import outbox
+from digitcnn.tracking.client import ArtifactsAway
 from tests.conftest import ONE_WORKER, Command, command_line, with_study
 from tests.support import processes
 from tests.support.overrides import SMALL
@@ -165,6 +167,57 @@ def test_record_that_a_proxy_refuses_holds_up_nothing(
         tracking.retry_refused(config.tracking)
         assert tracking.queued_records(config.tracking) == []
         assert_complete(config, run_id)
+
+
+class _Answer(Exception):
+    """An error of boto3, which is not installed here: it holds the answer of S3."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"An error occurred ({status})")
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+def test_bucket_that_does_not_answer_is_a_server_that_is_away(
+    tmp_path: Path, server: MLflowServer, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    """Given an experiment whose files go straight to S3."""
+    MlflowClient(server.uri).create_experiment("in-a-bucket", "s3://bucket/files")
+    config = config_in(tmp_path / "records", uri=server.uri, experiment="in-a-bucket")
+    # When the library that takes them there is missing, nothing is left open
+    with pytest.raises(MachineError, match="has files in a place that takes a library: No module named 'boto3'; "):
+        record_a_run(config)
+    opened = tracking.open_store(config.tracking)
+    (run,) = opened.client.search_runs([opened.experiment_id])
+    assert run.info.status == "FAILED"
+    # And when it fails for a while
+    status, uploaded = [200], set[str]()
+
+    def upload(_: Any, folder: str, artifact_path: str | None = None) -> None:
+        try:
+            if status[0] != 200:
+                raise _Answer(status[0])
+        except _Answer as error:
+            raise RuntimeError(f"Failed to upload: {error}") from error
+        uploaded.update(path.name for path in Path(folder).rglob("*"))
+
+    monkeypatch.setattr(S3ArtifactRepository, "log_artifacts", upload)
+    run_id = record_a_run(config, lambda number: status.__setitem__(0, 503))
+    assert len([text for text in messages if "does not answer (RuntimeError: Failed to upload: An error" in text]) == 1
+    assert "they are kept in" in tracking.pending_message(config.tracking)
+    with pytest.raises(ArtifactsAway):
+        tracking.deliver(opened)
+    status[0] = 200
+    tracking.deliver(opened)
+    assert tracking.queued_records(config.tracking) == []
+    assert opened.client.get_run(run_id).info.status == "FINISHED"
+    assert {"config.yaml", "environment.json", "predictions.csv", "MLmodel"} <= uploaded
+    # And when it refuses
+    refused = record_a_run(config, lambda number: status.__setitem__(0, 403))
+    assert {(each.run_id, each.kind) for each in tracking.queued_records(config.tracking)} == {
+        (refused, "files"),
+        (refused, "model"),
+    }
+    assert tracking.pending_message(config.tracking) == ""
 
 
 def test_server_of_a_private_authority_is_used_as_mlflows_variables_say(
