@@ -57,12 +57,13 @@ def _command(name: str, schema: type[AnyConfig], overrides: Mapping[str, object]
     words, before = cli.words_of(overrides), sys.argv
     sys.argv = ["digitcnn", name, *words]
     try:
-        with cli.messages():
+        with tracking.kept_variables(), cli.messages():
             yield cli.compose_command(name, schema, words)
     finally:
         sys.argv = before
 
 
+@tracking.kept_variables()
 def load_study(name: str, root: str | os.PathLike[str] = "mlruns", **place: str | None) -> Study:
     """Return a recorded study as it is now: finished, at work or stopped.
 
@@ -75,6 +76,7 @@ def load_study(name: str, root: str | os.PathLike[str] = "mlruns", **place: str 
         return Study(report.read_study(store, StudyReference(name=name), config))
 
 
+@tracking.kept_variables()
 def predict(
     images: NDArray[np.uint8] | Sequence[str],
     run: str = "champion",

@@ -1,7 +1,7 @@
 """MLflow: one recorder, the outbox of what a store did not take, and queries. The only importer of mlflow."""
 
 from digitcnn.tracking.client import Store, open_store, pending_message, store_errors, suppress_away, with_retries
-from digitcnn.tracking.local import relocate_artifacts
+from digitcnn.tracking.local import kept_variables, relocate_artifacts
 from digitcnn.tracking.operations import (
     Status,
     delete_runs,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import sqlite3
 import threading
@@ -33,21 +32,6 @@ _RETRY_SECONDS = 5.0
 _LATER = (408, 429)
 # Those of the local store, whose other codes may also mean that its database fails.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
-# How a server is reached, and what it asks for. Any other variable of MLflow would decide what the config says, such as
-# the store and the registry, or what is recorded.
-_SERVER_VARIABLES = re.compile(
-    "MLFLOW_(TRACKING_(USERNAME|PASSWORD|TOKEN|AUTH|AWS_SIGV4|INSECURE_TLS|(SERVER|CLIENT)_CERT_PATH)"
-    "|(HTTP|S3|GCS|BOTO|KERBEROS|PYARROW)_.*|.*MULTIPART.*|ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT)"
-)
-# MLflow's client would try for four minutes, and wait two for each answer: what fails is kept and delivered later.
-_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 _PROBE_SECONDS = 10
 # The last three log each failure that they raise, with its traceback.
 _LOG_LEVELS = {
@@ -112,7 +96,7 @@ def open_store(config: TrackingConfig, stopped: Callable[[], bool] = lambda: Fal
     process records in it.
     """
     with store_errors(config):
-        import mlflow
+        from mlflow import MlflowClient
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
 
@@ -124,8 +108,8 @@ def open_store(config: TrackingConfig, stopped: Callable[[], bool] = lambda: Fal
             # Raises at once if no server is there; any answer will do. With what MLflow knows of certificates.
             known = get_default_host_creds(config.uri)  # type: ignore[no-untyped-call]
             http_request(known, "/health", "GET", max_retries=0, timeout=_PROBE_SECONDS, raise_on_status=False)  # type: ignore[no-untyped-call]
-        mlflow.set_tracking_uri(config.store_uri)
-        client = mlflow.MlflowClient(config.store_uri)
+        # The registry too: else that of a program which has set one.
+        client = MlflowClient(config.store_uri, config.store_uri)
         experiment_id = _experiment_id(client, config, reading)
         return Store(client, config.store_uri, _name(config), experiment_id, outbox_folder(config), stopped)
 
@@ -167,22 +151,10 @@ def _experiment_id(client: MlflowClient, config: TrackingConfig, reading: bool) 
     return str(experiment.experiment_id)
 
 
-def settle_variables() -> None:
-    """Remove MLflow's variables from this process but for those of a server, and set our own: before its import."""
-    for name in [each for each in os.environ if each.lstrip("_").startswith("MLFLOW_")]:
-        if not _SERVER_VARIABLES.fullmatch(name):
-            del os.environ[name]
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if os.path.expanduser("~") == "~":  # noqa: PTH111
-        # Neither HOME nor a user that the system knows, as in a container: MLflow's import fails without a home.
-        os.environ["HOME"] = os.devnull
-
-
 @contextlib.contextmanager
 def store_errors(config: TrackingConfig) -> Iterator[None]:
     """Turn a failure of the MLflow store in the body into a MachineError of one line, StoreAway if it is away."""
-    settle_variables()
+    local.settle_variables()
     with large_imports():
         from mlflow.exceptions import MlflowException
         from requests.exceptions import RequestException

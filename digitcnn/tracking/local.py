@@ -1,13 +1,15 @@
-"""The records on this machine: the local store's folder, wherever it was moved, and the processes that record."""
+"""This machine: MLflow's variables, the local store's folder, wherever it was moved, and the processes that record."""
 
 import contextlib
 import functools
 import logging
 import os
+import re
 import socket
 import sqlite3
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -26,9 +28,52 @@ _PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+# How a server is reached, and what it asks for. Any other variable of MLflow would decide what the config says, such as
+# the store and the registry, or what is recorded.
+_SERVER_VARIABLES = re.compile(
+    "MLFLOW_(TRACKING_(USERNAME|PASSWORD|TOKEN|AUTH|AWS_SIGV4|INSECURE_TLS|(SERVER|CLIENT)_CERT_PATH)"
+    "|(HTTP|S3|GCS|BOTO|KERBEROS|PYARROW)_.*|.*MULTIPART.*|ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT)"
+)
+# MLflow's client would try for four minutes, and wait two for each answer: what fails is kept and delivered later.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 _TIME = "%Y-%m-%d %H:%M:%S"
 # A clock that is set, or another offset from UTC, moves the start of a process by as much.
 _TOLERANCE_SECONDS = 2 * 3600.0
+
+
+def settle_variables() -> None:
+    """Remove MLflow's variables from this process but for those of a server, and set our own: before its import."""
+    for name in _variables():
+        if not _SERVER_VARIABLES.fullmatch(name):
+            del os.environ[name]
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if os.path.expanduser("~") == "~":  # noqa: PTH111
+        # Neither HOME nor a user that the system knows, as in a container: MLflow's import fails without a home.
+        os.environ["HOME"] = os.devnull
+
+
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.lstrip("_").startswith("MLFLOW_")}
+
+
+@contextlib.contextmanager
+def kept_variables() -> Iterator[None]:
+    """Give this process, a program that may use MLflow itself, its variables of MLflow back when the body has ended."""
+    before = _variables()
+    try:
+        yield
+    finally:
+        for name in _variables().keys() - before:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def prepare_folder(folder: Path, reading: bool = False) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from digitcnn.config import RunConfig
 from digitcnn.drawing import BLUE, INK, MAX_LABELLED_CLASSES, ORANGE, mistake_shares, plain_style
 from digitcnn.records import Artifact, Column, Metric
-from digitcnn.tracking.client import settle_variables
+from digitcnn.tracking.local import settle_variables
 from digitcnn.values import EpochMetrics, RunFinished, TrainingResult
 
 if TYPE_CHECKING:

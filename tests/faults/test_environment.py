@@ -19,7 +19,7 @@ from digitcnn.config import Backend, RunConfig, TrackingConfig
 from digitcnn.drawing import plain_style
 from digitcnn.processor import instruction_sets
 from digitcnn.records import Tag
-from digitcnn.tracking.client import settle_variables as settle_mlflow
+from digitcnn.tracking.local import settle_variables as settle_mlflow
 from digitcnn.training.variables import flags_in_effect, settle_variables
 from tests.conftest import Command
 from tests.support.planted import VARIABLES, plant
