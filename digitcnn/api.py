@@ -57,7 +57,7 @@ def _command(name: str, schema: type[AnyConfig], overrides: Mapping[str, object]
     words, before = cli.words_of(overrides), sys.argv
     sys.argv = ["digitcnn", name, *words]
     try:
-        with tracking.kept_variables(), cli.messages():
+        with tracking.kept_variables(), cli.apart_from_hydra(), cli.messages():
             yield cli.compose_command(name, schema, words)
     finally:
         sys.argv = before

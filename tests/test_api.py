@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbclient
@@ -83,6 +86,51 @@ def test_study_has_typed_tables_a_champion_and_figures(finished_study: SweepConf
         study.plot.intervals(),
     ):
         assert figure.data
+
+
+_PROGRAM = """
+import os
+
+import hydra
+import mlflow
+from hydra.core.hydra_config import HydraConfig
+
+import digitcnn
+
+
+@hydra.main(version_base=None, config_path=None)
+def main(config):
+    mlflow.set_tracking_uri("sqlite:///theirs.db")
+    runs = [digitcnn.train(model="mlp", data__train_size=100, training__epochs=1, tracking__root=config.root)]
+    runs.append(digitcnn.load_study("small", root=config.root).trials)
+    print("here:", mlflow.get_tracking_uri(), os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_EXPERIMENT_NAME"])
+    print("job:", HydraConfig.get().job.num, HydraConfig.get().runtime.output_dir, len(runs))
+
+
+main()
+"""
+
+
+def test_program_of_hydra_and_mlflow_keeps_what_it_has_set(copied: SweepConfig, tmp_path: Path) -> None:
+    """Given a multirun of a program of its own, of which both jobs train the same."""
+    (tmp_path / "program.py").write_text(_PROGRAM)
+    line = [
+        sys.executable,
+        "program.py",
+        "--multirun",
+        f"+root={copied.tracking.root}",
+        "+job=1,2",
+        "hydra.sweep.dir=jobs",
+    ]
+    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "MLFLOW_EXPERIMENT_NAME": "theirs"}
+    # When
+    ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, env=variables)
+    # Then
+    assert ended.returncode == 0, ended.stderr
+    said = [each for each in ended.stdout.splitlines() if each.startswith(("here: ", "job: "))]
+    here = "here: sqlite:///theirs.db sqlite:///theirs.db theirs"
+    assert said == [here, f"job: 0 {tmp_path}/jobs/0 2", here, f"job: 1 {tmp_path}/jobs/1 2"]
+    assert ended.stdout.count("recorded as run ") == 2
 
 
 def test_program_is_refused_what_the_command_line_refuses(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from digitcnn.cli.command import run_command, settled
     from digitcnn.cli.commands.sweep import search
     from digitcnn.cli.commands.train import record
-    from digitcnn.cli.composition import compose_command
+    from digitcnn.cli.composition import apart_from_hydra, compose_command
     from digitcnn.output import messages
 
 _HOMES = {
+    "apart_from_hydra": "digitcnn.cli.composition",
     "compose_command": "digitcnn.cli.composition",
     "messages": "digitcnn.output",
     "record": "digitcnn.cli.commands.train",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +18,13 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
@@ -208,6 +212,25 @@ def hydra_line(error: Exception, schema: type[Config]) -> str:
         )
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return _named_by_key(" ".join((text + cause).split()))
+
+
+@contextlib.contextmanager
+def apart_from_hydra() -> Iterator[None]:
+    """Let no program that Hydra runs decide what is done in the body, and give it its Hydra back at the end."""
+    # Which registers the readers of config files.
+    Plugins.instance()
+    configs, readers, version = ConfigStore.instance().repo["hydra"], SourcesRegistry.instance().types, VersionBase()
+    kept = dict(configs), dict(readers), version.version_base
+    program, job = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().hydra = HydraConfig.instance().cfg = None
+    try:
+        yield
+    finally:
+        configs.update(kept[0])
+        readers.update(kept[1])
+        version.version_base = kept[2]
+        # Not the same instance: composing has put another one there.
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = program, job
 
 
 def compose_command(name: str, schema: type[AnyConfig], words: Sequence[str]) -> AnyConfig:
