@@ -20,6 +20,7 @@ from digitcnn.errors import ConfigError
 from digitcnn.records import Tag
 from tests.conftest import Command
 from tests.support.recorded import assert_complete, config_in, record_a_run
+from tests.support.studies import space_of
 
 
 def _runs(config: SweepConfig, **settings: object) -> pd.DataFrame:
@@ -92,6 +93,8 @@ def test_delete_takes_a_study_from_both_stores_and_the_disk(
     client.create_model_version("digitcnn", (root / "artifacts").as_uri(), others[0])
     client.set_registered_model_alias("digitcnn", "champion", "1")
     client.set_experiment_tag("1", f"{Tag.VIEW_PREFIX}small-trials", "{}")
+    checkpoints = [_checkpoint(root, place, first) for place in ("sweep/small", "confirm/small", "finished")]
+    of_others = [_checkpoint(root, place, kept) for place in ("sweep/other", "finished")]
     config = DeleteConfig(study=StudyChoice(name="small"), tracking=copied.tracking)
     # When the champion's is to go, or nobody can be asked
     with pytest.raises(ConfigError, match=f"study.name=small: run {others[0]} is the champion's"):
@@ -108,19 +111,48 @@ def test_delete_takes_a_study_from_both_stores_and_the_disk(
     assert [run.info.run_id for run in tracking.search_runs(store, "")] == [kept]
     assert not any((root / "artifacts" / "digitcnn" / run_id).exists() for run_id in others)
     assert not (root / "reports" / "small").exists()
+    assert not any(path.exists() for path in checkpoints)
+    assert all(path.exists() for path in of_others)
     assert precious.exists()
     assert client.search_model_versions("name = 'digitcnn'") == []
     assert not [name for name in client.get_experiment("1").tags if "sharedViewState" in name]
     assert_complete(config_in(root), kept)
 
 
-def test_delete_takes_a_run_that_belongs_to_no_study(copied: SweepConfig) -> None:
+def _checkpoint(root: Path, place: str, run_id: str) -> Path:
+    """Write a large file where a run's checkpoint is kept; return its path."""
+    path = root / "checkpoints" / place / f"{'0' * 32}-{run_id}-4.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(20_000_000))
+    return path
+
+
+def test_delete_takes_no_run_of_another_study_of_that_name(copied: SweepConfig, opened: study.OpenStudy) -> None:
+    """Given a study that was cut off before it had a run of its own, and the runs of another one in the same store."""
+    store = tracking.open_store(copied.tracking)
+    of_another = {opened.parent_run_id, *(study.read_trial(trial).run_id for trial in opened.trials)}
+    study.delete_study(copied.tracking.folder, "small")
+    other = study.open_study(copied.tracking.folder, copied.study, space_of(copied), copied.baseline, "a" * 64)
+    created = tracking.create_run(store, "small", {Tag.STUDY: "small", Tag.STUDY_KEY: other.key}, {})
+    assert other.parent_run_id is None
+    # When
+    config = DeleteConfig(study=StudyChoice(name="small"), yes=True, tracking=copied.tracking)
+    assert delete(config) == 0
+    # Then
+    assert created not in of_another
+    assert {run.info.run_id for run in tracking.search_runs(store, "")} == of_another
+
+
+def test_delete_takes_a_run_that_belongs_to_no_study(copied: SweepConfig, capsys: pytest.CaptureFixture[str]) -> None:
     root = copied.tracking.folder
     run_id = record_a_run(config_in(root), tags={})
+    checkpoints = [_checkpoint(root, place, run_id) for place in ("train", "finished")]
     (trial, *_) = [each for each in _runs(copied)["run_id"] if each != run_id]
     with pytest.raises(ConfigError, match=f"run={trial}: belongs to study small"):
         delete(DeleteConfig(run=trial, yes=True, tracking=copied.tracking))
     assert delete(DeleteConfig(run=run_id[:8], yes=True, tracking=copied.tracking)) == 0
+    assert capsys.readouterr().out == f"deleted: run {run_id}, 1 model, 40.0 MB of files\n"
+    assert not any(path.exists() for path in checkpoints)
     assert run_id not in set(_runs(copied)["run_id"])
     assert not (root / "artifacts" / "digitcnn" / run_id).exists()
     assert not list((root / "artifacts" / "digitcnn" / "models").glob("*"))

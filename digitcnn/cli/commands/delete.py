@@ -55,30 +55,32 @@ def _ask(removal: _Removal, store: tracking.Store, config: DeleteConfig) -> int:
 
 @dataclass(frozen=True)
 class _Removal:
-    """A removal: of a study's trials, if one is named, of MLflow's runs and models by id, and of folders of files."""
+    """A removal: of a study's trials, if one is named, of MLflow's runs and models by id, of folders and of files."""
 
     study: str | None
     runs: tuple[str, ...]
     models: tuple[str, ...]
     folders: tuple[Path, ...]
+    files: tuple[Path, ...]
     experiments: tuple[str, ...]
 
     def in_words(self) -> str:
         """Return what goes and the space that it gives back."""
         what = f"run {self.runs[0]}" if self.study is None else f"study {self.study}: its trials"
         runs = "" if self.study is None else f", {format_count(len(self.runs), 'run')}"
-        space = format_bytes(sum(map(size_of, self.folders)))
+        space = format_bytes(sum(map(size_of, self.folders)) + sum(file.stat().st_size for file in self.files))
         return f"{what}{runs}, {format_count(len(self.models), 'model')}, {space} of files"
 
 
 def _of_study(store: tracking.Store, opened: study.OpenStudy, config: TrackingConfig) -> _Removal:
-    """Return what is removed with a study: its trials, its confirmation, its reports. Raise ConfigError as below."""
-    name, parent = opened.study_name, opened.parent_run_id
-    # Another study in this MLflow store may have the same name.
+    """Return what goes with a study: its trials, confirmation, reports, checkpoints. Raise ConfigError as below."""
+    name, key, parent = opened.study_name, opened.key, opened.parent_run_id
+    # Another study in this MLflow store may have the same name. One that was cut off may have a run and not know it.
     runs = [
         run
         for run in tracking.study_runs(store, name)
-        if parent in (run.info.run_id, run.data.tags.get(Tag.PARENT), run.data.tags.get(Tag.SEED_OF))
+        if run.data.tags.get(Tag.STUDY_KEY) == key
+        or (parent is not None and parent in (run.data.tags.get(Tag.PARENT), run.data.tags.get(Tag.SEED_OF)))
     ]
     return _removal(store, runs, config, f"study.name={name}", name)
 
@@ -107,6 +109,8 @@ def _removal(
     with contextlib.suppress(ConfigError):
         champion = tracking.champion_run(store)
     ids = [run.info.run_id for run in runs]
+    checkpoints = config.folder / "checkpoints"
+    of_study_alone = (config.folder / "reports", checkpoints / "sweep", checkpoints / "confirm")
     if champion in ids:
         raise ConfigError(
             f"{named}: run {champion} is the champion's, models:/digitcnn@champion; confirm another study, or remove "
@@ -118,8 +122,9 @@ def _removal(
         models=tuple(model.model_id for model in tracking.run_models(store, runs)),
         folders=(
             *tracking.run_folders(store, config.folder, runs),
-            *([config.folder / "reports" / of_study] if of_study else []),
+            *(folder / of_study for folder in of_study_alone if of_study),
         ),
+        files=tuple(path for path in checkpoints.glob("*/*.npz") if not set(ids).isdisjoint(path.stem.split("-"))),
         experiments=tuple(sorted({run.info.experiment_id for run in runs})),
     )
 
@@ -129,13 +134,13 @@ def _remove(removal: _Removal, store: tracking.Store, config: TrackingConfig) ->
 
     Raise MachineError if files cannot be removed.
     """
-    for folder in removal.folders:
+    for path in (*removal.folders, *removal.files):
         try:
-            shutil.rmtree(folder)
+            path.unlink() if path in removal.files else shutil.rmtree(path)
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise MachineError(f"{folder} cannot be removed: {error.strerror}; delete again to go on") from None
+            raise MachineError(f"{path} cannot be removed: {error.strerror}; delete again to go on") from None
     tracking.delete_runs(store, removal.runs, removal.models)
     if removal.study is not None:
         views = {f"{Tag.VIEW_PREFIX}{removal.study}{kind}" for kind in STUDY_VIEWS}
