@@ -54,6 +54,26 @@ def test_find_run_knows_champion_best_and_ids_only(sweep_config: SweepConfig, ro
         evaluation.find_manifest(wanted)
 
 
+def test_find_config_follows_a_run_to_the_one_that_was_trained(
+    copied: SweepConfig, opened: study.OpenStudy, store: tracking.Store
+) -> None:
+    trained = str(study.read_trial(opened.trials[1]).run_id)
+    same = tracking.create_training_run(store, copied.baseline, "same", {})
+    tracking.copy_run(store, trained, same, "FINISHED")
+    infeasible = tracking.create_training_run(store, copied.baseline, "infeasible", {})
+    tracking.close_run(store, infeasible, "KILLED", "breaks study.constraints, and was not trained")
+    # Then
+    found = evaluation.find_config(same[:8], copied.tracking)
+    assert found == evaluation.find_config(trained, copied.tracking)
+    assert (found[0], found[1].training.batch_size) == (trained, opened.trials[1].params["training.batch_size"])
+    for run_id, line in (
+        (str(opened.parent_run_id), "is that of study small itself; name the run of a trial"),
+        (infeasible, r"has no config.yaml \(breaks study.constraints, and was not trained\)"),
+    ):
+        with pytest.raises(ConfigError, match=f"^run={run_id}: {line}$"):
+            evaluation.find_config(run_id, copied.tracking)
+
+
 # The columns of tolerance's arguments that all of these have: a metric of 1,000 images after 20 updates.
 NEAR = ComparedMetric(1, "train_loss", 0.5, 0.5001, tolerance("train_loss", 0.5, 0.9, 1000, 20))
 FAR = ComparedMetric(1, "train_loss", 0.5, 0.51, tolerance("train_loss", 0.5, 0.9, 1000, 20))

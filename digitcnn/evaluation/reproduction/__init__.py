@@ -107,10 +107,19 @@ def find_run(
 
 
 def find_config(reference: str, records: TrackingConfig) -> tuple[str, RunConfig]:
-    """Return the run whose id begins so, and its config. Raise ConfigError if there is none, or more than one."""
+    """Return the run whose id begins so, or of one that took over a result the one that was trained, and its config.
+
+    Raise ConfigError if there is none, or more than one, or if it is not of a training.
+    """
     with tracking.store_errors(records):
         store = tracking.open_recorded(records, f"run={reference}")
-        run_id = tracking.find_run_id(store, reference, "run")
+        run = tracking.trained_run(store, tracking.find_run_id(store, reference, "run"))
+        run_id, tags = str(run.info.run_id), run.data.tags
+        if Tag.STUDY_KEY in tags:
+            raise ConfigError(f"run={reference}: is that of study {tags[Tag.STUDY]} itself; name the run of a trial")
+        if Artifact.CONFIG not in store.artifact_names(run_id):
+            reason = tags.get(Tag.FAILURE, "it was not trained by digitcnn")
+            raise ConfigError(f"run={reference}: has no {Artifact.CONFIG} ({reason})")
         return run_id, config_of_run(store, run_id, records)
 
 
