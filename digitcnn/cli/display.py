@@ -87,6 +87,7 @@ class _TrainingTable:
         self.epochs = epochs
         self.seen: list[EpochMetrics] = []
         self.began: float | None = None
+        self.first = 0.0
         self.bar = _bar("{task.fields[left]}")
         self.task = self.bar.add_task(f"starting {backend}", total=epochs, left="")
 
@@ -94,12 +95,12 @@ class _TrainingTable:
         self.seen.append(metrics)
 
     def on_progress(self, epoch: int, fraction: float) -> None:
-        now = time.perf_counter()
+        now, done = time.perf_counter(), epoch - 1 + fraction
         if self.began is None:
-            # The first batch is left out of the estimate: it includes tracing the network.
-            self.began = now
-        done = epoch - 1 + fraction
-        left = (now - self.began) / done * (self.epochs - done) if done > 0.05 else None
+            # The first batch is left out of the estimate: it includes tracing the network. So are epochs before it.
+            self.began, self.first = now, done
+        here = done - self.first
+        left = (now - self.began) / here * (self.epochs - done) if here > 0.05 else None
         text = "" if left is None else f"{format_duration(left)} left"
         words = f"epoch {min(epoch, self.epochs)}/{self.epochs}"
         self.bar.update(self.task, completed=done, description=words, left=text)

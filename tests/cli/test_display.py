@@ -16,6 +16,7 @@ from rich.text import Text
 from digitcnn.cli import messages, tables
 from digitcnn.cli.display import SweepScreen, _TrainingTable
 from digitcnn.evaluation import ComparedMetric
+from digitcnn.formatting import format_duration
 from digitcnn.report import RunComparison
 from digitcnn.values import EpochMetrics
 
@@ -51,6 +52,16 @@ def test_messages_are_silent_in_a_program_that_shows_none() -> None:
     program = "import logging, digitcnn.tracking; logging.getLogger('digitcnn.tracking').warning('away')"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout + ended.stderr == ""
+
+
+def test_time_left_of_a_resumed_training_counts_its_own_epochs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given 20 epochs, ten of them trained before, and a clock by which one takes 40 s."""
+    clock = iter([100.0, 120.0])
+    monkeypatch.setattr("digitcnn.cli.display.time.perf_counter", lambda: next(clock))
+    shown = _TrainingTable(20, "TensorFlow")
+    for fraction in (0.1, 0.6):
+        shown.on_progress(11, fraction)
+    assert shown.bar.tasks[0].fields["left"] == f"{format_duration(9.4 * 40)} left"
 
 
 # What Rich would take for styles, closed styles and emoji: TensorFlow names its devices like this.
