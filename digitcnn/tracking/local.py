@@ -1,5 +1,6 @@
 """This machine: MLflow's variables, the local store's folder, wherever it was moved, and the processes that record."""
 
+import calendar
 import contextlib
 import functools
 import logging
@@ -43,9 +44,11 @@ _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-_TIME = "%Y-%m-%d %H:%M:%S"
-# A clock that is set, or another offset from UTC, moves the start of a process by as much.
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
+# A clock that is set moves the start of a process by as much.
 _TOLERANCE_SECONDS = 2 * 3600.0
+# Earlier versions recorded it in the time zone of the process, at most 14 hours from UTC.
+_ZONE_SECONDS = 14 * 3600.0
 
 
 def settle_variables() -> None:
@@ -161,7 +164,7 @@ def _same(recorded: str, folder: Path) -> bool:
 @functools.cache
 def process_id() -> str:
     """Return machine, number and start of this process; the start tells it from others that get the same number."""
-    began = time.strftime(_TIME, time.localtime(psutil.Process().create_time()))
+    began = time.strftime(_TIME, time.gmtime(psutil.Process().create_time()))
     return f"{_machine()}, process {os.getpid()} of {began}"
 
 
@@ -185,7 +188,8 @@ def process_is_gone(process: str) -> bool:
         return False
     try:
         now = psutil.Process(int(number)).create_time()
-        return abs(now - time.mktime(time.strptime(began, _TIME))) > _TOLERANCE_SECONDS
+        recorded = calendar.timegm(time.strptime(f"{began.removesuffix(' UTC')} UTC", _TIME))
+        return abs(now - recorded) > _TOLERANCE_SECONDS + (0 if began.endswith(" UTC") else _ZONE_SECONDS)
     except psutil.NoSuchProcess:
         return True
     except (ValueError, psutil.Error):

@@ -8,8 +8,10 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from digitcnn import tracking
@@ -149,3 +151,21 @@ def test_process_is_gone_only_for_one_of_this_machine_that_ended() -> None:
     elsewhere = gone.replace(own.partition(",")[0], "elsewhere-12345678")
     found = [local_module.process_is_gone(each) for each in (own, gone, earlier, elsewhere, "", "nonsense")]
     assert found == [False, True, True, False, False, False]
+
+
+def test_process_is_at_work_in_whatever_time_zone_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a process that recorded its start in one zone, as this version does and as an earlier one did."""
+    began = psutil.Process().create_time()
+    try:
+        monkeypatch.setenv("TZ", "Pacific/Auckland")
+        time.tzset()
+        own = local_module.process_id.__wrapped__()
+        earlier = re.sub("of .*", time.strftime("of %Y-%m-%d %H:%M:%S", time.localtime(began)), own)
+        another = re.sub("of .*", time.strftime("of %Y-%m-%d %H:%M:%S", time.localtime(began - 2 * 86_400)), own)
+        monkeypatch.setenv("TZ", "America/Los_Angeles")
+        time.tzset()
+        # Then
+        assert [local_module.process_is_gone(each) for each in (own, earlier, another)] == [False, False, True]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
