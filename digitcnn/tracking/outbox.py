@@ -10,7 +10,6 @@ import functools
 import json
 import logging
 import os
-import shutil
 import sqlite3
 import threading
 import uuid
@@ -167,7 +166,6 @@ def flush(
     raises, the rest of that run stays queued, and the next run is tried unless the store is unreachable; the first
     error is raised at the end. Only queues of this process and of those that are gone are touched.
     """
-    _adopt_journals(outbox)
     delivered: dict[str, int] = {}
     errors: dict[str, Exception] = {}
     for path in _queues(outbox):
@@ -245,15 +243,3 @@ def _remove_if_empty(path: Path) -> None:
         path.unlink(missing_ok=True)
     if path.stem != _own_name(os.getpid()):
         path.with_suffix(".lock").unlink(missing_ok=True)
-
-
-def _adopt_journals(outbox: Path) -> None:
-    """Take over what an earlier version of digitcnn has kept, as lines of JSON in a folder a run."""
-    for journal in outbox.glob("*/journal.jsonl"):
-        lines = [line for line in journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        for number, line in enumerate(lines[1:], start=1):
-            kept, files = json.loads(line), journal.parent / str(number)
-            contents = {str(path.relative_to(files)): path.read_bytes() for path in files.rglob("*") if path.is_file()}
-            operation = Operation(kept["kind"], kept["content"], contents)
-            enqueue(outbox, json.loads(lines[0])["store"], journal.parent.name, operation)
-        shutil.rmtree(journal.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 import sqlite3
@@ -159,15 +158,3 @@ def test_queue_sets_aside_what_cannot_be_read(tmp_path: Path, messages: list[str
     assert [each.refused for each in outbox.listed(tmp_path)] == ["cannot be read"]
     assert (tmp_path / "torn.corrupt").exists()
     assert len([text for text in messages if "is corrupt or truncated" in text]) == 1
-
-
-def test_queue_takes_over_the_journals_of_an_earlier_version(tmp_path: Path) -> None:
-    folder = tmp_path / "run" / "2"
-    folder.mkdir(parents=True)
-    (folder / "a.txt").write_bytes(b"text")
-    lines: list[dict[str, Any]] = [{"store": "here"}]
-    lines += [{"kind": "batch", "content": {"n": 1}, "files": False}, {"kind": "files", "content": {}, "files": True}]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "run" / "journal.jsonl").write_text(text + '{"kind": "batch", "con')
-    assert _delivered(tmp_path) == [1, {"a.txt": b"text"}]
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
