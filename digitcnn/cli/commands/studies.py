@@ -6,10 +6,7 @@ from digitcnn.cli.command import delivered
 from digitcnn.config import StudiesConfig
 
 
-def studies(config: StudiesConfig) -> int:
+def main(config: StudiesConfig) -> int:
     """Print a line for each study; return the exit status."""
     tables.print_table(report.list_studies(config.tracking), hint="")
     return delivered(0)
-
-
-main = studies

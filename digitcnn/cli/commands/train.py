@@ -15,7 +15,7 @@ from digitcnn.records import Metric
 _FREE = ("run", "all", "training.epochs", "tracking")
 
 
-def train(command: TrainConfig) -> int:
+def main(command: TrainConfig) -> int:
     """Train and record one run, with its progress on the screen; return the exit status."""
     record(command)
     return settled(command.tracking)
@@ -58,6 +58,3 @@ def _recorded(command: TrainConfig, reference: str) -> tuple[str, RunConfig]:
     run_id, config = evaluation.find_config(reference, command.tracking)
     length = {"training.epochs": command.training.epochs} if "training.epochs" in typed else {}
     return run_id, config.replace(length)
-
-
-main = train
