@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
-from pydantic import BaseModel
 
 from digitcnn.config import Config, known_keys, value_without_credentials, without_credentials
 from digitcnn.errors import ConfigError
@@ -86,24 +85,9 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
     return flags
 
 
-def text_keys(schema: type[BaseModel], prefix: str = "") -> dict[str, bool]:
+def text_keys(schema: type[Config]) -> dict[str, bool]:
     """Return the dotted names of the schema's keys that hold a text, and whether null is no text there."""
-    keys: dict[str, bool] = {}
-    for name, info in schema.model_fields.items():
-        members = _members(info.annotation)
-        for group in members:
-            if isinstance(group, type) and issubclass(group, BaseModel):
-                keys |= text_keys(group, f"{prefix}{name}.")
-        if str in members:
-            keys[f"{prefix}{name}"] = type(None) in members
-    return keys
-
-
-def _members(annotation: Any) -> list[Any]:
-    """Return the types that a union or an annotated type is made of; a list or a dict of texts is no text."""
-    parts = [part for part in get_args(annotation) if not isinstance(part, str)]
-    is_container = isinstance(getattr(annotation, "__origin__", None), type) and not hasattr(annotation, "__metadata__")
-    return [annotation] if is_container else [annotation, *(member for part in parts for member in _members(part))]
+    return {key: type(None) in types for key, types in known_keys(schema).items() if str in types}
 
 
 def _without_words(arguments: Sequence[str], key: str, words: dict[str, list[str]]) -> list[str]:

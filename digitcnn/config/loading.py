@@ -1,8 +1,8 @@
 """Loading: plain nested values become a typed config, or one line that names the wrong key and what is allowed."""
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -58,16 +58,17 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return every key of a config by its dotted name, those of each network included."""
-    keys: list[str] = []
+def known_keys(kind: type[BaseModel], prefix: str = "") -> dict[str, list[Any]]:
+    """Return the types of every key of a config by its dotted name, those of each network included."""
+    keys: dict[str, list[Any]] = {}
     for name, field in kind.model_fields.items():
-        groups = _configs(field.annotation)
-        keys += [key for group in groups for key in known_keys(group, f"{prefix}{name}.")] or [f"{prefix}{name}"]
-    return list(dict.fromkeys(keys))
+        inner = [known_keys(group, f"{prefix}{name}.") for group in _configs(field.annotation)]
+        for each in inner or [{f"{prefix}{name}": _types(field.annotation)}]:
+            keys |= each
+    return keys
 
 
-def nearest_key(name: str, names: list[str]) -> str:
+def nearest_key(name: str, names: Collection[str]) -> str:
     """Return a hint that names the nearest of some keys, or those of its group, or the groups."""
     if name in _RENAMED:
         return f"is now {_RENAMED[name]}"
@@ -81,16 +82,17 @@ def nearest_key(name: str, names: list[str]) -> str:
     return f"known keys: {', '.join(same_group or groups)}"
 
 
+def _types(annotation: Any) -> list[Any]:
+    """Return the types of a union or an annotated type; what a list or a mapping holds has no name of its own."""
+    parts = () if get_origin(annotation) in (list, dict) else get_args(annotation)
+    return [annotation, *(each for part in parts if not isinstance(part, str) for each in _types(part))]
+
+
 def _configs(annotation: Any) -> list[type[BaseModel]]:
-    """Return the configs that a field's annotation names; the values of a mapping have names of their own."""
-    if getattr(annotation, "__origin__", None) is dict:
-        return []
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [config for part in getattr(annotation, "__args__", ()) for config in _configs(part)]
+    return [each for each in _types(annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
 
 
-def _typed_key(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[str, list[str], list[str]]:
+def _typed_key(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[str, Collection[str], list[str]]:
     """Return the key of an error's location as a person types it, the keys known there, and the names it chooses from.
 
     Pydantic's location also names the chosen one of several configs, such as `cnn` in model.cnn.conv1_filters.
