@@ -5,7 +5,7 @@ Names and values are those of every store that exists: changing one makes earlie
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -314,6 +314,5 @@ class TrialRecord:
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""
-        empty = TrialRecord()
-        stored = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in stored.items() if value != getattr(empty, name)}
+        empty = vars(TrialRecord())
+        return {name: value for name, value in vars(self).items() if value != empty[name]}
