@@ -77,10 +77,9 @@ def search_runs(store: Store, filters: str) -> list[Any]:
 
 def _pages(ask: Callable[[str | None], Any]) -> list[Any]:
     """Return what all pages of an answer hold; `ask` returns the page of a token, or the first one."""
-    found = list(page := ask(None))
-    while page.token:
-        found += (page := ask(page.token))
-    return found
+    from mlflow.utils import get_results_from_paginated_fn
+
+    return list(get_results_from_paginated_fn(lambda _, token: ask(token), _MAX_RUNS))  # type: ignore[no-untyped-call]
 
 
 def filtered_runs(store: Store, filters: str) -> list[Any]:
