@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,21 @@ from numpy.typing import NDArray
 
 import digitcnn
 from digitcnn import cli, report, study, tracking
-from digitcnn.config import Config, PredictConfig, StudyReference, SweepConfig, TrackingConfig, TrainConfig, load_config
+from digitcnn.config import (
+    AnyConfig,
+    PredictConfig,
+    StudyReference,
+    SweepConfig,
+    TrackingConfig,
+    TrainConfig,
+    load_config,
+)
 from digitcnn.errors import ConfigError
 from digitcnn.evaluation import RunManifest
 from digitcnn.predict import predict as predict_files
 from digitcnn.predict import predict_images, predictions_as_table
 from digitcnn.records import Metric
 from digitcnn.runner import FinishedRun
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def train(**overrides: object) -> FinishedRun:

@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,14 +27,12 @@ from digitcnn.cli.arguments import CommandLine, parse_arguments, showable, witho
 from digitcnn.cli.composition import adds_unlisted, config_of, hydra_line, set_up_hydra
 from digitcnn.cli.display import training_display
 from digitcnn.cli.help import command_help
-from digitcnn.config import Config, StudyReference, TrackingConfig, TrainingConfig, known_keys
+from digitcnn.config import AnyConfig, Config, StudyReference, TrackingConfig, TrainingConfig, known_keys
 from digitcnn.errors import RECORDS_SAFE, AlreadyRecorded, ConfigError, MachineError, StoreAway, TrainingDiverged
 from digitcnn.output import lost_output, messages, survive_readers
 from digitcnn.signals import capture_signals, end_in_order, end_process
 from digitcnn.tracking import pending_message
 from digitcnn.values import Decision, EpochMetrics
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 # Any other error is one of ours, and shown with its traceback.
 KNOWN_ERRORS = (ConfigError, MachineError, TrainingDiverged, OSError, HydraException, OmegaConfBaseException)
@@ -131,11 +129,10 @@ def _job(
     @functools.wraps(task)
     def run(composed: DictConfig) -> int:
         sys.argv = shown
-        settings = HydraConfig.get() if HydraConfig.initialized() else None
-        many = is_multirun()
+        settings, many = HydraConfig.get(), is_multirun()
         # Unresolved: an interpolation that leads nowhere is for the task to say.
-        overrides = [] if settings is None else OmegaConf.to_container(settings.overrides.task)
-        kept_in = jobs / str(settings.job.num if settings is not None and many else 0)
+        overrides = OmegaConf.to_container(settings.overrides.task)
+        kept_in = jobs / str(settings.job.num if many else 0)
         kept_in.write_text(f"1 {' '.join(showable(str(override)) for override in overrides or ())}")
         try:
             with messages():

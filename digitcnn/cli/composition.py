@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra
 import yaml
@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from digitcnn.cli.arguments import CommandLine, describe_unreadable, parse_arguments, text_keys
 from digitcnn.config import (
+    AnyConfig,
     Config,
     PredictConfig,
     RunsConfig,
@@ -45,8 +46,6 @@ from digitcnn.errors import ConfigError
 _UNKNOWN = re.compile(r"Could not override '([^']+)'")
 # In a checkout digitcnn/conf is a link to conf/, in a wheel a folder.
 CONF = Path(str(importlib.resources.files("digitcnn") / "conf")).resolve()
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 class _OurConfigs(SearchPathPlugin):

@@ -18,7 +18,7 @@ from digitcnn.config.commands import (
     UiConfig,
 )
 from digitcnn.config.fields import Backend, Count, FilePath, Precision, expand_user, listed, parse_duration
-from digitcnn.config.loading import Config, flatten, known_keys, load_config, nearest_key, nested
+from digitcnn.config.loading import AnyConfig, Config, flatten, known_keys, load_config, nearest_key, nested
 from digitcnn.config.schema import (
     AugmentationConfig,
     CnnConfig,

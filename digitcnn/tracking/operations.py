@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from digitcnn.config import TrackingConfig, without_credentials
 from digitcnn.errors import RECORDS_SAFE, MachineError
@@ -16,6 +16,7 @@ from digitcnn.formatting import format_count
 from digitcnn.tracking import outbox
 from digitcnn.tracking.client import (
     ArtifactsAway,
+    Result,
     Store,
     error_cause,
     is_away,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -78,8 +78,6 @@ def deliver(store: Store, run_id: str | None = None) -> None:
 
     An error of one run does not hold up the others; what the store refuses is set aside.
     """
-    if not store.outbox.exists():
-        return
     delivered = outbox.flush(
         store.outbox, store.name, lambda run, each: write(store, run, each), is_unreachable, run_id
     )
