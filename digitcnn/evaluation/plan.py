@@ -186,13 +186,14 @@ def _candidates(opened: study.OpenStudy, config: ConfirmConfig) -> tuple[tuple[C
     names = [name for name in opened.identity[IdentityKey.SPACE] if name != "training.seed"]
     start = {name: base.parameters()[name] for name in names}
     baseline = study.baseline_trial_number(study.rank_trials(opened)) or 0
-    ended = study.ended_trials(opened)
+    ended, start_key = study.ended_trials(opened), study.parameters_key(start)
     grouped: dict[str, list[study.EndedTrial]] = {}
     for trial in ended:
-        if trial.values is not None and not study.broken(trial.constraints):
-            parameters = {name: value for name, value in trial.parameters.items() if name in start}
-            grouped.setdefault(study.parameters_key(parameters), []).append(trial)
-    of_baseline = grouped.pop(study.parameters_key(start), [])
+        key = study.parameters_key({name: value for name, value in trial.parameters.items() if name in start})
+        # Epochs and cost of a baseline that breaks a constraint are those of its trials too.
+        if trial.values is not None and (key == start_key or not study.broken(trial.constraints)):
+            grouped.setdefault(key, []).append(trial)
+    of_baseline = grouped.pop(start_key, [])
     means = {
         trials[0].number: np.mean([study.signed_values(opened, each.values or []) for each in trials], axis=0).tolist()
         for trials in grouped.values()

@@ -109,14 +109,22 @@ def test_study_of_a_key_whose_baseline_is_null_is_swept_confirmed_and_reported(
     assert "is not among the confirmed ones" not in (written / "report.md").read_text()
 
 
-def test_confirming_runs_have_the_epochs_after_which_trials_stopped_early(swept: SweepConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("least", [0.0, 0.6])
+def test_confirming_runs_have_the_epochs_after_which_trials_stopped_early(
+    least: float, swept: SweepConfig, tmp_path: Path
+) -> None:
+    """Given a baseline that keeps the study's constraint, or breaks it."""
     tree, records = swept.model_dump(), {"root": str(tmp_path / "records")}
     tree["training"] |= {"epochs": 9, "early_stopping": 1}
+    tree["study"]["constraints"] = {"validation_accuracy": {"min": least}}
     sweep = load_config(SweepConfig, {**tree, "tracking": records})
     work(sweep, StoppingTrainer())
     plan = evaluation.plan_confirmation(
         load_config(ConfirmConfig, {"study": {"name": "small"}, "tracking": records, "workers": ONE_WORKER})
     )
+    assert plan.candidates[0].feasible == (least == 0.0)
+    # A run takes a second an epoch.
+    assert [each.cpu_seconds for each in plan.candidates] == [1.0, 4.0, 2.0]
     configs = {each.parameters["training.batch_size"]: each.config for each in plan.candidates}
     for size, epochs in {50: 1, 100: 2, 200: 4}.items():
         assert configs[size].data.validation == "test_once"
