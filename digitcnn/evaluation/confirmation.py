@@ -76,11 +76,12 @@ def run_confirmation(
         recorded, looks = recorded_runs(plan, store), Looks.read(store, plan.parent_run_id)
         looks.require_margin(config.confirm.margin)
         missing = recorded.missing(plan)
-        wanted = recorded.seeds(missing)
-        look = looks.number(wanted, recorded.seeds(), plan.budget if missing else None)
+        # Who is out of the race meanwhile has fewer seeds than were announced, and makes no other look of it.
+        racing = recorded.racing_seeds(plan, missing)
+        look = looks.number(racing, recorded.seeds(), plan.budget if missing else None)
         if any(not each.step for each, _ in missing):
             # Whoever gives up on it has seen what it recorded.
-            looks = looks.announced(look, wanted, config.confirm.margin, plan.budget)
+            looks = looks.announced(look, recorded.seeds(missing), config.confirm.margin, plan.budget)
             _put_looks(store, plan, looks)
         backend = plan.candidates[0].config.backend
         _train(plan, missing, recorded, store, shown, trainer or runner.KerasTrainer(backend))

@@ -139,6 +139,11 @@ class RecordedRuns:
         names = [name for name, _ in (*self.runs, *((candidate.name, seed) for candidate, seed in more))]
         return {each.name: names.count(each.name) for each in self.candidates if each.name not in self.diverged}
 
+    def racing_seeds(self, plan: ConfirmationPlan, more: Sequence[tuple[Candidate, int]]) -> dict[str, int]:
+        """Return the number of seeds, `more` runs included, of each candidate that is not `over`."""
+        over = self.over(plan)
+        return {name: n for name, n in self.seeds(more).items() if name not in over}
+
     def named_accuracies(self) -> dict[str, dict[int, float]]:
         """Return the accuracies by config, those of steps included, and seed; none of a config that diverged."""
         values: dict[str, dict[int, float]] = {}

@@ -62,8 +62,8 @@ def _promise(
     plan: ConfirmationPlan, recorded: RecordedRuns, looks: Looks, missing: Sequence[tuple[Candidate, int]]
 ) -> list[str]:
     """Return the number of the look that a confirmation is, and the difference that it finds."""
-    wanted = recorded.seeds(missing)
-    number, seeds = looks.number(wanted, recorded.seeds(), plan.budget if missing else None), min(wanted.values())
+    wanted, racing = recorded.seeds(missing), recorded.racing_seeds(plan, missing)
+    number, seeds = looks.number(racing, recorded.seeds(), plan.budget if missing else None), min(wanted.values())
     if len(wanted) < 2:
         return []
     values = recorded.named_accuracies()

@@ -24,7 +24,7 @@ from digitcnn.runner.plan import Speed
 from digitcnn.runner.study_run import recorded_outcome
 from digitcnn.tracking import open_store, put_files, study_runs
 from tests.conftest import ONE_WORKER, with_study
-from tests.support.sweeps import Quiet, work
+from tests.support.sweeps import During, Quiet, work
 from tests.support.trainers import ConfirmingTrainer, InstantTrainer, LuckyTrainer, StoppingTrainer
 
 
@@ -295,6 +295,30 @@ def test_a_confirmation_that_was_given_up_counts_as_a_look_for_each_seed_that_it
     assert bought.number({"baseline": 30, "trial 1": 30}, seen) == 18
     # What had not begun showed nothing.
     assert looks.number({"baseline": 5, "trial 1": 5}, {"baseline": 0, "trial 1": 0}) == 1
+
+
+def _cut_off(config: ConfirmConfig, after: str) -> list[str]:
+    """Confirm with accuracies that follow from the batch size alone, up to the end of a run; return a new preview."""
+
+    def fault() -> None:
+        raise RuntimeError("cut off")
+
+    plan = evaluation.plan_confirmation(config)
+    with pytest.raises(RuntimeError, match="cut off"):
+        evaluation.run_confirmation(plan, During(after, fault), InstantTrainer())
+    return evaluation.describe_confirmation(evaluation.plan_confirmation(config))
+
+
+def test_confirmation_that_goes_on_without_who_is_out_of_the_race_is_the_same_look(config: ConfirmConfig) -> None:
+    tree = config.model_dump()
+    asked = load_config(ConfirmConfig, tree | {"confirm": {**tree["confirm"], "seeds": 5}})
+    lines = _cut_off(asked, "baseline, seed 4")
+    assert [line.rpartition("; ")[2].partition(",")[0] for line in lines[2:5]] == [
+        "1 of 5 runs to come",
+        "2 of 5 runs to come",
+        "behind the best after 3 seeds: no more",
+    ]
+    assert lines[1].startswith("look 1 at this study: ")
 
 
 def test_margin_is_chosen_before_anything_is_seen(config: ConfirmConfig) -> None:

@@ -52,9 +52,9 @@ class Failing(Quiet):
 
 
 class During(Quiet):
-    """A display at which a fault happens at the end of the trial with this number."""
+    """A display at which a fault happens at the end of the trial with this number, or of the run with this label."""
 
-    def __init__(self, number: int, fault: Callable[[], object]) -> None:
+    def __init__(self, number: int | str, fault: Callable[[], object]) -> None:
         super().__init__()
         self.number, self.fault = number, fault
 
