@@ -63,8 +63,10 @@ def _promise(
 ) -> list[str]:
     """Return the number of the look that a confirmation is, and the difference that it finds."""
     wanted, racing = recorded.seeds(missing), recorded.racing_seeds(plan, missing)
-    number, seeds = looks.number(racing, recorded.seeds(), plan.budget if missing else None), min(wanted.values())
-    if len(wanted) < 2:
+    number = looks.number(racing, recorded.seeds(), plan.budget if missing else None)
+    # What is recorded of others is compared, but gets no more seeds now. One seed tells nothing.
+    seeds = min(racing[each.name] for each in plan.candidates if each.name in racing)
+    if len(wanted) < 2 or seeds < 2:
         return []
     values = recorded.named_accuracies()
     spread, freedom = spread_between_seeds(values) if values else (_PUBLISHED_SPREAD, 0)

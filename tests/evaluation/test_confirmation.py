@@ -297,8 +297,8 @@ def test_a_confirmation_that_was_given_up_counts_as_a_look_for_each_seed_that_it
     assert looks.number({"baseline": 5, "trial 1": 5}, {"baseline": 0, "trial 1": 0}) == 1
 
 
-def _cut_off(config: ConfirmConfig, after: str) -> list[str]:
-    """Confirm with accuracies that follow from the batch size alone, up to the end of a run; return a new preview."""
+def _cut_off(config: ConfirmConfig, asked: ConfirmConfig, after: str) -> list[str]:
+    """Confirm with accuracies that follow from the batch size alone, up to the end of a run; preview what is asked."""
 
     def fault() -> None:
         raise RuntimeError("cut off")
@@ -306,19 +306,34 @@ def _cut_off(config: ConfirmConfig, after: str) -> list[str]:
     plan = evaluation.plan_confirmation(config)
     with pytest.raises(RuntimeError, match="cut off"):
         evaluation.run_confirmation(plan, During(after, fault), InstantTrainer())
-    return evaluation.describe_confirmation(evaluation.plan_confirmation(config))
+    return evaluation.describe_confirmation(evaluation.plan_confirmation(asked))
 
 
 def test_confirmation_that_goes_on_without_who_is_out_of_the_race_is_the_same_look(config: ConfirmConfig) -> None:
     tree = config.model_dump()
     asked = load_config(ConfirmConfig, tree | {"confirm": {**tree["confirm"], "seeds": 5}})
-    lines = _cut_off(asked, "baseline, seed 4")
+    lines = _cut_off(asked, asked, "baseline, seed 4")
     assert [line.rpartition("; ")[2].partition(",")[0] for line in lines[2:5]] == [
         "1 of 5 runs to come",
         "2 of 5 runs to come",
         "behind the best after 3 seeds: no more",
     ]
-    assert lines[1].startswith("look 1 at this study: ")
+    assert lines[1].startswith("look 1 at this study: 5 seeds find ")
+
+
+def test_preview_of_fewer_candidates_promises_what_their_seeds_find(config: ConfirmConfig) -> None:
+    """Given one seed of each of two candidates, of which one is asked for."""
+    tree = config.model_dump()
+    fewer = load_config(ConfirmConfig, tree | {"confirm": {**tree["confirm"], "top": 1}})
+    last = evaluation.plan_confirmation(config).candidates[-1].name
+    lines = _cut_off(config, fewer, f"{last}, seed 1")
+    assert lines[0] == "confirmation of study small: 2 configs x 2 seeds"
+    assert lines[1].startswith("look 2 at this study: 2 seeds find ")
+    assert [line.rpartition("; ")[2].partition(",")[0] for line in lines[2:5]] == [
+        "1 of 2 runs to come",
+        "1 of 2 runs to come",
+        "all recorded",
+    ]
 
 
 def test_margin_is_chosen_before_anything_is_seen(config: ConfirmConfig) -> None:
