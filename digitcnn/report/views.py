@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from optuna.trial import TrialState
+
 from digitcnn import evaluation, study, tracking
 from digitcnn.config import StudyReference, TrackingConfig
 from digitcnn.drawing import BLUE, plain_style
@@ -215,7 +217,8 @@ def _pictures(found: StudyRecord) -> dict[str, bytes]:
     if importances is None:
         return {}
     objective = charts.title_of(found.objectives[0])
-    trials = [trial for trial in shown.get_trials(deepcopy=False) if trial.values is not None]
+    # A pruned trial may have a value too, the last that its pruner saw.
+    trials = shown.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     searched = {name: [each.params[name] for each in trials] for name in found.space}
     with plain_style():
         return {

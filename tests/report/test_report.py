@@ -33,6 +33,7 @@ from digitcnn.config import (
     load_config,
 )
 from digitcnn.errors import ConfigError
+from digitcnn.report import views
 from digitcnn.study import parse_space
 from digitcnn.study.space import distributions
 from digitcnn.tracking import queries
@@ -339,6 +340,25 @@ def test_write_report_works_at_every_stage_of_a_study(small_npz: Path, tmp_path:
     slices = {f"slice{index}_{name}" for index in (0, 1) for name in space}
     assert {"history0", "history1", "tradeoff0"} | slices <= set(page.figures)
     assert "tradeoff1" not in page.figures
+
+
+def test_pictures_show_completed_trials_alone(confirmed: Path) -> None:
+    """Given a trial that was pruned, whose value is the last that its pruner saw."""
+    store = tracking.open_store(TrackingConfig(root=str(confirmed)))
+    found = report.read_study(store, StudyReference(name="small"), TrackingConfig(root=str(confirmed)))
+    drawn = views._pictures(found)
+    last = found.study.trials[-1]
+    found.study.add_trial(
+        create_trial(
+            state=TrialState.PRUNED,
+            params=last.params,
+            distributions=last.distributions,
+            value=0.5,
+            intermediate_values={1: 0.5},
+        )
+    )
+    assert set(drawn) == {"parameter_importance.png", "slices.png"}
+    assert views._pictures(found) == drawn
 
 
 def test_write_report_refuses_an_unknown_study(confirmed: Path) -> None:
