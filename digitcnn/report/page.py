@@ -49,7 +49,7 @@ def write_report(config: ReportConfig) -> Path:
         }
         for name, content in contents.items():
             write_atomically(folder / name, content, "the study is recorded")
-        if found.parent_run_id is not None:
+        if found.parent_run_id is not None and found.experiment_id is not None:
             tracking.put_files(store, found.parent_run_id, contents)
         present(found, store)
     return folder / Artifact.REPORT_PAGE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from digitcnn.evaluation import RunManifest
 from digitcnn.records import EPOCH_METRICS, Artifact, Column, IdentityKey, Metric, Tag
 from digitcnn.training import arithmetic_flags, load_splits
 
+logger = logging.getLogger(__name__)
+
+# The status of a study whose own run is not in MLflow any more.
+GONE = "GONE"
 _RESUMED = (Tag.STUDY_SAMPLER, Tag.STUDY_PRUNER, Tag.STUDY_SEED)
 _MACHINE = (Tag.CPU, Tag.CORES, Tag.THREADS, Tag.PLATFORM)
 _SOFTWARE = (Tag.PYTHON, Tag.BACKEND, Tag.ENGINE, Tag.FLAGS)
@@ -43,9 +48,10 @@ class StudyRecord:
     """All that is recorded of a study at one moment.
 
     `table` is the leaderboard. The study is over with `total` trials, of which `finished` are. `status` is that of the
-    study's own run, `note` its description, which a person may have written, `settings` are its parameters, and what
-    its last sweep had instead. `environment` holds the recorded values of each name with their numbers of runs. `place`
-    is where the records are, as words of a command. `ablation` is the last one, a row per change and place.
+    study's own run, or GONE, `note` its description, which a person may have written, `settings` are its parameters,
+    and what its last sweep had instead. `environment` holds the recorded values of each name with their numbers of
+    runs. `place` is where the records are, as words of a command. `ablation` is the last one, a row per change and
+    place.
     """
 
     store: tracking.Store
@@ -134,27 +140,29 @@ def read_study(store: tracking.Store, reference: StudyReference, config: Trackin
     children += tracking.runs_of_ids(store, taken).values()
     runs = sorted(children, key=lambda run: run.info.start_time)
     settings = {} if parent is None else _settings(parent.data.params, parent.data.tags)
-    total = 0 if parent is None else int(parent.data.tags[Tag.STUDY_TRIALS])
+    finished = study.count_finished(snapshot, settings.get(Tag.STUDY_SAMPLER, "").rpartition(" ")[2])
     every = [run.data.tags for run in ([] if parent is None else [parent]) + runs]
-    files = set[str]() if parent_run_id is None else store.artifact_names(parent_run_id)
+    files = set[str]() if parent is None else store.artifact_names(parent.info.run_id)
+    # It has none before its first sweep has begun it.
+    without_run = "RUNNING" if parent_run_id is None else GONE
     return StudyRecord(
         store=store,
         study=snapshot,
         identity=opened.identity,
         objectives=tuple(snapshot.metric_names or ["value"]),
         table=table,
-        total=total,
-        finished=study.count_finished(snapshot, settings.get(Tag.STUDY_SAMPLER, "").rpartition(" ")[2]),
+        total=finished if parent is None else int(parent.data.tags[Tag.STUDY_TRIALS]),
+        finished=finished,
         parent_run_id=parent_run_id,
         experiment_id=None if parent is None else str(parent.info.experiment_id),
         note="" if parent is None else parent.data.tags.get(Tag.NOTE, ""),
-        status="RUNNING" if parent is None else str(parent.info.status),
+        status=without_run if parent is None else str(parent.info.status),
         settings=settings,
         environment=_environment([with_known_flags(run.data.tags) for run in runs]),
         commands=tuple(dict.fromkeys(tags[Tag.COMMAND] for tags in every if Tag.COMMAND in tags)),
         place=_place(config),
-        confirmation=None if parent_run_id is None else _confirmation(store, parent_run_id, files),
-        ablation=None if parent_run_id is None else _ablation(store, parent_run_id, files),
+        confirmation=_confirmation(store, reference.name, str(parent_run_id), files),
+        ablation=_ablation(store, str(parent_run_id), files),
     )
 
 
@@ -201,7 +209,7 @@ def _environment(tags: Sequence[dict[str, str]]) -> dict[str, Counter[str]]:
     return {name: values for name, values in counted.items() if values}
 
 
-def _confirmation(store: tracking.Store, parent_run_id: str, recorded: Set[str]) -> Confirmation | None:
+def _confirmation(store: tracking.Store, name: str, parent_run_id: str, recorded: Set[str]) -> Confirmation | None:
     names = (Artifact.CONFIRMATION, Artifact.CONFIRMATION_RUNS)
     if not set(names) <= recorded:
         return None
@@ -210,6 +218,12 @@ def _confirmation(store: tracking.Store, parent_run_id: str, recorded: Set[str])
     table = evaluation.read_confirmation(files[0], runs)
     champion = str(table[table[Column.CHAMPION]][Column.CONFIG].iloc[0])
     run_id = str(runs[runs[Column.CONFIG] == champion][Column.RUN_ID].iloc[0])
+    if not tracking.is_kept(store, run_id):
+        logger.warning(
+            f"study.name={name}: run {run_id} of its champion was deleted from MLflow for good, so that its "
+            f"confirmation is not shown; digitcnn confirm study={name} makes it whole"
+        )
+        return None
     return Confirmation(table, runs, champion, evaluation.manifest_of(store, run_id))
 
 

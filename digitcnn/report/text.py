@@ -10,7 +10,7 @@ from digitcnn import evaluation, study
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points, named_null, printable
 from digitcnn.records import Column, Metric, is_maximized
 from digitcnn.report import charts
-from digitcnn.report.record import Confirmation, StudyRecord
+from digitcnn.report.record import GONE, Confirmation, StudyRecord
 from digitcnn.study import Choices, Range
 
 MAX_ROWS = 100
@@ -23,6 +23,7 @@ _STATUS = {
     "RUNNING": "a sweep is at work on it, or was cut off",
     "KILLED": "the last sweep was interrupted; the same command resumes it",
     "FAILED": "the last sweep was ended by a failure; the same command resumes it",
+    GONE: "its records in MLflow are gone; the same command begins new ones",
 }
 
 

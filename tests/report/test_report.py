@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -38,10 +39,11 @@ from digitcnn.study import parse_space
 from digitcnn.study.space import distributions
 from digitcnn.tracking import queries
 from tests.conftest import ONE_WORKER, Command, small_run, with_study
+from tests.support import sweeps
 from tests.support.browser import BROWSER
 from tests.support.servers import mlflow_server
 from tests.support.sweeps import Quiet, work
-from tests.support.trainers import InstantTrainer
+from tests.support.trainers import ConfirmingTrainer, InstantTrainer
 
 # The study is confirmed once.
 pytestmark = pytest.mark.xdist_group("report")
@@ -367,6 +369,49 @@ def test_write_report_refuses_an_unknown_study(confirmed: Path) -> None:
             ReportConfig(study=StudyReference(name="other"), tracking=TrackingConfig(root=str(confirmed)))
         )
     assert not (confirmed / "reports" / "other").exists()
+
+
+def test_study_is_shown_when_its_mlflow_records_are_gone(root: Path, small_npz: Path, tmp_path: Path) -> None:
+    # Given a copy of a study without its store, beside which another run was recorded since
+    work(_config(root, small_npz), InstantTrainer())
+    place = shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("mlflow.db"))
+    config = _config(place, small_npz)
+    tracking.create_training_run(tracking.open_store(config.tracking), config.baseline, "another", {}, None)
+    # When
+    written, status = _written(place), report.study_status(_report(place))
+    # Then
+    gone = "4 of 4 trials finished (4 complete); its records in MLflow are gone; the same command begins new ones."
+    assert gone in (written / "report.md").read_text()
+    assert gone in _Page(written / "report.html").text
+    assert status[0].startswith("study small: 4 of 4 trials are finished; nothing is at work on it")
+    assert report.present_study(StudyReference(name="small"), config.tracking) == {}
+
+
+def test_study_is_shown_when_its_champions_run_was_deleted_for_good(
+    root: Path, small_npz: Path, messages: list[str]
+) -> None:
+    config = _config(root, small_npz)
+    work(config, InstantTrainer())
+    sweeps.confirm(config, ConfirmingTrainer())
+    table = (root / "reports" / "small" / "confirmation.csv").read_text()
+    store = tracking.open_store(config.tracking)
+    champion = tracking.champion_run(store)
+    tracking.delete_runs(store, [champion], [])
+    messages.clear()
+    # When
+    text = (_written(root) / "report.md").read_text()
+    # Then
+    assert "What decides it: digitcnn confirm study=small" in text
+    assert messages == [
+        f"study.name=small: run {champion} of its champion was deleted from MLflow for good, so that its confirmation "
+        "is not shown; digitcnn confirm study=small makes it whole"
+    ]
+    # And so it does.
+    sweeps.confirm(config, ConfirmingTrainer())
+    assert (root / "reports" / "small" / "confirmation.csv").read_text() == table
+    again = report.read_study(store, StudyReference(name="small"), config.tracking).confirmation
+    assert again is not None
+    assert again.manifest.run_id != champion
 
 
 def test_compare_runs_shows_what_differs(confirmed: Path) -> None:
