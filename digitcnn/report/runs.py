@@ -143,7 +143,8 @@ def list_runs(config: RunsConfig) -> pd.DataFrame:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(columns)}"
             raise ConfigError(f"{name}: no such column; {hint}")
     if config.sort is not None:
-        table = table.sort_values(config.sort, ascending=not is_maximized(config.sort), kind="stable")
+        larger = is_maximized(config.sort.removesuffix(Metric.MEAN_SUFFIX))
+        table = table.sort_values(config.sort, ascending=not larger, kind="stable")
     if config.columns:
         return table[list(dict.fromkeys([Column.RUN_ID, *config.columns]))]
     if config.format != "text":

@@ -27,7 +27,7 @@ def _runs(config: SweepConfig, **settings: object) -> pd.DataFrame:
     return report.list_runs(RunsConfig(tracking=config.tracking, **settings))
 
 
-def test_runs_are_filtered_sorted_and_typed(copied: SweepConfig) -> None:
+def test_runs_are_filtered_sorted_and_typed(copied: SweepConfig, store: tracking.Store) -> None:
     opened = study.existing_study(copied.tracking.folder, "small")
     assert opened is not None
     ranked = study.best_first(opened, study.ended_trials(opened))
@@ -36,6 +36,10 @@ def test_runs_are_filtered_sorted_and_typed(copied: SweepConfig) -> None:
     # Then
     assert table["run_id"].tolist() == [each.record.run_id for each in ranked]
     assert table["training.batch_size"].tolist() == [each.parameters["training.batch_size"] for each in ranked]
+    for place, each in enumerate(ranked):
+        store.client.log_metric(str(each.record.run_id), "test_accuracy.mean", 0.9 + 0.01 * place)
+    confirmed = _runs(copied, sort="test_accuracy.mean")
+    assert confirmed["run_id"].tolist() == [each.record.run_id for each in reversed(ranked)]
     best = _runs(copied, filter=f"metrics.validation_accuracy > {ranked[1].values[0]}", columns=["training.epochs"])
     assert best.to_dict("records") == [{"run_id": ranked[0].record.run_id, "training.epochs": 40}]
     for settings, line in (
