@@ -243,6 +243,9 @@ def recorded_runs(plan: ConfirmationPlan, store: tracking.Store) -> RecordedRuns
         for run in reversed([*found, *further] if candidate.step else found):
             if run.data.tags.get(Tag.DATA_SHA256, data) != data:
                 continue
+            # MLflow takes a run and its parameters one after the other, and the process may have ended between the two.
+            if "training.seed" not in run.data.params:
+                continue
             seed = int(run.data.params["training.seed"])
             if seed < plan.seeds[0]:
                 # An earlier version may have confirmed with the seeds of the search.

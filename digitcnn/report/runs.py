@@ -96,8 +96,9 @@ def study_status(config: ReportConfig) -> list[str]:
         return [f"{reached}; nothing is at work on it{cut_off}; the same command {next_}", best]
     lines, parts = [], 0.0
     for run in sorted(running, key=lambda run: run.info.start_time):
-        epoch, length = max(epochs[run.info.run_id], default=0), int(run.data.params["training.epochs"])
-        parts += epoch / length / found.seeds if {Tag.TRIAL, Tag.SEED_OF} & run.data.tags.keys() else 0.0
+        # One that has just begun has no parameters yet.
+        epoch, length = max(epochs[run.info.run_id], default=0), int(run.data.params.get("training.epochs", 0))
+        parts += epoch / max(length, 1) / found.seeds if {Tag.TRIAL, Tag.SEED_OF} & run.data.tags.keys() else 0.0
         lines += [f"  {run.info.run_name}: epoch {epoch} of {length}"] if run in at_work else []
     left = _seconds_left(found, parts, len(at_work)) if again else None
     about = "" if left is None else f"; about {format_duration(left)} left"

@@ -23,7 +23,7 @@ from digitcnn.evaluation.verdicts import Looks
 from digitcnn.runner.plan import Speed
 from digitcnn.runner.study_run import recorded_outcome
 from digitcnn.tracking import open_store, put_files, study_runs
-from tests.conftest import ONE_WORKER, with_study
+from tests.conftest import ONE_WORKER, Command, with_study
 from tests.support.sweeps import During, Quiet, work
 from tests.support.trainers import ConfirmingTrainer, InstantTrainer, LuckyTrainer, StoppingTrainer
 
@@ -187,6 +187,20 @@ def test_confirmation_ends_if_the_baseline_diverges(config: ConfirmConfig) -> No
             _confirm(config, (50, 1))
         assert _statuses(config)["50", "FAILED"] == 1
     assert not (config.tracking.folder / "reports" / "small" / "champion.yaml").exists()
+
+
+def test_run_that_has_no_parameters_yet_hinders_no_confirmation_and_no_status(
+    config: ConfirmConfig, command: Command
+) -> None:
+    """Given a run whose process ended as it had created it."""
+    store, plan = open_store(config.tracking), evaluation.plan_confirmation(config)
+    tags = {"study": "small", "confirms": "baseline", "mlflow.parentRunId": plan.parent_run_id}
+    store.client.create_run(store.experiment_id, tags=tags, run_name="baseline, seed 1")
+    with study.only_process(config.tracking.folder, "small"):
+        ended = command("status", "study=small", f"tracking.root={config.tracking.root}")
+    assert "  baseline, seed 1: epoch 0 of 0\n" in ended.stdout, ended.stderr
+    result, _ = _confirm(config)
+    assert result.table["n"].tolist() == [2] * 3
 
 
 def test_describe_confirmation_counts_what_is_missing(config: ConfirmConfig) -> None:
