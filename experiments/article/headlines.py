@@ -55,10 +55,13 @@ def line_of_batch_size(tables: Tables) -> str:
 
 def line_of_confirmed(table: pd.DataFrame, name: str) -> str:
     """Return the headline's line about a study's confirmation."""
-    baseline, leading = table.iloc[0], table.iloc[evaluation.leading_row(table)]
+    baseline, candidates = table.iloc[0], table.iloc[1:]
+    compared, better = candidates[candidates["n"] > 0], candidates[candidates[Column.VERDICT] == "better"]
+    # The champion may be a cheaper one that is equivalent to the best, and not better itself.
+    among, by = (candidates, ["mean"]) if better.empty else (better, [Column.CHAMPION, "mean"])
+    leading = among.sort_values(by, ascending=False, kind="stable").iloc[0]
     articles, its = (settings(row, changed_names(table)) for row in (baseline, leading))
-    compared = table.iloc[1:][table.iloc[1:]["n"] > 0]
-    if (compared[Column.VERDICT] == "better").any():
+    if len(better):
         subject = f"A trial of the {name} ({its}) is better than the article's settings ({articles}): it gains"
     else:
         which = {1: "The confirmed trial", 2: "Neither of the two confirmed trials"}.get(len(table) - 1)

@@ -131,6 +131,22 @@ def test_default_study_is_reported_with_its_champion(of_candidate: dict[str, obj
     assert text.count("| epochs 12 |") == 1
 
 
+def test_headline_claims_nothing_of_a_cheaper_champion_that_holds_for_a_better_one() -> None:
+    """Given a trial and a cheaper one that is equivalent to the best, which makes it the champion."""
+    baseline, best = (row for _, row in _confirmed(champion=False).iterrows())
+    baseline["champion"] = False
+    undecided = {"mean": 0.993, "difference": 0.003, "difference_low": -0.001, "verdict": "undecided"}
+    cheaper = pd.Series({**best, "config": "trial 4", "training.epochs": 9, "champion": True, **undecided})
+    line = headlines.line_of_confirmed(pd.DataFrame([baseline, best, cheaper]), "default study")
+    assert line == (
+        "A trial of the default study (epochs 12) is better than the article's settings (epochs 10): it gains 0.50 "
+        "points on the test set (+0.40 to +0.60, n = 5; better)."
+    )
+    best["verdict"] = "undecided"
+    line = headlines.line_of_confirmed(pd.DataFrame([baseline, best, cheaper]), "default study")
+    assert "; the better one (epochs 12) gains 0.50 points on the test set" in line
+
+
 _NONE = "No cheaper configuration could be shown to lose less than 0.1 points against the article's settings"
 
 
