@@ -51,24 +51,23 @@ def _drawn(shown: Sequence[Callable[[contrasts.Tables, Axes], None]], tables: co
     return file.getvalue()
 
 
-def half_interval(runs: pd.DataFrame, configs: str | list[str], metric: str) -> float:
-    """Return half the 95 % interval of a config's mean in percent, by the spread between seeds of all configs."""
+def half_intervals(runs: pd.DataFrame, configs: str | list[str], metric: str) -> pd.Series[float]:
+    """Return half the 95 % interval of each config's mean in percent, by the spread between seeds of all configs."""
     from scipy import stats
 
+    groups = runs.groupby(configs)
     values = {
-        str(name): dict(zip(part[Column.SEED].tolist(), part[metric].tolist(), strict=True))
-        for name, part in runs.groupby(configs)
+        str(name): dict(zip(part[Column.SEED].tolist(), part[metric].tolist(), strict=True)) for name, part in groups
     }
     spread, freedom = evaluation.spread_between_seeds(values)
-    seeds = min(map(len, values.values()))
-    return float(100 * stats.t.ppf(0.975, freedom) * spread / seeds**0.5)
+    return 100 * float(stats.t.ppf(0.975, freedom)) * spread / groups.size() ** 0.5
 
 
 def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
     """Draw validation accuracy against images seen: a line per batch size and protocol, its end with an interval."""
     curves, finals = tables["batch_size_curves"], tables["batch_size"]
     halves = {
-        str(study): half_interval(part, "training.batch_size", Metric.VALIDATION_ACCURACY)
+        str(study): half_intervals(part, "training.batch_size", Metric.VALIDATION_ACCURACY)
         for study, part in finals.groupby("study")
     }
     for study, style in zip(contrasts.BATCH_SIZE_STUDIES, ("-", "--"), strict=True):
@@ -78,7 +77,7 @@ def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
             axes.plot(mean.index, mean, style, color=color, lw=1.5, label=label)
             marker = "o" if style == "-" else "s"
             x, y = mean.index[-1], mean.iloc[-1]
-            axes.errorbar(x, y, halves[study], fmt=marker, color=color, ms=5, capsize=3, mfc="white")
+            axes.errorbar(x, y, halves[study][size], fmt=marker, color=color, ms=5, capsize=3, mfc="white")
     axes.plot([], [], "-", color=DARK_GREY, label="as the article counts epochs")
     axes.plot([], [], "--", color=DARK_GREY, label="at an equal number of images")
     axes.set(
@@ -94,8 +93,8 @@ def batch_size(tables: contrasts.Tables, axes: Axes) -> None:
 def filters(tables: contrasts.Tables, axes: Axes) -> None:
     """Draw mean validation accuracy against CPU seconds: a point per pair of filter counts, the front as a line."""
     summaries, runs = contrasts.filter_summaries(tables), tables["filters"]
-    error = half_interval(runs, list(contrasts.LAYERS), Metric.VALIDATION_ACCURACY)
-    error_of_cost = half_interval(runs, list(contrasts.LAYERS), Metric.CPU_SECONDS) / 100
+    errors = half_intervals(runs, list(contrasts.LAYERS), Metric.VALIDATION_ACCURACY)
+    errors_of_cost = half_intervals(runs, list(contrasts.LAYERS), Metric.CPU_SECONDS) / 100
     front = summaries[summaries["front"]].sort_values(Metric.CPU_SECONDS)
     axes.step(
         front[Metric.CPU_SECONDS], 100 * front["mean"], "-", where="post", color=_COLORS[0], alpha=0.4, label="front"
@@ -104,8 +103,10 @@ def filters(tables: contrasts.Tables, axes: Axes) -> None:
         pair = (int(row["model.conv1_filters"]), int(row["model.conv2_filters"]))
         articles = pair == contrasts.ARTICLES_FILTERS
         color, label = (_COLORS[1], "the article's") if articles else (_COLORS[0], None)
-        x, y = row[Metric.CPU_SECONDS], 100 * row["mean"]
-        axes.errorbar(x, y, error, error_of_cost, fmt="o", color=color, ms=5, capsize=2, elinewidth=1, label=label)
+        x, y, error = row[Metric.CPU_SECONDS], 100 * row["mean"], errors[pair]
+        axes.errorbar(
+            x, y, error, errors_of_cost[pair], fmt="o", color=color, ms=5, capsize=2, elinewidth=1, label=label
+        )
         # Neighbours in cost have their names at different ends of their bars.
         above = place % 2 == 0
         axes.annotate(
@@ -128,12 +129,12 @@ def confirmation(question: str, tables: contrasts.Tables, axes: Axes) -> None:
     """Draw the test accuracy of each confirmed config: runs, mean and interval; the champion in its own colour."""
     _, confirmed, runs, *_ = (tables[name] for name in results.TABLES[question])
     changed, table = changed_names(confirmed), confirmed.iloc[::-1]
-    half = half_interval(runs, Column.CONFIG, Metric.TEST_ACCURACY)
+    halves = half_intervals(runs, Column.CONFIG, Metric.TEST_ACCURACY)
     for place, (_, row) in enumerate(table.iterrows()):
         color = _COLORS[1] if row[Column.CHAMPION] else _COLORS[0]
         values = 100 * runs[runs[Column.CONFIG] == row[Column.CONFIG]][Metric.TEST_ACCURACY]
         axes.plot(values, [place - 0.16] * len(values), "|", color=color, ms=9, alpha=0.6)
-        axes.errorbar(100 * row["mean"], place, xerr=half, fmt="o", color=color, ms=6, capsize=4)
+        axes.errorbar(100 * row["mean"], place, xerr=halves[row[Column.CONFIG]], fmt="o", color=color, ms=6, capsize=4)
     names = [
         "\n".join((row[Column.CONFIG] + " (champion)" * row[Column.CHAMPION], *settings(row, changed).split(", ")))
         for _, row in table.iterrows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,3 +36,11 @@ def test_figure_draws_the_published_tables() -> None:
     runs = tables["confirmation_runs"].groupby("config", sort=False)["test_accuracy"]
     assert sorted(drawn) == sorted(tuple(100 * values) for _, values in runs)
     assert (figures.draw(tables) or b"").startswith(b"\x89PNG")
+
+
+def test_interval_of_a_config_with_fewer_seeds_is_wider() -> None:
+    rows = [("a", seed, 0.99 + 0.001 * (seed % 2)) for seed in range(9)] + [("b", seed, 0.99) for seed in range(4)]
+    halves = figures.half_intervals(
+        pd.DataFrame(rows, columns=["config", "seed", "test_accuracy"]), "config", "test_accuracy"
+    )
+    assert halves["b"] / halves["a"] == pytest.approx(1.5)
