@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from digitcnn.config import RunConfig
+from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
 from digitcnn.processor import has_bfloat16, instruction_sets
 from digitcnn.runner import LocalPool, run_workers, threads_per_worker
@@ -48,7 +49,14 @@ _FLOAT32, _BFLOAT16 = "float32", "bfloat16"
 
 
 def measure(config: BenchmarkConfig) -> list[Measurement]:
-    """Measure the rows that the config names, in their order."""
+    """Measure the rows that the config names, in their order. Raise ConfigError if none of them can be measured."""
+    cannot = {"b": not has_bfloat16(), "e": not _peers()}
+    asked = {row for row in config.rows if not cannot.get(row)}
+    if not asked:
+        raise ConfigError(
+            f"rows={','.join(config.rows)}: none of these rows can be measured here; row b needs a processor with "
+            "bfloat16, row e PyTorch or JAX"
+        )
     measured: list[Measurement] = []
     rows: dict[str, Callable[[BenchmarkConfig], list[Measurement]]] = {
         "abcf": _epochs,
@@ -60,8 +68,8 @@ def measure(config: BenchmarkConfig) -> list[Measurement]:
         "j": _augmentation,
     }
     for names, function in rows.items():
-        if set(names) & set(config.rows):
-            found = [each for each in function(config) if each.row in config.rows]
+        if set(names) & asked:
+            found = [each for each in function(config) if each.row in asked]
             for each in found:
                 logger.info(each.markdown())
             measured += found
@@ -159,17 +167,18 @@ def _grid(config: BenchmarkConfig) -> list[Measurement]:
     return found
 
 
+def _peers() -> list[Task]:
+    """Return the tasks of the other frameworks that are installed."""
+    tasks: dict[str, list[Task]] = {"torch": ["torch", "torch.compile"], "jax": ["jax"]}
+    return [task for package, its in tasks.items() if importlib.util.find_spec(package) for task in its]
+
+
 def _frameworks(config: BenchmarkConfig) -> list[Measurement]:
     """Measure row e: the other frameworks that are installed, on all cores."""
-    peers: list[Task] = []
-    if importlib.util.find_spec("torch"):
-        peers += ["torch", "torch.compile"]
-    if importlib.util.find_spec("jax"):
-        peers += ["jax"]
     found = []
     for precision in _precisions():
         run = _run(config, precision)
-        for peer in peers:
+        for peer in _peers():
             with _pool(1) as ours, _pool(1) as other:
                 rates = [
                     (_rate(ours, run, "engine", config.images), _rate(other, run, peer, config.images))

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from digitcnn.config import RunConfig
+from digitcnn.errors import ConfigError
 from experiments.benchmarks import benchmark
-from experiments.benchmarks.measurement import Measurement, markdown, read_table, write_table
+from experiments.benchmarks.measurement import BenchmarkConfig, Measurement, markdown, read_table, write_table
 from experiments.benchmarks.timing import flops_per_image
 from tests.conftest import Command
 
@@ -46,6 +47,14 @@ def test_benchmark_measures_and_writes_its_rows(command: Command, tmp_path: Path
             assert each.values == pytest.approx([a / b for a, b in zip(*sides, strict=True)], rel=1e-3)
     assert machine in ended.stdout
     assert markdown(measured) in ended.stdout
+
+
+def test_rows_that_cannot_be_measured_are_refused_before_any_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a processor without bfloat16, and neither PyTorch nor JAX."""
+    monkeypatch.setattr(benchmark, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(benchmark, "_peers", list)
+    with pytest.raises(ConfigError, match="^rows=b,e: none of these rows can be measured here; row b needs"):
+        benchmark.measure(BenchmarkConfig(rows=["b", "e"], trials=[2]))
 
 
 def test_table_keeps_the_rows_that_were_not_measured_again(tmp_path: Path) -> None:
