@@ -47,14 +47,11 @@ def networks(tables: Tables) -> dict[str, str]:
 
     rows = []
     values = {name: list(contrasts.accuracies(tables["article"], network=name).values()) for name in NETWORKS}
-    best = (
-        Metric.BEST_TEST_ACCURACY if Metric.BEST_TEST_ACCURACY in tables["article"] else Metric.BEST_VALIDATION_ACCURACY
-    )
     for name, reported in NETWORKS.items():
         summary = evaluation.summarize(values[name])
         error = format_percent(evaluation.standard_error(summary.mean, IMAGES))
         low, high = contrasts.prediction_interval(values[name])
-        of_best = float(tables["article"].query("network == @name")[best].mean())
+        of_best = float(tables["article"].query("network == @name")[Metric.BEST_TEST_ACCURACY].mean())
         single = format_interval(low, high)
         rows.append(
             [

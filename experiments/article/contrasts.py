@@ -27,7 +27,6 @@ def accuracies(table: pd.DataFrame, **where: object) -> dict[int, float]:
     """Return the accuracies of the runs with these values, by seed; on the test set where they were judged by that."""
     for column, value in where.items():
         table = table[table[column] == value]
-    # Tables of the first edition have the article's test accuracies under the other name.
     metric = Metric.TEST_ACCURACY if Metric.TEST_ACCURACY in table else Metric.VALIDATION_ACCURACY
     return dict(sorted(zip(table[Column.SEED].tolist(), table[metric].tolist(), strict=True)))
 

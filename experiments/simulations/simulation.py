@@ -48,7 +48,7 @@ def published_spread(folder: Path = RESULTS) -> Spread:
     groups: list[NDArray[np.float64]] = []
     for file, columns, metric in (
         ("confirmation_runs", [Column.CONFIG], Metric.TEST_ACCURACY),
-        ("article", ["network"], Metric.VALIDATION_ACCURACY),
+        ("article", ["network"], Metric.TEST_ACCURACY),
         ("batch_size", ["study", "training.batch_size"], Metric.VALIDATION_ACCURACY),
     ):
         groups += [part.to_numpy() for _, part in pd.read_csv(folder / f"{file}.csv").groupby(columns)[metric]]

@@ -14,7 +14,7 @@ def test_networks_are_reported_with_their_intervals() -> None:
     # Given
     accuracies = {"cnn": (0.991, 0.992, 0.993), "mlp": (0.976, 0.978, 0.980)}
     rows = [
-        {"network": name, "seed": seed, "validation_accuracy": value, "best_validation_accuracy": value + 0.001}
+        {"network": name, "seed": seed, "test_accuracy": value, "best_test_accuracy": value + 0.001}
         for name, values in accuracies.items()
         for seed, value in enumerate(values)
     ]
