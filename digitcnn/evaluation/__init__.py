@@ -1,7 +1,7 @@
 """Confirmation with several seeds, statistics, the champion, a run's manifest and its reproduction."""
 
 from digitcnn.evaluation.ablation import ablation_texts
-from digitcnn.evaluation.comparison import mixed_runs, read_confirmation
+from digitcnn.evaluation.comparison import mixed_runs, read_confirmation, values_with_runs
 from digitcnn.evaluation.confirmation import run_confirmation
 from digitcnn.evaluation.plan import plan_confirmation
 from digitcnn.evaluation.preview import describe_confirmation

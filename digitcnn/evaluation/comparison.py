@@ -25,7 +25,7 @@ from digitcnn.evaluation.statistics import (
     summarize,
 )
 from digitcnn.evaluation.verdicts import as_good_as, best_of, champion_of
-from digitcnn.formatting import named_null
+from digitcnn.formatting import format_count, named_null
 from digitcnn.records import Column, Metric, Tag
 from digitcnn.study import parameters_among
 
@@ -89,9 +89,13 @@ def mixed_runs(runs: pd.DataFrame) -> list[str]:
     for name in (*_ORIGIN, _PRECISION, Column.VERSIONS):
         counted = runs[name].astype(str).value_counts() if name in runs else pd.Series(dtype=int)
         if len(counted) > 1:
-            values = "; ".join(f"{value} ({number} runs)" for value, number in counted.items())
-            sentences.append(f"the runs differ in {name}: {values}")
+            sentences.append(f"the runs differ in {name}: {values_with_runs(counted.to_dict())}")
     return sentences
+
+
+def values_with_runs(counted: Mapping[Any, int]) -> str:
+    """Return values with their numbers of runs: fast (2 runs); keras (1 run)."""
+    return "; ".join(f"{value} ({format_count(number, 'run')})" for value, number in counted.items())
 
 
 def judge_runs(configs: pd.DataFrame, runs: pd.DataFrame, look: int, margin: float, images: int) -> pd.DataFrame:

@@ -213,10 +213,10 @@ def _one_command(recorded: str) -> str:
 
 def environment(found: StudyRecord) -> Grid:
     """Return the runs' environments; where they differ, every value with its number of runs."""
-    body = []
-    for name, values in found.environment.items():
-        counted = [f"{value} ({number} runs)" for value, number in values.items()]
-        body.append([name, "; ".join(counted if len(values) > 1 else values)])
+    body = [
+        [name, evaluation.values_with_runs(values) if len(values) > 1 else next(iter(values))]
+        for name, values in found.environment.items()
+    ]
     return Grid(("what", "recorded by the runs"), body)
 
 

@@ -195,5 +195,5 @@ def test_confirmation_of_the_first_edition_is_judged_anew_from_its_runs() -> Non
 
 def test_runs_of_different_origin_are_named() -> None:
     runs = pd.DataFrame({"engine": ["compiled", "compiled", "keras"], "cpu": ["A"] * 3, "versions": ["keras 3"] * 3})
-    assert mixed_runs(runs) == ["the runs differ in engine: compiled (2 runs); keras (1 runs)"]
+    assert mixed_runs(runs) == ["the runs differ in engine: compiled (2 runs); keras (1 run)"]
     assert mixed_runs(runs[:2]) == []
