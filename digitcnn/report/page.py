@@ -71,6 +71,7 @@ def page(found: StudyRecord, store: tracking.Store) -> str:
         "search": search,
         "early": search.early_epochs_of(found),
         "found": found,
+        "baseline_trial": study.baseline_trial_number(found.table),
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "histories": [(f"history{index}", name) for index, name in enumerate(objectives)],
         "slices": [
@@ -147,7 +148,10 @@ def _tradeoffs(found: StudyRecord) -> list[tuple[str, str, str, str]]:
     for place, name in enumerate(found.objectives):
         pairs += [(name, other) for other in found.objectives[place + 1 :] if {name, other} != set(pairs[0])]
     titles = {name: charts.title_of(name).partition(" (")[0] for pair in pairs for name in pair}
-    return [(f"tradeoff{i}", f"{titles[y].capitalize()} against {titles[x]}", x, y) for i, (y, x) in enumerate(pairs)]
+    return [
+        (f"tradeoff{i}", f"{titles[y][0].upper()}{titles[y][1:]} against {titles[x]}", x, y)
+        for i, (y, x) in enumerate(pairs)
+    ]
 
 
 def _champion(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import io
 import json
@@ -35,6 +36,7 @@ from digitcnn.config import (
 )
 from digitcnn.errors import ConfigError
 from digitcnn.report import views
+from digitcnn.report.page import _tradeoffs
 from digitcnn.study import parse_space
 from digitcnn.study.space import distributions
 from digitcnn.tracking import queries
@@ -332,6 +334,7 @@ def test_write_report_works_at_every_stage_of_a_study(small_npz: Path, tmp_path:
     work(config, InstantTrainer())
     page = _Page(_written(tmp_path) / "report.html")
     assert "3 of 3 trials finished (3 complete, 1 lost)." in page.text
+    assert "3 trials in all; trial 1 is the baseline." in " ".join(page.text.split())
     assert "best compromises between a higher validation accuracy and a lower CPU time" in page.text
     assert "There is no champion yet" in page.text
     # its search alone decides nothing, and says why.
@@ -361,6 +364,13 @@ def test_pictures_show_completed_trials_alone(confirmed: Path) -> None:
     )
     assert set(drawn) == {"parameter_importance.png", "slices.png"}
     assert views._pictures(found) == drawn
+
+
+def test_titles_keep_the_capitals_of_a_measure(confirmed: Path) -> None:
+    store = tracking.open_store(TrackingConfig(root=str(confirmed)))
+    found = report.read_study(store, StudyReference(name="small"), TrackingConfig(root=str(confirmed)))
+    drawn = _tradeoffs(dataclasses.replace(found, objectives=("cpu_seconds", "parameters")))
+    assert [title for _, title, *_ in drawn] == ["Validation accuracy against CPU time", "CPU time against weights"]
 
 
 def test_write_report_refuses_an_unknown_study(confirmed: Path) -> None:
