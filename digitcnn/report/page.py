@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digitcnn import study, tracking
+from digitcnn import evaluation, study, tracking
 from digitcnn.config import ReportConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
@@ -70,6 +70,7 @@ def page(found: StudyRecord, store: tracking.Store) -> str:
         "charts": charts,
         "search": search,
         "early": search.early_epochs_of(found),
+        "ablation_texts": evaluation.ablation_texts,
         "found": found,
         "baseline_trial": study.baseline_trial_number(found.table),
         "written": time.strftime("%Y-%m-%d %H:%M"),

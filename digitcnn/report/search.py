@@ -18,7 +18,6 @@ from digitcnn.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, SKY
 from digitcnn.records import PRUNING_METRICS, Column, Metric, Tag, is_maximized
 from digitcnn.report import charts
 from digitcnn.report.record import StudyRecord
-from digitcnn.report.text import Grid
 
 _MIN_TRIALS = 4
 _COLOURS = (INK, BLUE, ORANGE, GREEN, PURPLE, SKY)
@@ -71,10 +70,11 @@ def early_epochs(curves: pd.DataFrame, metric: str) -> list[EarlyEpoch]:
     return rows
 
 
-def early_table(epochs: Sequence[EarlyEpoch]) -> Grid:
+def early_table(epochs: Sequence[EarlyEpoch]) -> pd.DataFrame:
     """Return the epochs as a table of texts."""
-    head = ("epoch", "trials that went on", "rank correlation with the end", "of the better half, pruned by a median")
-    return Grid(head, [[str(e.epoch), str(e.trials), _correlation(e), f"{100 * e.cut:.0f} %"] for e in epochs])
+    head = ["epoch", "trials that went on", "rank correlation with the end", "of the better half, pruned by a median"]
+    rows = [(str(e.epoch), str(e.trials), _correlation(e), f"{100 * e.cut:.0f} %") for e in epochs]
+    return pd.DataFrame(rows, columns=head)
 
 
 def _correlation(epoch: EarlyEpoch) -> str:

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -25,14 +24,6 @@ _STATUS = {
     "FAILED": "the last sweep was ended by a failure; the same command resumes it",
     GONE: "its records in MLflow are gone; the same command begins new ones",
 }
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts: its headings and its rows."""
-
-    head: tuple[str, ...]
-    body: list[list[str]]
 
 
 def state(found: StudyRecord) -> str:
@@ -63,8 +54,8 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def space(found: StudyRecord) -> Grid:
-    """Return the searched parameters with the values of the baseline, the confirmed trials and the best."""
+def space(found: StudyRecord) -> pd.DataFrame:
+    """Return the searched parameters as texts, with the values of the baseline, the confirmed trials and the best."""
     names = [] if found.confirmation is None else found.confirmation.table[Column.CONFIG].iloc[1:].tolist()
     best = study.best_trial_number(found.table)
     if best is not None and f"trial {best}" not in names:
@@ -75,7 +66,7 @@ def space(found: StudyRecord) -> Grid:
         searched = Choices(tuple(described)) if isinstance(described, list) else Range(**described)
         cells = [study.format_cell(name, named_null(each[name])) for each in (found.baseline, *values)]
         body.append([name, str(searched), *cells])
-    return Grid(("parameter", "searched", "baseline", *names), body)
+    return pd.DataFrame(body, columns=["parameter", "searched", "baseline", *names])
 
 
 def fixed(found: StudyRecord) -> list[str]:
@@ -125,7 +116,7 @@ def _chance(found: StudyRecord) -> str:
     )
 
 
-def confirmed_text(table: pd.DataFrame) -> Grid:
+def confirmed_text(table: pd.DataFrame) -> pd.DataFrame:
     """Return a confirmation's table as texts; a config that diverged has its verdict alone."""
     body = []
     for _, row in table.iterrows():
@@ -153,14 +144,9 @@ def confirmed_text(table: pd.DataFrame) -> Grid:
                 evaluation.verdict_of_row(row),
             ]
         )
-    head = ("config", "n", "mean", "sd", "95 % interval", "difference (points)", "simultaneous interval", "p")
-    return Grid((*head, "beats the baseline", "right alone, wrong alone", "CPU s", "verdict"), body)
-
-
-def ablation_text(table: pd.DataFrame) -> Grid:
-    """Return an ablation's table as texts."""
-    texts = evaluation.ablation_texts(table)
-    return Grid(tuple(texts.columns), texts.to_numpy().tolist())
+    head = ["config", "n", "mean", "sd", "95 % interval", "difference (points)", "simultaneous interval", "p"]
+    head += ["beats the baseline", "right alone, wrong alone", "CPU s", "verdict"]
+    return pd.DataFrame(body, columns=head)
 
 
 def basis(confirmation: Confirmation) -> str:
@@ -169,11 +155,11 @@ def basis(confirmation: Confirmation) -> str:
     return " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
 
 
-def ranking(table: pd.DataFrame) -> Grid:
+def ranking(table: pd.DataFrame, most: int = MAX_ROWS) -> pd.DataFrame:
     """Return the first rows of a leaderboard as texts."""
-    head = tuple(study.column_heading(str(name)) for name in table.columns)
-    rows = table.head(MAX_ROWS).to_dict("records")
-    return Grid(head, [[study.format_cell(str(name), value) for name, value in row.items()] for row in rows])
+    rows = table.head(most).to_dict("records")
+    texts = [[study.format_cell(str(name), value) for name, value in row.items()] for row in rows]
+    return pd.DataFrame(texts, columns=[study.column_heading(str(name)) for name in table.columns])
 
 
 def of_champion(found: StudyRecord, wrong: int, images: int) -> str:
@@ -211,13 +197,13 @@ def _one_command(recorded: str) -> str:
     return printable(shlex.join(words))
 
 
-def environment(found: StudyRecord) -> Grid:
+def environment(found: StudyRecord) -> pd.DataFrame:
     """Return the runs' environments; where they differ, every value with its number of runs."""
     body = [
         [name, evaluation.values_with_runs(values) if len(values) > 1 else next(iter(values))]
         for name, values in found.environment.items()
     ]
-    return Grid(("what", "recorded by the runs"), body)
+    return pd.DataFrame(body, columns=["what", "recorded by the runs"])
 
 
 def summary(found: StudyRecord, early: str = "") -> str:
@@ -229,12 +215,16 @@ def summary(found: StudyRecord, early: str = "") -> str:
     lines = [f"# Study {found.study.study_name}", "", state(found), "", question(found), ""]
     lines += [f"- {_escaped(line)}" for line in [*confirmed, *of_search(found), *filter(None, [early])]]
     if len(found.table):
-        grid = ranking(found.table.drop(columns=[Column.RUN_ID, Column.NOTE]).head(_ROWS_OF_SUMMARY))
-        lines += ["", markdown_table(grid.head, grid.body)]
+        first = ranking(found.table.drop(columns=[Column.RUN_ID, Column.NOTE]), _ROWS_OF_SUMMARY)
+        lines += ["", markdown_of(first)]
     if found.ablation is not None:
-        grid = ablation_text(found.ablation)
-        lines += ["", ABLATION, "", markdown_table(grid.head, grid.body)]
+        lines += ["", ABLATION, "", markdown_of(evaluation.ablation_texts(found.ablation))]
     return "\n".join([*lines, "", "```bash", *commands(found), "```", ""])
+
+
+def markdown_of(texts: pd.DataFrame) -> str:
+    """Return a table of texts in Markdown."""
+    return markdown_table(texts.columns.tolist(), texts.to_numpy().tolist())
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ from digitcnn import evaluation, report
 from digitcnn.evaluation import Contrast
 from digitcnn.formatting import format_interval, format_p, format_percent, format_points
 from digitcnn.records import Column, Metric, Tag
-from digitcnn.study import best_against_baseline, column_heading, format_cell, parameters_among
+from digitcnn.study import best_against_baseline, parameters_among
 from experiments.article import contrasts
 from experiments.article.contrasts import ARTICLES_BATCH, ARTICLES_FILTERS, BATCH_SIZE_STUDIES, IMAGES, LAYERS, Tables
 from experiments.article.headlines import NETWORKS, line_of_article
@@ -228,14 +228,8 @@ def confirmed(
         Column.STATE,
         Column.NOTE,
     ]
-    first = table[columns].head(_ROWS)
-    rows = [[format_cell(name, row[name]) for name in columns] for _, row in first.iterrows()]
-    grid = report.confirmed_text(confirmation)
-    changed = changed_names(confirmation)
-    configs = [
-        [name, settings(row, changed), *cells]
-        for (name, *cells), (_, row) in zip(grid.body, confirmation.iterrows(), strict=True)
-    ]
+    configs, changed = report.confirmed_text(confirmation), changed_names(confirmation)
+    configs.insert(1, "settings", [settings(row, changed) for _, row in confirmation.iterrows()])
     champion = confirmation[confirmation[Column.CHAMPION]].iloc[0]
     its = settings(champion, changed)
     ratio = champion[Metric.CPU_SECONDS] / confirmation[Metric.CPU_SECONDS].iloc[0]
@@ -246,9 +240,9 @@ def confirmed(
     early = table[(table[Column.STATE] == "pruned") & (table[Column.EPOCHS_RUN] < _EARLY)]
     return {
         "trials": f"{len(table)} trials ({states}){before}",
-        "table": report.markdown_table([column_heading(name) for name in columns], rows),
+        "table": report.markdown_of(report.ranking(table[columns], _ROWS)),
         "search": f"In the search, {best_against_baseline(table, [objective])}.",
-        "confirmed": report.markdown_table([grid.head[0], "settings", *grid.head[1:]], configs),
+        "confirmed": report.markdown_of(configs),
         "champion": f"The champion is {evaluation.champion_sentence(confirmation)} ({its}){cost}.",
         "origin": _origin(runs),
         "basis": f"{basis[0].upper()}{basis[1:]}.",
@@ -267,7 +261,6 @@ def _origin(runs: pd.DataFrame) -> str:
 
 def _ablation(table: pd.DataFrame) -> str:
     """Return an ablation's table, and which of its changes are told apart from none."""
-    grid = report.ablation_text(table)
     told = table[(table[Column.DIFFERENCE_LOW] > 0) | (table[Column.DIFFERENCE_HIGH] < 0)]
     names = "; ".join(told[Column.CONFIG]) if len(told) else "none"
-    return f"{report.markdown_table(grid.head, grid.body)}\n\nIntervals without 0: {names}."
+    return f"{report.markdown_of(evaluation.ablation_texts(table))}\n\nIntervals without 0: {names}."

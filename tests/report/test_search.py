@@ -34,7 +34,7 @@ def test_early_epochs_are_those_after_which_four_trials_went_on() -> None:
         assert [each.correlation for each in epochs] == pytest.approx([-1, -1])
         assert [each.cut for each in epochs] == [1, 1]
     equal = search.early_epochs(_curves(*[[0.5, 0.1 * end] for end in range(4)]), "validation_accuracy")
-    assert search.early_table(equal).body == [["1", "4", "all equal", "0 %"]]
+    assert search.early_table(equal).to_numpy().tolist() == [["1", "4", "all equal", "0 %"]]
     assert search.early_epochs(_curves([0.1, 0.2]), "validation_accuracy") == []
     assert search.early_sentence([]) == ""
 
