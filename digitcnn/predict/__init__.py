@@ -4,7 +4,6 @@ from digitcnn.predict.prediction import (
     predict,
     predict_images,
     prediction_in_words,
-    predictions_as_csv,
     predictions_as_json,
     predictions_as_table,
 )

@@ -137,11 +137,6 @@ def predictions_as_json(found: list[Prediction]) -> str:
     return "[" + ",\n ".join(json.dumps(dataclasses.asdict(each)) for each in found) + "]"
 
 
-def predictions_as_csv(found: list[Prediction]) -> str:
-    """Return predictions as CSV with a heading, without the probabilities of all classes and a last line break."""
-    return predictions_as_table(found).to_csv(index=False).rstrip("\n")
-
-
 def predictions_as_table(found: list[Prediction]) -> pd.DataFrame:
     """Return predictions as a table, without the probabilities of all classes."""
     names = [field.name for field in dataclasses.fields(Prediction) if field.name != "probabilities"]

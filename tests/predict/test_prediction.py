@@ -24,7 +24,7 @@ from PIL import Image
 from digitcnn import runner, tracking
 from digitcnn.config import PredictConfig, RunConfig, StudyReference, TrackingConfig, load_config
 from digitcnn.errors import ConfigError
-from digitcnn.predict import models, predict, prediction_in_words, predictions_as_csv, predictions_as_json
+from digitcnn.predict import models, predict, prediction_in_words, predictions_as_json, predictions_as_table
 from digitcnn.predict.prediction import Prediction
 from tests.conftest import REPOSITORY, Command
 from tests.support.planted import plant
@@ -131,7 +131,7 @@ def test_predictions_say_the_same_in_every_format() -> None:
     assert json.loads(predictions_as_json(found)) == [
         vars(each) | {"probabilities": list(each.probabilities)} for each in found
     ]
-    rows = list(csv.DictReader(io.StringIO(predictions_as_csv(found))))
+    rows = list(csv.DictReader(io.StringIO(predictions_as_table(found).to_csv(index=False))))
     assert rows[0]["image"] == 'a "b", c.png'
     assert [float(row["probability"]) for row in rows] == [0.9876, 0.5]
     assert [row["unsure"] for row in rows] == ["False", "True"]

@@ -7,7 +7,7 @@ from digitcnn.cli.command import delivered
 from digitcnn.config import PredictConfig
 from digitcnn.formatting import printable
 from digitcnn.output import StartLines
-from digitcnn.predict import predict, prediction_in_words, predictions_as_csv, predictions_as_json
+from digitcnn.predict import predict, prediction_in_words, predictions_as_json, predictions_as_table
 
 
 def main(config: PredictConfig) -> int:
@@ -21,7 +21,7 @@ def main(config: PredictConfig) -> int:
     if config.format == "json":
         print(predictions_as_json(found))
     elif config.format == "csv":
-        print(predictions_as_csv(found))
+        print(predictions_as_table(found).to_csv(index=False), end="")
     else:
         for each in found:
             print(printable(prediction_in_words(each)))
