@@ -62,17 +62,17 @@ def _promise(
     plan: ConfirmationPlan, recorded: RecordedRuns, looks: Looks, missing: Sequence[tuple[Candidate, int]]
 ) -> list[str]:
     """Return the number of the look that a confirmation is, and the difference that it finds."""
-    wanted, racing = recorded.seeds(missing), recorded.racing_seeds(plan, missing)
+    compared, racing = len(recorded.seeds()), recorded.racing_seeds(plan, missing)
     number = looks.number(racing, recorded.seeds(), plan.budget if missing else None)
     # What is recorded of others is compared, but gets no more seeds now. One seed tells nothing.
     seeds = min(racing[each.name] for each in plan.candidates if each.name in racing)
-    if len(wanted) < 2 or seeds < 2:
+    if compared < 2 or seeds < 2:
         return []
-    values = recorded.named_accuracies()
-    spread, freedom = spread_between_seeds(values) if values else (_PUBLISHED_SPREAD, 0)
-    origin = "of its recorded runs" if freedom else "of the published study, for lack of its own"
-    spread = spread if freedom else _PUBLISHED_SPREAD
-    found = detectable_difference(spread, len(wanted) - 1, seeds, number)
+    values, origin = recorded.named_accuracies(), "of its recorded runs"
+    spread, freedom = spread_between_seeds(values) if values else (0.0, 0)
+    if not freedom:
+        spread, origin = _PUBLISHED_SPREAD, "of the published study, for lack of its own"
+    found = detectable_difference(spread, compared - 1, seeds, number)
     return [
         f"look {number} at this study: {seeds} seeds find differences of {format_percent(found)} points and more with "
         f"80 % power, at a standard deviation of {format_percent(spread)} points between seeds, that {origin}"

@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -164,8 +163,8 @@ def compare(
     bound = critical_value(found.correlation, found.freedom, share)
     # The level of each difference alone, on each side.
     alone = float(stats.t.sf(bound, found.freedom))
-    # They are those of a later look.
-    needed = partial(_seeds_needed, alone * level_of_look(look + 1) / share if look else alone, margin, table.shape[1])
+    # More seeds are those of a later look.
+    later = alone * level_of_look(look + 1) / share if look else alone
     compared = {}
     for name, difference, n, error in zip(contrasts, found.differences, found.n, found.errors, strict=True):
         t = float(difference / error)
@@ -182,7 +181,7 @@ def compare(
             at_least,
             at_most,
             float(_noncentrality(bound, found.freedom, 1 - POWER) * error),
-            needed(float(error * n**0.5)),
+            _seeds_needed(later, margin, table.shape[1], float(error * n**0.5)),
             decide(low, high, margin),
         )
     return compared
