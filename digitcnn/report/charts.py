@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly import graph_objects as go
 
 from digitcnn.drawing import BLUE, GREY, INK, MAX_LABELLED_CLASSES, ORANGE, SKY, mistake_shares, settle_matplotlib
-from digitcnn.records import TITLES, Column
+from digitcnn.records import TITLES, Column, is_maximized
 from digitcnn.study import pareto_ranks, study_of_trials
 
 # Optuna's charts import it.
@@ -179,18 +179,16 @@ def slice_of(shown: optuna.Study, objective: int, parameter: str) -> go.Figure:
     return figure.update_layout(margin={"l": 55, "r": 5, "t": 10, "b": 45})
 
 
-def tradeoff(
-    table: pd.DataFrame, x: str, y: str, larger_is_better: tuple[bool, bool], baseline: int | None
-) -> go.Figure:
+def tradeoff(table: pd.DataFrame, x: str, y: str, baseline: int | None) -> go.Figure:
     """Draw two measures of every completed trial; on the line are those that no other trial beats in both.
 
     Not `optuna.visualization.plot_pareto_front`, which knows objectives only: CPU time is seldom one.
     """
     known = table.loc[(table[Column.STATE] == "complete") & table[x].notna() & table[y].notna()]
-    signs = [-1 if larger else 1 for larger in larger_is_better]
+    signs = [-1 if is_maximized(name) else 1 for name in (x, y)]
     on_front = pd.Series(pareto_ranks(known[[x, y]].to_numpy(float) * signs) == 1, index=known.index)
     # The line is where one measure stays as good while the other is given away.
-    shape = "vh" if larger_is_better[0] else "hv"
+    shape = "vh" if is_maximized(x) else "hv"
     line = {"color": ORANGE, "width": 1.5, "shape": shape}
     parameters = [name for name in table.columns if "." in name]
     figure = go.Figure()

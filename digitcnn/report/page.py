@@ -21,7 +21,7 @@ from digitcnn import evaluation, study, tracking
 from digitcnn.config import ReportConfig
 from digitcnn.errors import ConfigError
 from digitcnn.files import write_atomically
-from digitcnn.records import Artifact, Column, IdentityKey, Metric, is_maximized
+from digitcnn.records import Artifact, Column, IdentityKey, Metric
 from digitcnn.report import charts, search, text
 from digitcnn.report.record import StudyRecord, most_confident_mistakes, read_study
 from digitcnn.report.views import present
@@ -138,8 +138,7 @@ def drawings(found: StudyRecord) -> dict[str, Callable[[], Any]]:
     made["parallel"] = partial(charts.parallel_coordinates, shown, found.table)
     made["importances"] = partial(charts.importances, shown)
     for name, _, x, y in _tradeoffs(found):
-        larger = (is_maximized(x), is_maximized(y))
-        made[name] = partial(charts.tradeoff, found.table, x, y, larger, baseline)
+        made[name] = partial(charts.tradeoff, found.table, x, y, baseline)
     return made
 
 

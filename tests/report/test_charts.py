@@ -63,7 +63,7 @@ def test_tradeoff_draws_the_front_apart() -> None:
         }
     )
     # When
-    figure = charts.tradeoff(table, "cpu_seconds", "validation_accuracy", (False, True), baseline=0)
+    figure = charts.tradeoff(table, "cpu_seconds", "validation_accuracy", baseline=0)
     # Then
     drawn = {trace.name: (trace.x, trace.y) for trace in figure.data}
     assert drawn["trial"] == ((2.5,), pytest.approx((96.0,)))
