@@ -51,7 +51,10 @@ def rows(part: str, runs: Sequence[Any]) -> list[dict[str, Any]]:
             Metric.CPU_SECONDS: round(sum(_cpu_spent(run.data.metrics) for run in some)),
             "date": pd.Timestamp(min(run.info.start_time for run in some), unit="ms").strftime("%Y-%m-%d"),
         }
-        | {tag: _SEPARATOR.join(dict.fromkeys(_values(some, tag))) for tag in _TAGS}
+        | {
+            tag: _SEPARATOR.join(dict.fromkeys(run.data.tags[tag] for run in some if tag in run.data.tags))
+            for tag in _TAGS
+        }
         for command, some in by_command.items()
     ]
 
@@ -83,10 +86,6 @@ def _busy(intervals: Sequence[tuple[int, int]]) -> int:
         total += max(end - max(begin, until), 0)
         until = max(until, end)
     return total
-
-
-def _values(runs: Sequence[Any], tag: str) -> list[str]:
-    return [run.data.tags[tag] for run in runs if tag in run.data.tags]
 
 
 def describe(made: pd.DataFrame) -> str:

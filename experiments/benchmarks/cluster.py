@@ -28,6 +28,7 @@ from digitcnn.processor import cpu_model
 from digitcnn.records import Metric
 from digitcnn.runner import Job, make_pool
 from digitcnn.values import EpochMetrics, Events, RunFinished, RunStarted
+from experiments.benchmarks.study_timing import FirstEpoch
 
 _ADDRESS = "127.0.0.2:6399"
 _ACTORS = (1, 2, 4, 8, 16)
@@ -103,17 +104,11 @@ def events_a_second(workers: RayWorkers) -> float:
     return len(times) / (times[-1] - times[0])
 
 
-class _Ends:
+class _Ends(FirstEpoch):
     """A display that notes when each trial ended, and the CPU time of this process by then (s)."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[float, float]] = []
-
-    def began(self, name: str, total: int, finished: int, workers: int | None, metric: str) -> None: ...
-
-    def trial_began(self, worker: int, trial: int | str, parameters: dict[str, Any], epochs: int) -> None: ...
-
-    def epoch(self, worker: int, trial: int | str, metrics: EpochMetrics) -> None: ...
 
     def trial_ended(self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str) -> None:
         self.ends.append((time.perf_counter(), time.process_time()))

@@ -95,7 +95,7 @@ def one_run(config: BenchmarkConfig) -> list[Measurement]:
             epochs = store.client.get_metric_history(run.info.run_id, Metric.EPOCH_SECONDS)
             shares.append(100 * (1 - sum(epoch.value for epoch in epochs) / seconds))
         with _folder() as folder:
-            shown = _FirstEpoch()
+            shown = FirstEpoch()
             plan = runner.plan_sweep(_small_study(config, folder, trials=training.available_cores()))
             began = time.perf_counter()
             runner.run_sweep(plan, shown)
@@ -115,7 +115,7 @@ def _recorded(config: BenchmarkConfig, folder: Path) -> tuple[tracking.Store, li
     return store, list(store.client.search_runs([store.experiment_id]))
 
 
-class _FirstEpoch:
+class FirstEpoch:
     """A display that notes when the first epoch began."""
 
     first = 0.0
@@ -174,7 +174,7 @@ def _instant(study: SweepConfig) -> list[float]:
     """Bring a study to its total with trials that take no time; return when each ended (s)."""
     ends: list[float] = []
 
-    class Ends(_FirstEpoch):
+    class Ends(FirstEpoch):
         def trial_ended(
             self, worker: int | None, trial: int | str, ending: str, value: float | None, best: str
         ) -> None:

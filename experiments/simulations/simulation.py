@@ -65,13 +65,14 @@ def _against_baseline(runs: Runs) -> NDArray[np.float64]:
 
 def pooled_with_spending(runs: Runs, look: int) -> list[Verdict]:
     """Judge as digitcnn does: pooled error, simultaneous intervals, a share of the 5 % for each look."""
-    return [decide(low, high, MARGIN) for low, high in _intervals(runs, look)]
-
-
-def _intervals(runs: Runs, look: int) -> NDArray[np.float64]:
     found = estimate(runs, _against_baseline(runs), 1 / _IMAGES)
-    half = critical_value(found.correlation, found.freedom, level_of_look(look)) * found.errors
-    return np.stack([found.differences - half, found.differences + half], axis=1)
+    bound = critical_value(found.correlation, found.freedom, level_of_look(look))
+    return _verdicts(found.differences, bound * found.errors)
+
+
+def _verdicts(differences: NDArray[np.float64], half: NDArray[np.float64]) -> list[Verdict]:
+    """Return the verdicts on differences by their intervals, half of which is given."""
+    return [decide(low, high, MARGIN) for low, high in zip(differences - half, differences + half, strict=True)]
 
 
 def pooled_always_valid(runs: Runs, look: int) -> list[Verdict]:
@@ -81,9 +82,7 @@ def pooled_always_valid(runs: Runs, look: int) -> list[Verdict]:
     ratio = (len(found.n) / _LEVEL / np.sqrt(share)) ** (2 / (found.freedom + 1))
     room = 1 - ratio * share
     t = np.sqrt(found.freedom * np.where(room > 0, (ratio - 1) / np.where(room > 0, room, 1.0), np.inf))
-    half = t * found.errors
-    bounds = zip(found.differences - half, found.differences + half, strict=True)
-    return [decide(low, high, MARGIN) for low, high in bounds]
+    return _verdicts(found.differences, t * found.errors)
 
 
 def paired_with_holm(runs: Runs, look: int) -> list[Verdict]:
