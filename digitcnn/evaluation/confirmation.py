@@ -18,7 +18,7 @@ from digitcnn.errors import ConfigError, MachineError
 from digitcnn.evaluation.ablation import compare_steps
 from digitcnn.evaluation.comparison import compare_candidates
 from digitcnn.evaluation.plan import Candidate, ConfirmationPlan, RecordedRuns, plan_confirmation, recorded_runs
-from digitcnn.evaluation.reproduction.manifest import manifest_of, write_manifest
+from digitcnn.evaluation.reproduction.manifest import manifest_of, manifest_text
 from digitcnn.evaluation.verdicts import Looks, model_card
 from digitcnn.files import write_atomically
 from digitcnn.records import Artifact, Column, Metric, Tag
@@ -82,21 +82,22 @@ def run_confirmation(
         if any(not each.step for each, _ in missing):
             # Whoever gives up on it has seen what it recorded.
             looks = looks.announced(look, recorded.seeds(missing), config.confirm.margin, plan.budget)
-            _put_looks(store, plan, looks)
+            _keep(store, plan, {Artifact.CONFIRMATION_LOOKS: looks.table.to_csv(index=False)})
         backend = plan.candidates[0].config.backend
         _train(plan, missing, recorded, store, shown, trainer or runner.KerasTrainer(backend))
         tracking.deliver(store)
         table, runs = compare_candidates(store, recorded, look, config.confirm.margin)
-        _put_looks(store, plan, looks.taken(table))
+        _keep(store, plan, {Artifact.CONFIRMATION_LOOKS: looks.taken(table).table.to_csv(index=False)})
         _put_accuracies(store, opened, table)
         result = _conclude(plan, store, table, runs)
         return replace(result, ablation=_ablate(plan, store, recorded, table)) if config.confirm.ablation else result
 
 
-def _put_looks(store: tracking.Store, plan: ConfirmationPlan, looks: Looks) -> None:
-    text = looks.table.to_csv(index=False)
-    write_atomically(plan.folder / Artifact.CONFIRMATION_LOOKS, text, "the runs are recorded")
-    tracking.put_files(store, plan.parent_run_id, {Artifact.CONFIRMATION_LOOKS: text})
+def _keep(store: tracking.Store, plan: ConfirmationPlan, texts: dict[str, str]) -> None:
+    """Write files by their names to the study's reports, and record them on its run."""
+    for name, text in texts.items():
+        write_atomically(plan.folder / name, text, "the runs are recorded")
+    tracking.put_files(store, plan.parent_run_id, texts)
 
 
 def _ablate(
@@ -105,9 +106,7 @@ def _ablate(
     """Return what each change to the best trial brings, by the runs of baseline, trial and steps; record it."""
     baseline, best = plan.candidates[:2]
     table = compare_steps(baseline.config, best.config, best.name, recorded.named_accuracies(), confirmed)
-    text = table.to_csv(index=False)
-    write_atomically(plan.folder / Artifact.ABLATION, text, "the runs are recorded")
-    tracking.put_files(store, plan.parent_run_id, {Artifact.ABLATION: text})
+    _keep(store, plan, {Artifact.ABLATION: table.to_csv(index=False)})
     return table
 
 
@@ -273,13 +272,9 @@ def _conclude(
     manifest = manifest_of(store, run_id)
     seeds = sorted(runs[Column.SEED])
     card = model_card(plan.config.study.name, plan.candidates[0].config.data, seeds, table, run_id)
-    path = plan.folder / Artifact.CHAMPION
-    for file, content in ((Artifact.CONFIRMATION, table), (Artifact.CONFIRMATION_RUNS, runs)):
-        write_atomically(plan.folder / file, content.to_csv(index=False), "the runs are recorded")
-    write_manifest(manifest, path, card)
-    written = (Artifact.CONFIRMATION, Artifact.CONFIRMATION_RUNS, Artifact.CHAMPION)
-    texts = {file: (plan.folder / file).read_text(encoding="utf-8") for file in written}
-    tracking.put_files(store, plan.parent_run_id, texts)
+    tables = {Artifact.CONFIRMATION: table, Artifact.CONFIRMATION_RUNS: runs}
+    texts = {name: content.to_csv(index=False) for name, content in tables.items()}
+    _keep(store, plan, texts | {Artifact.CHAMPION: manifest_text(manifest, card)})
     tags = {
         Tag.STUDY: plan.config.study.name,
         Column.CONFIG: name,
@@ -287,4 +282,4 @@ def _conclude(
         Tag.WEIGHTS_SHA256: manifest.weights_sha256,
     }
     tracking.register_champion(store, run_id, tags, card)
-    return ConfirmationResult(table, runs, name, path)
+    return ConfirmationResult(table, runs, name, plan.folder / Artifact.CHAMPION)

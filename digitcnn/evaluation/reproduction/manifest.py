@@ -81,11 +81,15 @@ class RunManifest(Config):
 
 
 def write_manifest(manifest: RunManifest, path: Path, comment: str) -> None:
-    """Write a manifest as YAML, headed by a comment. Raise MachineError if it cannot be written."""
+    """Write a manifest as `manifest_text` has it. Raise MachineError if it cannot be written."""
+    write_atomically(path, manifest_text(manifest, comment), "the run is recorded")
+
+
+def manifest_text(manifest: RunManifest, comment: str) -> str:
+    """Return a manifest as YAML, headed by a comment."""
     content = {"format": _FORMAT, **manifest.model_dump(exclude={"config": {"tracking"}})}
     heading = "".join(f"# {line}\n" for line in comment.splitlines())
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_atomically(path, heading + text, "the run is recorded")
+    return f"{heading}{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}"
 
 
 def read_manifest(path: Path) -> RunManifest:
