@@ -181,16 +181,11 @@ class _Trainings:
 
     def loop(self, worker: runner.Worker) -> None:
         """Train one run after the other on a worker."""
-        try:
-            while worker.wait_ready() and (run := self._next()) is not None:
-                again = self._train(*run, worker)
-                with self.lock:
-                    self.running -= 1
-                    self.waiting.extend([run] if again else [])
-        except BaseException:
-            # The machine failed: what has not begun does not begin, what runs ends at its next epoch.
-            self.stop.set()
-            raise
+        while worker.wait_ready() and (run := self._next()) is not None:
+            again = self._train(*run, worker)
+            with self.lock:
+                self.running -= 1
+                self.waiting.extend([run] if again else [])
 
     def _next(self) -> tuple[Candidate, int] | None:
         """Return the next run; None when there is none, and none at work that could come back."""
