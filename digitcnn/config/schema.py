@@ -149,6 +149,18 @@ class TrackingConfig(Config):
         """The folder of all records, absolute."""
         return Path(self.root).absolute()
 
+    def reports(self, name: str) -> Path:
+        """Return the folder of a study's reports; "predictions" are those of predict."""
+        return self.folder / "reports" / name
+
+    def checkpoints(self, command: str = "", study: str = "") -> Path:
+        """Return the folder of all checkpoints, of those that a command leaves, or that it leaves of a study."""
+        return self.folder / "checkpoints" / command / study
+
+    def study_folders(self, name: str) -> tuple[Path, ...]:
+        """Return the folders that are a study's alone, whether or not they are there."""
+        return (self.reports(name), self.checkpoints("sweep", name), self.checkpoints("confirm", name))
+
 
 class RunConfig(Config):
     """Everything that one training run depends on, and the place of its record. `backend` is Keras's."""

@@ -224,10 +224,7 @@ class _Trainings:
         def show(ending: str, value: float | None = None) -> None:
             self.shown.trial_ended(worker.index, label, ending, value, "")
 
-        folder, data = (
-            self.plan.config.tracking.folder / "checkpoints" / "confirm" / study_name,
-            runner.check_run(config),
-        )
+        folder, data = self.plan.config.tracking.checkpoints("confirm", study_name), runner.check_run(config)
         checkpoints = training.checkpoints_of(folder, config, data.sha256)
         start = checkpoints.find(config.training.epochs)
         try:

@@ -58,7 +58,7 @@ class ConfirmationPlan:
     @property
     def folder(self) -> Path:
         """The folder of the study's reports."""
-        return self.config.tracking.folder / "reports" / self.config.study.name
+        return self.config.tracking.reports(self.config.study.name)
 
 
 @dataclass(frozen=True)

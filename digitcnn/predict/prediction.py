@@ -110,7 +110,7 @@ def _predictions(
 
 def _write(pictures: list[tuple[str, NDArray[np.uint8]]], config: PredictConfig) -> list[str]:
     """Write the prepared form of each picture, never over a picture, and return the files."""
-    folder = config.tracking.folder / "reports" / "predictions"
+    folder = config.tracking.reports("predictions")
     taken = {os.path.realpath(image) for image in config.image}
     places = []
     for image, picture in pictures:

@@ -37,7 +37,7 @@ def write_report(config: ReportConfig) -> Path:
 
     Raise ConfigError, having written nothing, if there is no such study.
     """
-    folder = config.tracking.folder / "reports" / config.study.name
+    folder = config.tracking.reports(config.study.name)
     with tracking.store_errors(config.tracking), study.storage_errors(config.tracking.folder):
         store = tracking.open_recorded(config.tracking, f"study.name={config.study.name}")
         found = read_study(store, config.study, config.tracking)

@@ -40,7 +40,7 @@ def list_studies(config: TrackingConfig) -> pd.DataFrame:
             name, runs = opened.study_name, of_study[opened.study_name]
             files = tracking.run_folders(store, config.folder, runs)
             used = max((run.info.end_time or run.info.start_time for run in runs), default=0)
-            size = format_bytes(sum(map(size_of, [*files, config.folder / "reports" / name])))
+            size = format_bytes(sum(map(size_of, [*files, *config.study_folders(name)])))
             rows.append((used, name, _trials(opened, runs), _best(opened), _confirmed(runs), size, _date(used)))
     rows.sort(key=lambda row: -row[0])
     names = [Tag.STUDY, "trials", "best", "confirmed", "size", "last used"]

@@ -159,7 +159,7 @@ def record_run(
     store = tracking.open_store(config.tracking)
     with tracking.store_errors(config.tracking):
         tracking.with_retries(store, lambda: tracking.close_abandoned_runs(store))
-        checkpoints = training.checkpoints_of(config.tracking.folder / "checkpoints" / "train", config, splits.sha256)
+        checkpoints = training.checkpoints_of(config.tracking.checkpoints("train"), config, splits.sha256)
         start = _start(store, config, checkpoints, continues) if saves else None
         name = f"{config.model.name}-{time.strftime('%m%d-%H%M%S')}"
         name = ", ".join(filter(None, (name, study.differences_in_words(config, config.defaults))))
@@ -185,7 +185,7 @@ def _start(
     """Return the checkpoint that a training goes on from, if there is one; say so."""
     epochs = config.training.epochs
     if continues is not None:
-        start = training.checkpoint_of_run(config.tracking.folder / "checkpoints", continues, epochs)
+        start = training.checkpoint_of_run(config.tracking.checkpoints(), continues, epochs)
         if start is None:
             logger.warning(f"run {continues} has no checkpoint of {epochs} epochs or fewer: trained from the start")
     else:

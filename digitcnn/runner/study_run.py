@@ -236,7 +236,7 @@ def record_leaderboard(
     """Write a study's leaderboard as CSV, record it with the best trial's values; return its path and the table."""
     table, best = study.rank_trials(opened), study.best_trial(opened)
     text = table.to_csv(index=False)
-    path = config.tracking.folder / "reports" / config.study.name / Artifact.LEADERBOARD
+    path = config.tracking.reports(config.study.name) / Artifact.LEADERBOARD
     write_atomically(path, text, "the trials are recorded")
     values = [] if best is None else best.values or []
     names = [f"{Metric.BEST_TRIAL_PREFIX}{name}" for name in config.study.objective]

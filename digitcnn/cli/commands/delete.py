@@ -109,8 +109,6 @@ def _removal(
     with contextlib.suppress(ConfigError):
         champion = tracking.champion_run(store)
     ids = [run.info.run_id for run in runs]
-    checkpoints = config.folder / "checkpoints"
-    of_study_alone = (config.folder / "reports", checkpoints / "sweep", checkpoints / "confirm")
     if champion in ids:
         raise ConfigError(
             f"{named}: run {champion} is the champion's, models:/digitcnn@champion; confirm another study, or remove "
@@ -122,9 +120,11 @@ def _removal(
         models=tuple(model.model_id for model in tracking.run_models(store, runs)),
         folders=(
             *tracking.run_folders(store, config.folder, runs),
-            *(folder / of_study for folder in of_study_alone if of_study),
+            *(config.study_folders(of_study) if of_study else ()),
         ),
-        files=tuple(path for path in checkpoints.glob("*/*.npz") if not set(ids).isdisjoint(path.stem.split("-"))),
+        files=tuple(
+            path for path in config.checkpoints().glob("*/*.npz") if not set(ids).isdisjoint(path.stem.split("-"))
+        ),
         experiments=tuple(sorted({run.info.experiment_id for run in runs})),
     )
 

@@ -38,7 +38,7 @@ class Trainings:
     @property
     def folder(self) -> Path:
         """The folder of the study's checkpoints."""
-        return self.plan.config.tracking.folder / "checkpoints" / "sweep" / self.plan.config.study.name
+        return self.plan.config.tracking.checkpoints("sweep", self.plan.config.study.name)
 
     @cached_property
     def _first_judged(self) -> int:
