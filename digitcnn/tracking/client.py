@@ -68,8 +68,9 @@ class Store:
     retry_at: float = 0.0
 
     def artifact_names(self, run_id: str) -> set[str]:
-        """Return the names of the files and folders that a run has."""
-        return {file.path for file in self.client.list_artifacts(run_id)}
+        """Return the names of the files and folders that a run has. Raises as `artifact_errors` does."""
+        with artifact_errors(self):
+            return {file.path for file in self.client.list_artifacts(run_id)}
 
     def note_away(self, error: Exception, seconds: float = 0.0) -> None:
         """Note that the store failed for now, after some seconds; log it the first time."""
@@ -168,6 +169,26 @@ def store_errors(config: TrackingConfig) -> Iterator[None]:
         raise (StoreAway if away else MachineError)(
             f"the MLflow store {without_credentials(config.store_uri)} failed: {error_cause(error)}; {safe}"
         ) from None
+
+
+@contextlib.contextmanager
+def artifact_errors(store: Store) -> Iterator[None]:
+    """Raise ArtifactsAway where the place of a server's files fails, MachineError without a library that reaches it.
+
+    Files may lie in a bucket, whose library has errors of its own, and wraps an answer in one. Refusals, what MLflow
+    raises of a server that is away, and errors of this machine's own files are raised as they are.
+    """
+    try:
+        yield
+    except ImportError as error:
+        where = f"the MLflow store {without_credentials(store.uri)} has files in a place"
+        raise MachineError(f"{where} that takes a library: {error}; install it; {RECORDS_SAFE}") from None
+    except Exception as error:
+        own = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+        known = own or isinstance(error, KeyError | TypeError) or is_away(error)
+        if store.uri.startswith("sqlite:") or known or is_refusal(error) or is_refusal(error.__context__):
+            raise
+        raise ArtifactsAway(f"{type(error).__name__}: {error}") from error
 
 
 def error_cause(error: Exception) -> str:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from digitcnn.config import TrackingConfig, without_credentials
-from digitcnn.errors import RECORDS_SAFE, MachineError
 from digitcnn.formatting import format_count
 from digitcnn.tracking import outbox
 from digitcnn.tracking.client import (
     ArtifactsAway,
     Result,
     Store,
+    artifact_errors,
     error_cause,
     is_away,
     is_refusal,
@@ -76,11 +76,19 @@ def put_files(store: Store, run_id: str, contents: Mapping[str, str | bytes]) ->
 def deliver(store: Store, run_id: str | None = None) -> None:
     """Deliver the queued operations of a run, or of all and log how many those were. Raises as the store does.
 
-    An error of one run does not hold up the others; what the store refuses is set aside.
+    An error of one run does not hold up the others; what the store refuses is set aside. All may wait where the server
+    answers and the place of its files does not: that is said, and hinders nothing else.
     """
-    delivered = outbox.flush(
-        store.outbox, store.name, lambda run, each: write(store, run, each), is_unreachable, run_id
-    )
+    try:
+        delivered = outbox.flush(
+            store.outbox, store.name, lambda run, each: write(store, run, each), is_unreachable, run_id
+        )
+    except ArtifactsAway as error:
+        if run_id is not None:
+            raise
+        place = f"the place of files of the MLflow store {without_credentials(store.uri)}"
+        logger.warning(f"{place} does not answer ({error_cause(error)}): they are kept in {store.outbox}")
+        return
     if delivered:
         store.note_answer()
     numbers = [number for number in delivered.values() if number]
@@ -132,25 +140,21 @@ def write(store: Store, run_id: str, operation: Operation, restores: bool = Fals
     """Write to a run; doing it again changes nothing. Return the reason of a refusal, or None.
 
     A run that a person has deleted refuses, unless it `restores`. Raises as MLflow does if the store is away or out of
-    order, ArtifactsAway if the place of a server's files is, MachineError without a library that takes them there.
+    order, and as `artifact_errors` does.
     """
 
+    uploads = operation.kind in ("files", "model")
+
     def action() -> None:
-        _write(store.client, run_id, operation)
+        with artifact_errors(store) if uploads else contextlib.nullcontext():
+            _write(store.client, run_id, operation)
 
     try:
         restoring(store, run_id, action) if restores else action()
     except Exception as error:
-        if isinstance(error, ImportError):
-            where = f"the MLflow store {without_credentials(store.uri)} has files in a place"
-            raise MachineError(f"{where} that takes a library: {error}; install it; {RECORDS_SAFE}") from None
-        # Files may go straight to a bucket, whose library has errors of its own, and wraps an answer in one.
-        uploads = operation.kind in ("files", "model") and not store.uri.startswith("sqlite:")
         refused = is_refusal(error) or (uploads and is_refusal(error.__context__))
         # The others: what was queued is not what a writer expects, however often it is tried.
         if not refused and not isinstance(error, KeyError | TypeError):
-            if uploads and not is_away(error) and not _is_of_this_machine(error):
-                raise ArtifactsAway(f"{type(error).__name__}: {error}") from error
             raise
         reason = f"{type(error).__name__}: {error_cause(error)}"
         logger.warning(
@@ -158,11 +162,6 @@ def write(store: Store, run_id: str, operation: Operation, restores: bool = Fals
         )
         return reason
     return None
-
-
-def _is_of_this_machine(error: Exception) -> bool:
-    """Return True for an error of files and folders; a connection that is lost is one of the system too."""
-    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
 
 
 @contextlib.contextmanager

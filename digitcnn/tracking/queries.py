@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from digitcnn.config import RunConfig, TrackingConfig
 from digitcnn.errors import ConfigError, MachineError
 from digitcnn.records import Artifact, Tag
-from digitcnn.tracking.client import Store, error_cause, is_refusal, open_store, with_retries
+from digitcnn.tracking.client import Store, artifact_errors, error_cause, is_refusal, open_store, with_retries
 from digitcnn.tracking.operations import deliver, models_of
 from digitcnn.values import EpochMetrics
 
@@ -43,9 +43,10 @@ def open_recorded(config: TrackingConfig, wanted: str) -> Store:
 
 
 def read_text(store: Store, run_id: str, name: str) -> str:
-    """Return a text file of a run. Raises MachineError if it cannot be read."""
+    """Return a text file of a run. Raises MachineError if it cannot be read, and as `artifact_errors` does."""
     try:
-        return Path(store.client.download_artifacts(run_id, name)).read_text()
+        with artifact_errors(store):
+            return Path(store.client.download_artifacts(run_id, name)).read_text()
     except OSError as error:
         raise MachineError(f"run {run_id}: its {name} cannot be read ({error}); the records are incomplete") from None
 

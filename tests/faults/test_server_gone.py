@@ -26,7 +26,6 @@ from digitcnn.config import ConfirmConfig, RunConfig, SweepConfig, TrackingConfi
 from digitcnn.errors import MachineError
 from digitcnn.tracking import client as client_module
 from digitcnn.tracking import outbox
-from digitcnn.tracking.client import ArtifactsAway
 from tests.conftest import ONE_WORKER, Command, command_line, with_study
 from tests.support import processes
 from tests.support.overrides import SMALL
@@ -202,10 +201,16 @@ def test_bucket_that_does_not_answer_is_a_server_that_is_away(
 
     monkeypatch.setattr(S3ArtifactRepository, "log_artifacts", upload)
     run_id = record_a_run(config, lambda number: status.__setitem__(0, 503))
-    assert len([text for text in messages if "does not answer (RuntimeError: Failed to upload: An error" in text]) == 1
+    away = f"the MLflow store {server.uri} does not answer (RuntimeError: Failed to upload: An error"
+    assert len([text for text in messages if text.startswith(away)]) == 1
     assert "they are kept in" in tracking.pending_message(config.tracking)
-    with pytest.raises(ArtifactsAway):
-        tracking.deliver(opened)
+    # The server itself answers: commands go on, and the next run begins at once.
+    tracking.open_recorded(config.tracking, "study.name=some")
+    assert [text for text in messages if text.startswith(f"the place of files of the MLflow store {server.uri} does")]
+    another = record_a_run(config)
+    assert opened.client.get_run(another).info.status == "RUNNING"
+    with pytest.raises(MachineError, match=r"takes a library: No module named 'boto"):
+        opened.artifact_names(run_id)
     status[0] = 200
     tracking.deliver(opened)
     assert tracking.queued_records(config.tracking) == []
