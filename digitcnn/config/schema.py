@@ -7,6 +7,7 @@ same defaults with their reasons, for people to read; tests/config compares both
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isclose
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -209,15 +210,17 @@ class RunConfig(Config):
         tree = self.model_dump()
         for name, value in values.items():
             group, _, key = name.rpartition(".")
-            (tree[group] if group else tree)[key] = value
+            place = tree[group] if group else tree
+            # Three steps of 0.1 are 0.30000000000000004: a fraction that differs by rounding alone is the same.
+            fractions = isinstance(value, float) and isinstance(place.get(key), float)
+            place[key] = place[key] if fractions and isclose(place[key], value, rel_tol=1e-12) else value
         return load_config(RunConfig, tree)
 
 
 class LocalWorkers(Config):
-    """Worker processes on this machine.
+    """Worker processes on this machine; `count`: null is as many as its cores and its memory allow.
 
-    `count`: null is as many as its cores and its memory allow. A worker that says nothing for longer than `patience`,
-    or ten times its longest silence so far, is ended.
+    One that says nothing for `patience`, or ten times the longest silence of any so far if that is longer, is ended.
     """
 
     name: Literal["local"] = "local"

@@ -81,6 +81,11 @@ def test_run_parameters_are_dotted_and_without_the_place_of_records() -> None:
 
 def test_run_replace_checks_as_load_config_does() -> None:
     assert RunConfig().replace({"training.batch_size": 7}).training.batch_size == 7
+    # A value that a range with steps of a fraction gives is the baseline's own.
+    baseline = RunConfig().replace({"augmentation.shift": 0.3})
+    assert (
+        baseline.replace({"augmentation.shift": 3 * 0.1}) == baseline != baseline.replace({"augmentation.shift": 0.2})
+    )
     with pytest.raises(ConfigError, match="training.batch_size=0"):
         RunConfig().replace({"training.batch_size": 0})
 
