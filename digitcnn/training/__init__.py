@@ -26,7 +26,7 @@ from digitcnn.training.environment import (
     package_versions,
     uncommitted_changes,
 )
-from digitcnn.training.loop import samples_per_epoch, train
+from digitcnn.training.loop import is_last, samples_per_epoch, train
 from digitcnn.training.machine import (
     available_cores,
     check_limits,

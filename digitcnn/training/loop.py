@@ -53,13 +53,15 @@ def epoch_orders(config: TrainingConfig, examples: int) -> Iterator[NDArray[np.i
         stream = stream[samples:]
 
 
-def stops_early(epochs: Sequence[EpochMetrics], patience: int | None) -> bool:
-    """Return True if the validation losses of the last `patience` epochs are not below the least before them.
+def is_last(epochs: Sequence[EpochMetrics], config: TrainingConfig) -> bool:
+    """Return True if a training ends by itself with the last of these epochs.
 
-    Keras's EarlyStopping does the same; of its patience of 0 it makes 1.
+    It does with the config's last, or early: if the validation losses of the last `early_stopping` epochs are not below
+    the least before them. Keras's EarlyStopping does the same; of its patience of 0 it makes 1.
     """
-    losses = [each.validation_loss or 0.0 for each in epochs]
-    return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
+    patience, losses = config.early_stopping, [each.validation_loss or 0.0 for each in epochs]
+    early = patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
+    return early or len(epochs) == config.epochs
 
 
 def train(
@@ -121,7 +123,7 @@ def train(
             )
         epochs.append(metrics)
         decision = yield metrics
-        last = epoch == config.epochs or stops_early(epochs, config.early_stopping)
+        last = is_last(epochs, config)
         # Before the last saved epoch there are no weights to end with.
         cut = decision != "continue" and not last and epoch >= len(before)
         due = cut or last or time.monotonic() > saved_at + _CHECKPOINT_SECONDS

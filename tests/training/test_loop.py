@@ -16,7 +16,7 @@ from digitcnn import runner, training
 from digitcnn.config import RunConfig, TrainingConfig, load_config
 from digitcnn.errors import TrainingDiverged
 from digitcnn.training import batches_per_epoch, build_model, loop, train
-from digitcnn.training.loop import epoch_orders, stops_early
+from digitcnn.training.loop import epoch_orders, is_last
 from digitcnn.values import Checkpoint, Decision, EpochMetrics, TrainingResult
 from tests.support.processes import FORKS
 from tests.support.trainers import result_of
@@ -104,7 +104,8 @@ def test_training_stops_early_where_keras_does(patience: int) -> None:
         for epoch in range(12):
             callback.on_epoch_end(epoch, {"val_loss": losses[epoch]})
             epochs = [EpochMetrics(n, 0, 0, loss, 0, 0, 0) for n, loss in enumerate(losses[: epoch + 1], 1)]
-            assert stops_early(epochs, patience) == model.stop_training
+            config = TrainingConfig(epochs=12, early_stopping=patience)
+            assert is_last(epochs, config) == (model.stop_training or epoch == 11)
             if model.stop_training:
                 break
 

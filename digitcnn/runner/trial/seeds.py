@@ -86,15 +86,19 @@ class Trainings:
         label = f"trial {trial.number}, seed {config.training.seed}" if index else trial.number
         self.shown.trial_began(worker.index, label, trial.params, config.training.epochs)
 
+        epochs: list[EpochMetrics] = []
+
         def on_epoch(metrics: EpochMetrics) -> Decision:
+            epochs.append(metrics)
             self.shown.epoch(worker.index, label, metrics)
             if index:
                 return "continue"
             study.record_trial(self.opened, trial, TrialRecord(epochs_run=metrics.epoch))
             values = metrics.metrics()
             against = study.report_epoch(trial, self.plan.config.study, self._first_judged, values, metrics.epoch)
+            last = training.is_last(epochs, config.training)
             # It may be judged from the last epoch on that was trained before.
-            if not against or metrics.epoch < before or metrics.epoch == config.training.epochs:
+            if not against or metrics.epoch < before or last:
                 return "continue"
             study.record_trial(self.opened, trial, TrialRecord(pruned_against=against))
             tracking.put(self.store, run_id, tracking.tags({Tag.PRUNED_AGAINST: str(against)}))
