@@ -136,8 +136,7 @@ def _train(
     """
     for name, seed in recorded.diverged.items():
         logger.warning(f"{name} diverged with seed {seed}: it is left out")
-    configs = (*plan.candidates, *plan.steps)
-    finished = sum((each.name, seed) in recorded.runs for each in configs for seed in plan.seeds)
+    finished = recorded.count(plan)
     workers, threads, _ = runner.plan_workers(plan.config.workers, finished + len(missing), len(missing))
     local = workers if isinstance(plan.config.workers, LocalWorkers) else None
     shown.began(plan.config.study.name, finished + len(missing), finished, local, Metric.TEST_ACCURACY)

@@ -139,6 +139,11 @@ class RecordedRuns:
         names = [name for name, _ in (*self.runs, *((candidate.name, seed) for candidate, seed in more))]
         return {each.name: names.count(each.name) for each in self.candidates if each.name not in self.diverged}
 
+    def count(self, plan: ConfirmationPlan) -> int:
+        """Return the number of a plan's runs that are recorded, those of steps included."""
+        configs = (*plan.candidates, *plan.steps)
+        return sum((each.name, seed) in self.runs for each in configs for seed in plan.seeds)
+
     def racing_seeds(self, plan: ConfirmationPlan, more: Sequence[tuple[Candidate, int]]) -> dict[str, int]:
         """Return the number of seeds, `more` runs included, of each candidate that is not `over`."""
         over = self.over(plan)

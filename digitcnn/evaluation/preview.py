@@ -22,7 +22,7 @@ def describe_confirmation(plan: ConfirmationPlan) -> list[str]:
         recorded, looks = recorded_runs(plan, store), Looks.read(store, plan.parent_run_id)
     looks.require_margin(config.confirm.margin)
     missing, over = recorded.missing(plan), recorded.over(plan)
-    runs = len(recorded.runs) + len(missing)
+    runs = recorded.count(plan) + len(missing)
     workers, threads, shares = runner.plan_workers(config.workers, runs, len(missing), "run")
     baseline = plan.candidates[0].config.replace({"training.threads": threads})
     title, wanted = (
