@@ -19,7 +19,7 @@ from digitcnn.files import size_of
 from digitcnn.formatting import format_bytes, format_count, format_duration
 from digitcnn.records import Column, Metric, Tag, is_maximized
 from digitcnn.report import text
-from digitcnn.report.record import StudyRecord, read_study, with_known_flags
+from digitcnn.report.record import GONE, StudyRecord, read_study, with_known_flags
 
 _TAGS = {Tag.ENGINE, Tag.CPU, Tag.FLAGS, Tag.GIT_COMMIT, Tag.GIT_DIRTY, Tag.DATA_SHA256, Tag.WEIGHTS_SHA256}
 # Of a list of runs, beside the parameters that differ between them.
@@ -88,6 +88,8 @@ def study_status(config: ReportConfig) -> list[str]:
     waiting = {run.data.tags[Tag.PARENT] for run in running}
     at_work = [run for run in running if run.info.run_id not in waiting]
     owner, again, (first, *_) = study.owner(folder, name), found.finished < found.total, text.commands(found)
+    if found.status == GONE and owner is None:
+        return [f"study {name}: {text.state(found)}", study.best_against_baseline(found.table, found.objectives)]
     reached = f"study {name}: {found.finished} of {found.total} trials are finished"
     best = study.best_against_baseline(found.table, found.objectives)
     if owner is None:

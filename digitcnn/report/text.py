@@ -29,7 +29,9 @@ _STATUS = {
 def state(found: StudyRecord) -> str:
     """Return how many trials the study has finished, and how its last sweep ended."""
     counts = found.table[Column.STATE].value_counts() if len(found.table) else pd.Series(dtype=int)
-    text = f"{found.finished:,} of {found.total:,} trials finished"
+    # How many were asked for is recorded there alone.
+    asked = "" if found.status == GONE else f" of {found.total:,}"
+    text = f"{found.finished:,}{asked} trials finished"
     if len(counts):
         text += f" ({', '.join(f'{number:,} {name}' for name, number in counts.items())})"
     ending = _STATUS.get(found.status)
@@ -176,7 +178,8 @@ def of_champion(found: StudyRecord, wrong: int, images: int) -> str:
 
 def commands(found: StudyRecord) -> list[str]:
     """Return the recorded commands, and those that lead on from here."""
-    further = [_of_study(found, "confirm"), _of_study(found, "report")]
+    # A study whose own run is gone is confirmed once a sweep has begun another.
+    further = [_of_study(found, each) for each in ("confirm", "report") if each == "report" or found.status != GONE]
     if found.confirmation is not None:
         run = f"run={found.confirmation.manifest.run_id}"
         further = [further[1], shlex.join(["digitcnn", "reproduce", run, *found.place])]

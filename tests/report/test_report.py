@@ -390,10 +390,10 @@ def test_study_is_shown_when_its_mlflow_records_are_gone(root: Path, small_npz: 
     # When
     written, status = _written(place), report.study_status(_report(place))
     # Then
-    gone = "4 of 4 trials finished (4 complete); its records in MLflow are gone; the same command begins new ones."
+    gone = "4 trials finished (4 complete); its records in MLflow are gone; the same command begins new ones."
     assert gone in (written / "report.md").read_text()
     assert gone in _Page(written / "report.html").text
-    assert status[0].startswith("study small: 4 of 4 trials are finished; nothing is at work on it")
+    assert status[0] == f"study small: {gone}"
     assert report.present_study(StudyReference(name="small"), config.tracking) == {}
 
 
