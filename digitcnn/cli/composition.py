@@ -223,7 +223,8 @@ def apart_from_hydra() -> Iterator[None]:
     program, job = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().hydra = HydraConfig.instance().cfg = None
     try:
-        yield
+        with warnings.catch_warnings():
+            yield
     finally:
         configs.update(kept[0])
         readers.update(kept[1])
