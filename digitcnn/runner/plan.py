@@ -36,7 +36,7 @@ _BYTES_BESIDE_WEIGHTS = 40_000
 class SweepPlan:
     """A checked sweep; nothing has been created yet. `shares` tells of its workers, `taken` of what it takes over.
 
-    `drawn` are configs at random points of the space, and of the `total` trials so many have `finished`.
+    `drawn` are configs at random points of the space. `total` trials are asked for, of which `finished` count already.
     """
 
     config: SweepConfig

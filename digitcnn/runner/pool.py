@@ -182,7 +182,7 @@ def run_workers(pool: Pool, loop: Callable[[Worker], None]) -> None:
             for future in [threads.submit(run, worker) for worker in pool.arrivals()]:
                 future.result()
         except BaseException:
-            # Of this thread, as Ctrl-C is where nothing else hears it: the executor waits for the others.
+            # An error of this thread, such as Ctrl-C, stops the workers, for which the executor waits.
             pool.stop.set()
             raise
 

@@ -107,7 +107,7 @@ def find_run(
 
 
 def find_config(reference: str, records: TrackingConfig) -> tuple[str, RunConfig]:
-    """Return the run whose id begins so, or of one that took over a result the one that was trained, and its config.
+    """Return a run by the beginning of its id, and its config; for one that took over a result, the trained run.
 
     Raise ConfigError if there is none, or more than one, or if it is not of a training.
     """

@@ -182,7 +182,7 @@ class Checkpoints:
     def finish(self, epochs: int) -> None:
         """Put them where only the id of their run finds them: a training of so many epochs is over.
 
-        Those of longer ones stay: they are not over.
+        Those that have come further stay: they are of longer trainings, which may not be over.
         """
         finished = self.folder.parent / "finished"
         while (over := self.find(epochs)) is not None:
