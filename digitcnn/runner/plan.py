@@ -119,7 +119,7 @@ class Calibration:
         splits = check_run(config)
         height, width = splits.image_shape
         model = training.build_model(config.model, height, width, splits.classes, config.training.seed)
-        engine = training.make_engine(model, splits.train, config.training)
+        engine = training.make_engine(model, splits.train, config.training, config.augmentation.augments)
         batch = min(config.training.batch_size, len(splits.train))
         order = np.arange(max(1, _TIMED_IMAGES // batch) * batch) % len(splits.train)
         transforms = training.draw_transforms(config.augmentation, config.training.seed, 1, len(order), height, width)
