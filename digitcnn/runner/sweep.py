@@ -131,11 +131,14 @@ class _Sweep:
     def _run(self, trial: study.Trial, worker: Worker) -> None:
         """Bring a trial to its end."""
         try:
-            with self.same_beginning[self._beginning(trial)]:
+            config = self.plan.baseline.replace(trial.params)
+            # Where only the epochs differ, one of two can take its first ones from the other.
+            key = study.parameters_key if training.depends_on_length(config.training) else study.beginning_key
+            with self.same_beginning[key(trial.params)]:
                 if self.stop.is_set():
                     self.queue.lose(trial, "interrupted")
                 else:
-                    self._train(trial, worker)
+                    self._train(trial, config, worker)
         except (*study.STORAGE_FAILURES, MachineError):
             # The run may have finished: the next start then gives the trial its result.
             raise
@@ -146,13 +149,8 @@ class _Sweep:
                 self.queue.lose(trial, type(error).__name__)
             raise
 
-    def _beginning(self, trial: study.Trial) -> str:
-        """Return the key of what trials wait for: where only the epochs differ, one takes its first from the other."""
-        alone = training.depends_on_length(self.plan.baseline.replace(trial.params).training)
-        return (study.parameters_key if alone else study.beginning_key)(trial.params)
-
-    def _train(self, trial: study.Trial, worker: Worker) -> None:
-        config, name = self.plan.baseline.replace(trial.params), self.plan.config.study.name
+    def _train(self, trial: study.Trial, config: RunConfig, worker: Worker) -> None:
+        name = self.plan.config.study.name
         tags = {Tag.STUDY: name, Tag.TRIAL: str(trial.number), Tag.SEEDS: str(self.plan.config.study.seeds)}
         differing = study.differences_in_words(config, self.plan.baseline) or "baseline"
         run_name = f"{trial.number}: {differing}"
